@@ -1,0 +1,3 @@
+module steadfast
+
+go 1.26
