@@ -1,0 +1,3 @@
+module steadfast/tools
+
+go 1.26
