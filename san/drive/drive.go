@@ -16,7 +16,8 @@ const BlockSize = 4096
 // overlapping writes in flight are the caller's mistake.
 //
 // Errors carry fault.Full when the filesystem below has no space (nothing was
-// harmed, the drive goes on), and fault.Failed for everything else.
+// harmed, the drive goes on), fault.Corrupt when a read cannot be had (a bad
+// sector: others may be fine), and fault.Failed for everything else.
 type Drive interface {
 	// ReadAt fills p from off.
 	ReadAt(p []byte, off int64) error
@@ -33,7 +34,8 @@ type Drive interface {
 	Flush() error
 
 	// Reserve makes sure that later writes into the range cannot fail for
-	// want of space, and are as fast as overwriting. Fails with fault.Full.
+	// want of space, and are as fast as overwriting. Its content is undefined
+	// afterwards. Fails with fault.Full.
 	Reserve(off, n int64) error
 
 	// Discard says that the range's content is not needed. A hint.
