@@ -30,6 +30,9 @@ type File struct {
 	plain  *os.File // through the page cache
 	device bool     // a block device
 	size   int64    // bytes, a multiple of BlockSize
+	ring   *ring    // for reads when there are several; nil where there is no io_uring
+
+	reading atomic.Int32 // reads in flight
 
 	// failed holds the first error of a write or flush. It is never cleared:
 	// after a failed fsync the kernel marks the pages clean, so that the next
@@ -106,6 +109,9 @@ func openFile(path string, mode int) (*File, error) {
 		return nil, fault.Wrap(fault.Failed, err, "cannot size drive "+path)
 	}
 	d.size = size / BlockSize * BlockSize
+	if r, err := newRing(int(d.direct.Fd())); err == nil { // else: an old kernel, or a sandbox forbids it
+		d.ring = r
+	}
 	return d, nil
 }
 
@@ -121,11 +127,17 @@ func (d *File) Size() int64 { return d.size }
 // ReadAt implements Drive.
 func (d *File) ReadAt(p []byte, off int64) error {
 	d.check(off, len(p))
-	fd := int(d.direct.Fd())
+	defer d.reading.Add(-1)
+	// A lone read is answered soonest by a plain system call; several at once
+	// would each take a thread.
+	read := d.pread
+	if d.reading.Add(1) > 1 && d.ring != nil {
+		read = d.ring.read
+	}
 	for len(p) > 0 {
-		n, err := unix.Pread(fd, p, off)
+		n, err := read(p, off)
 		switch {
-		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			continue
 		case err != nil:
 			return fault.Wrap(fault.Corrupt, err, fmt.Sprintf("drive %s: reading %d bytes at %d", d.path, len(p), off))
@@ -135,6 +147,10 @@ func (d *File) ReadAt(p []byte, off int64) error {
 		p, off = p[n:], off+int64(n)
 	}
 	return nil
+}
+
+func (d *File) pread(p []byte, off int64) (int, error) {
+	return unix.Pread(int(d.direct.Fd()), p, off)
 }
 
 // WriteAt implements Drive.
@@ -248,6 +264,9 @@ func (d *File) Discard(off, n int64) error {
 // Close implements Drive.
 func (d *File) Close() error {
 	var errs []error
+	if d.ring != nil {
+		errs = append(errs, d.ring.close())
+	}
 	if d.direct != nil && d.direct != d.plain {
 		errs = append(errs, d.direct.Close())
 	}

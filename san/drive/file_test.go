@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +16,7 @@ import (
 )
 
 // open makes a drive of size bytes in dir.
-func open(t *testing.T, dir string, size int64) *File {
+func open(t testing.TB, dir string, size int64) *File {
 	t.Helper()
 	path := filepath.Join(dir, "drive")
 	if err := CreateFile(path, size); err != nil {
@@ -73,6 +75,56 @@ func TestPathsAgree(t *testing.T) {
 	if err := d.Flush(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestConcurrentReads has more readers than the ring has places, of many
+// sizes; each must get its own bytes.
+func TestConcurrentReads(t *testing.T) {
+	const size = 8 << 20
+	d := open(t, t.TempDir(), size)
+	if d.ring == nil {
+		t.Log("no io_uring here: plain reads are tested")
+	}
+	data := random(3, size)
+	if err := d.WriteDurable([][]byte{data}, 0); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for g := range 300 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(g), 1))
+			p := bufpool.Aligned(16 * BlockSize)
+			for range 50 {
+				n := (1 + r.IntN(16)) * BlockSize
+				off := r.IntN((size-n)/BlockSize) * BlockSize
+				if err := d.ReadAt(p[:n], int64(off)); err != nil {
+					t.Error(err)
+					return
+				}
+				if !bytes.Equal(p[:n], data[off:off+n]) {
+					t.Errorf("%d bytes at %d: not what was written", n, off)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func BenchmarkRead32(b *testing.B) {
+	d := open(b, b.TempDir(), 256<<20)
+	if err := d.Reserve(0, d.Size()); err != nil {
+		b.Fatal(err)
+	}
+	b.SetParallelism(32 / runtime.GOMAXPROCS(0))
+	b.RunParallel(func(pb *testing.PB) {
+		p := bufpool.Aligned(BlockSize)
+		for pb.Next() {
+			if err := d.ReadAt(p, rand.Int64N(d.Size()/BlockSize)*BlockSize); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
 
 func TestManyBuffers(t *testing.T) {
