@@ -1,0 +1,400 @@
+package lun
+
+import (
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"steadfast/fault"
+	"steadfast/san/lun/reserve"
+	"steadfast/scsi"
+)
+
+// Any, as the initiator of a view, stands for every initiator. What one sees
+// under its own name takes precedence, number by number.
+const Any = "*"
+
+// Mapping says what is seen under a logical unit number.
+type Mapping struct {
+	LUN    uint16 // 0 to scsi.LUNMax
+	Volume [16]byte
+	// ReadOnly refuses writes through this mapping.
+	ReadOnly bool
+}
+
+// Server holds units and views. It implements scsi.PortOpener.
+type Server struct {
+	base     time.Time
+	commands [256]*entry
+	tasks    sync.Pool // *task
+	buffers  sync.Pool // *buffer
+
+	mu      sync.Mutex
+	units   map[[16]byte]*unit
+	targets map[string]map[string][]Mapping // by target, then by initiator
+	ports   map[*port]struct{}
+	groups  []scsi.PortGroup // as SetPortGroups gave them
+}
+
+var _ scsi.PortOpener = (*Server)(nil)
+
+// NewServer returns a server without units. It starts no goroutine.
+func NewServer() *Server {
+	return &Server{
+		base:     time.Now(),
+		commands: newCommands(),
+		units:    map[[16]byte]*unit{},
+		targets:  map[string]map[string][]Mapping{},
+		ports:    map[*port]struct{}{},
+	}
+}
+
+// now returns nanoseconds since the server began, for latencies.
+func (s *Server) now() int64 { return int64(time.Since(s.base)) }
+
+func (s *Server) newTask() *task {
+	k, _ := s.tasks.Get().(*task)
+	if k == nil {
+		k = new(task)
+	}
+	return k
+}
+
+// freeTask gives a task that is in no set back to the pool.
+func (s *Server) freeTask(k *task) {
+	k.Task.Unit = nil
+	k.Task, k.port, k.itl = nil, nil, nil
+	k.ready, k.told = false, false
+	k.stop.Store(false)
+	k.state.Store(queued)
+	s.tasks.Put(k)
+}
+
+// AddVolume makes v a unit, with the reservations that are kept with it. Fails
+// with fault.Exists when it is one already, and with what reading them gave.
+func (s *Server) AddVolume(v Volume) error {
+	s.mu.Lock()
+	exists := s.units[v.ID()] != nil
+	s.mu.Unlock()
+	if exists {
+		return fault.New(fault.Exists, "volume %s is a logical unit already", v.Name())
+	}
+	u, err := newUnit(s, v)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.units[u.id] != nil {
+		s.mu.Unlock()
+		u.close()
+		return fault.New(fault.Exists, "volume %s is a logical unit already", v.Name())
+	}
+	s.units[u.id] = u
+	gone, grown := s.remap("")
+	s.mu.Unlock()
+	s.settle(gone, grown)
+	return nil
+}
+
+// RemoveVolume takes a unit away, out of all views; initiators find no unit in
+// its place. It returns when no task of it is left. Fails with fault.NotFound.
+func (s *Server) RemoveVolume(id [16]byte) error {
+	s.mu.Lock()
+	u := s.units[id]
+	if u == nil {
+		s.mu.Unlock()
+		return fault.New(fault.NotFound, "no logical unit has the volume %x", id)
+	}
+	delete(s.units, id)
+	gone, grown := s.remap("")
+	s.mu.Unlock()
+	s.settle(gone, grown)
+	u.close()
+	return nil
+}
+
+// SetView makes a target known, with what each initiator (or Any) sees through
+// it. A volume that is no unit yet is seen once it is. It returns when tasks
+// that came through mappings that are gone have landed or never can. Fails
+// with fault.Invalid for a number out of range or given twice, and changes
+// nothing then.
+func (s *Server) SetView(target string, view map[string][]Mapping) error {
+	copied := make(map[string][]Mapping, len(view))
+	for initiator, list := range view {
+		seen := map[uint16]bool{}
+		for _, m := range list {
+			if m.LUN > scsi.LUNMax || seen[m.LUN] {
+				return fault.New(fault.Invalid, "LUN %d of %s for %s is out of range or given twice", m.LUN, target, initiator)
+			}
+			seen[m.LUN] = true
+		}
+		copied[initiator] = slices.Clone(list)
+	}
+	s.mu.Lock()
+	s.targets[target] = copied
+	gone, grown := s.remap(target)
+	s.mu.Unlock()
+	s.settle(gone, grown)
+	return nil
+}
+
+// RemoveTarget forgets a target: its nexuses see nothing any more. It returns
+// when no task that came through it is left.
+func (s *Server) RemoveTarget(target string) error {
+	s.mu.Lock()
+	if s.targets[target] == nil {
+		s.mu.Unlock()
+		return fault.New(fault.NotFound, "target %s does not exist", target)
+	}
+	delete(s.targets, target)
+	gone, grown := s.remap(target)
+	s.mu.Unlock()
+	s.settle(gone, grown)
+	return nil
+}
+
+// SetPortGroups says what target port groups there are, and their access
+// states; without, all ports are in one group (1), active. Nexuses whose state
+// changes hear of it (implicit ALUA). SPC-4, 5.15.2.
+func (s *Server) SetPortGroups(groups []scsi.PortGroup) {
+	s.mu.Lock()
+	s.groups = slices.Clone(groups)
+	var changed []*itl
+	for p := range s.ports {
+		state := s.groupFor(p).State
+		for _, i := range *p.view.Load() {
+			if i == nil {
+				continue
+			}
+			i.unit.mu.Lock()
+			if i.access != state {
+				i.access = state
+				i.unit.refresh()
+				changed = append(changed, i)
+			}
+			i.unit.mu.Unlock()
+		}
+	}
+	s.mu.Unlock()
+	attend(changed, accessChanged)
+}
+
+// groupFor returns the group of a port. Under mu.
+func (s *Server) groupFor(p *port) scsi.PortGroup {
+	for _, g := range s.groups {
+		if slices.Contains(g.Ports, p.nexus.TargetPort) {
+			return g
+		}
+	}
+	return scsi.PortGroup{ID: 1, State: scsi.ActiveOptimized}
+}
+
+// groupOf returns the identifier of a port's group.
+func (s *Server) groupOf(p *port) uint16 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.groupFor(p).ID
+}
+
+// groupsOf returns the groups to report to a nexus: those that were set, or
+// one of all the ports that nexuses come through.
+func (s *Server) groupsOf(p *port) []scsi.PortGroup {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.groups) > 0 {
+		return slices.Clone(s.groups)
+	}
+	g := s.groupFor(p)
+	g.Ports = s.tags(p.nexus.TargetName)
+	return []scsi.PortGroup{g}
+}
+
+// tags returns the relative target ports of a target that are known. Under mu.
+func (s *Server) tags(target string) []uint16 {
+	seen := map[uint16]bool{}
+	for _, g := range s.groups {
+		for _, t := range g.Ports {
+			seen[t] = true
+		}
+	}
+	for p := range s.ports {
+		if p.nexus.TargetName == target {
+			seen[p.nexus.TargetPort] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(seen))
+}
+
+// portsOf returns all target ports that a unit is reached through, for
+// ALL_TG_PT.
+func (s *Server) portsOf(u *unit) []reserve.Port {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []reserve.Port
+	for target, view := range s.targets {
+		if !shows(view, u.id) {
+			continue
+		}
+		for _, tag := range s.tags(target) {
+			list = append(list, reserve.Port{Target: target, Tag: tag})
+		}
+	}
+	return list
+}
+
+// OpenPort implements scsi.PortOpener. The nexus begins with the unit
+// attention of a power on. SAM-5, 6.3.1.
+func (s *Server) OpenPort(n scsi.Nexus, ev scsi.Events) (scsi.Port, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.targets[n.TargetName] == nil {
+		return nil, fault.New(fault.NotFound, "target %s does not exist", n.TargetName)
+	}
+	p := &port{srv: s, nexus: n, events: ev}
+	p.view.Store(&view{})
+	s.ports[p] = struct{}{}
+	if _, grown := s.look(p); len(grown) == 0 {
+		delete(s.ports, p)
+		return nil, fault.New(fault.Denied, "no volume of %s is mapped to %s", n.TargetName, n.InitiatorName)
+	}
+	return p, nil
+}
+
+// closePort takes a port out and returns what it saw.
+func (s *Server) closePort(p *port) (gone []*itl) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.ports, p)
+	for _, i := range *p.view.Load() {
+		if i != nil {
+			gone = append(gone, i)
+		}
+	}
+	p.view.Store(&view{})
+	return gone
+}
+
+// remap gives every port of a target ("" for all) its present view. It returns
+// the I_T_L nexuses that are gone, and those whose port sees something else
+// than before. Under mu.
+func (s *Server) remap(target string) (gone, changed []*itl) {
+	for p := range s.ports {
+		if target != "" && p.nexus.TargetName != target {
+			continue
+		}
+		lost, grown := s.look(p)
+		gone = append(gone, lost...)
+		if len(lost)+len(grown) == 0 {
+			continue
+		}
+		for _, i := range *p.view.Load() {
+			if i != nil {
+				changed = append(changed, i)
+			}
+		}
+	}
+	return gone, changed
+}
+
+// settle ends what is gone and tells the rest. Without mu: it waits.
+func (s *Server) settle(gone, changed []*itl) {
+	for _, i := range gone {
+		i.detach()
+	}
+	attend(changed, lunsChanged)
+}
+
+// look gives a port its present view and returns what it has lost and what is
+// new to it. An I_T_L nexus stays as long as the number shows the same unit.
+// Under mu.
+func (s *Server) look(p *port) (lost, grown []*itl) {
+	want := map[uint16]Mapping{}
+	t := s.targets[p.nexus.TargetName]
+	for _, initiator := range []string{Any, p.nexus.InitiatorName} {
+		for _, m := range t[initiator] {
+			want[m.LUN] = m
+		}
+	}
+	old, next := *p.view.Load(), view{}
+	for n, i := range old {
+		m, ok := want[uint16(n)]
+		switch {
+		case i == nil:
+		case !ok || s.units[m.Volume] != i.unit:
+			lost = append(lost, i)
+		default:
+			next.put(n, i)
+			i.protect(m.ReadOnly)
+			delete(want, m.LUN)
+		}
+	}
+	for n, m := range want {
+		u := s.units[m.Volume]
+		if u == nil {
+			continue
+		}
+		i := &itl{
+			unit: u, port: p, lun: scsi.MakeLUN(int(n)), readOnly: m.ReadOnly, access: s.groupFor(p).State,
+			nexus: reserve.Nexus{
+				Initiator: p.nexus.InitiatorPort,
+				Port:      reserve.Port{Target: p.nexus.TargetName, Tag: p.nexus.TargetPort},
+			},
+		}
+		i.raise(powerOn)
+		i.attach()
+		grown = append(grown, i)
+		next.put(int(n), i)
+	}
+	p.view.Store(&next)
+	return lost, grown
+}
+
+// put sets a view's n-th place.
+func (v *view) put(n int, i *itl) {
+	for len(*v) <= n {
+		*v = append(*v, nil)
+	}
+	(*v)[n] = i
+}
+
+// protect changes the mapping's read-only option.
+func (i *itl) protect(on bool) {
+	u := i.unit
+	u.mu.Lock()
+	changed := i.readOnly != on
+	if changed {
+		i.readOnly = on
+		u.refresh()
+		i.raise(modeChanged)
+	}
+	u.mu.Unlock()
+}
+
+// shows reports whether any initiator's view has the volume.
+func shows(view map[string][]Mapping, id [16]byte) bool {
+	for _, list := range view {
+		if slices.ContainsFunc(list, func(m Mapping) bool { return m.Volume == id }) {
+			return true
+		}
+	}
+	return false
+}
+
+// Close ends every nexus and unit. It returns when no task is left.
+func (s *Server) Close() {
+	s.mu.Lock()
+	ports := slices.Collect(maps.Keys(s.ports))
+	s.mu.Unlock()
+	for _, p := range ports {
+		p.Close()
+	}
+	s.mu.Lock()
+	units := slices.Collect(maps.Values(s.units))
+	clear(s.units)
+	clear(s.targets)
+	s.mu.Unlock()
+	for _, u := range units {
+		u.close()
+	}
+}

@@ -1,0 +1,190 @@
+package lun
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"steadfast/block"
+	"steadfast/fault"
+	"steadfast/san/lun/reserve"
+	"steadfast/scsi"
+)
+
+// attributeName is under what name a volume keeps its reservations (APTPL).
+const attributeName = "scsi-reservations"
+
+// unit is one logical unit.
+type unit struct {
+	srv *Server
+	vol Volume
+	id  [16]byte
+	// stopWatch ends the volume's reports.
+	stopWatch func()
+
+	blocks    atomic.Uint64 // capacity in logical blocks
+	protected atomic.Bool   // the volume is read-only, or SWP is set
+	sense     atomic.Bool   // D_SENSE
+	count     counters
+
+	// persist serialises changes of reservations with their being stored, so
+	// that what is on disk never lags behind an answer, nor overtakes it.
+	persist sync.Mutex
+
+	mu      sync.Mutex
+	changed sync.Cond // the task set changed
+	set     taskSet
+	nexuses map[*itl]struct{}
+	mode    scsi.Mode // WriteCache is the volume's
+	pr      reserve.State
+	legacy  *itl // who holds what RESERVE(6) reserved
+}
+
+// newUnit returns the unit of a volume, with the reservations kept with it.
+// Fails when they cannot be read: to serve the volume without them could let a
+// fenced host write.
+func newUnit(s *Server, v Volume) (*unit, error) {
+	u := &unit{srv: s, vol: v, id: v.ID(), nexuses: map[*itl]struct{}{}}
+	u.changed.L = &u.mu
+	u.set.tasks.prev, u.set.tasks.next = &u.set.tasks, &u.set.tasks
+	kept, err := v.Attribute(attributeName)
+	if err == nil && kept != nil {
+		u.pr, err = reserve.Decode(kept)
+	}
+	if err != nil {
+		return nil, fault.Wrap(fault.KindOf(err), err, "reservations of volume "+v.Name())
+	}
+	u.reload()
+	u.stopWatch = v.Watch(u.event)
+	return u, nil
+}
+
+// reload reads what the volume says about itself.
+func (u *unit) reload() {
+	u.blocks.Store(uint64(u.vol.Size() / block.SectorSize))
+	u.mu.Lock()
+	u.protected.Store(u.vol.ReadOnly() || u.mode.SoftwareProtect)
+	u.mu.Unlock()
+}
+
+// event passes on what the volume reports. It does not block.
+func (u *unit) event(e Event) {
+	u.reload()
+	a := modeChanged
+	switch e {
+	case Resized:
+		a = capacityChanged
+	case Threshold:
+		a = thresholdReached
+	case Replaced:
+		a = mediumChanged
+	case Changed:
+	}
+	attend(u.all(nil), a)
+}
+
+// all lists the unit's nexuses, but for except.
+func (u *unit) all(except *itl) []*itl {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	list := make([]*itl, 0, len(u.nexuses))
+	for i := range u.nexuses {
+		if i != except {
+			list = append(list, i)
+		}
+	}
+	return list
+}
+
+// attach makes i a nexus of its unit. Without unit.mu.
+func (i *itl) attach() {
+	u := i.unit
+	u.mu.Lock()
+	u.nexuses[i] = struct{}{}
+	u.refresh()
+	u.mu.Unlock()
+}
+
+// refresh tells every nexus what it may do now. Under mu.
+func (u *unit) refresh() {
+	for i := range u.nexuses {
+		var d uint32
+		access := u.pr.Access(i.nexus)
+		if !access.Read {
+			d |= denyRead
+		}
+		if !access.Write {
+			d |= denyWrite
+		}
+		if u.legacy != nil && u.legacy != i {
+			d |= denyLegacy
+		}
+		if i.readOnly {
+			d |= denyProtect
+		}
+		if i.access != scsi.ActiveOptimized && i.access != scsi.ActiveNonOptimized {
+			d |= denyAccess
+		}
+		i.denied.Store(d)
+	}
+}
+
+// reset is LOGICAL UNIT RESET: all tasks end, what RESERVE(6) reserved is
+// free, mode pages are as they were made; persistent reservations stay. Every
+// nexus hears of it. SAM-5, 6.3.3.
+func (u *unit) reset(by *port) {
+	u.abort(by, nil, func(*task) bool { return true })
+	u.mu.Lock()
+	u.legacy = nil
+	u.mode = scsi.Mode{}
+	u.sense.Store(false)
+	u.refresh()
+	u.mu.Unlock()
+	u.reload()
+	attend(u.all(nil), resetOccurred)
+}
+
+// clear aborts like abort, for a function that ends tasks of several nexuses:
+// those of others are told, unless their tasks' answers do (TAS).
+// SAM-5, 5.6.2.
+func (u *unit) clear(by *port, self *task, match func(*task) bool) {
+	hit := u.abort(by, self, match)
+	u.mu.Lock()
+	tas := u.mode.TaskAborted
+	u.mu.Unlock()
+	if tas {
+		return
+	}
+	for _, i := range hit {
+		if i.port != by {
+			i.raise(commandsCleared)
+			i.tell()
+		}
+	}
+}
+
+// close ends the unit; its nexuses must be gone.
+func (u *unit) close() {
+	u.stopWatch()
+}
+
+// clearReservations takes every registration and reservation off the unit, for
+// an administrator whose host died holding one.
+func (u *unit) clearReservations() error {
+	u.persist.Lock()
+	defer u.persist.Unlock()
+	u.mu.Lock()
+	old := u.pr
+	u.mu.Unlock()
+	if old.Persist {
+		if err := u.vol.SetAttribute(attributeName, nil); err != nil {
+			return err
+		}
+	}
+	u.mu.Lock()
+	u.pr = reserve.State{Generation: old.Generation + 1}
+	u.legacy = nil
+	u.refresh()
+	u.mu.Unlock()
+	attend(u.all(nil), reservationsPreempted)
+	return nil
+}
