@@ -1,0 +1,37 @@
+// Package target serves iSCSI: it listens on portals, logs initiators in, and
+// carries their SCSI commands to logical units through scsi.Port. RFC 7143 at
+// error recovery level 0, one connection per session.
+//
+// A connection lives through these states:
+//
+//	accepted --login ok--> full feature --logout, loss, drop--> closing --> gone
+//	    |                                                          ^
+//	    +-- login refused, 15 s over, too many half-open ----------+
+//
+// A session is entered only when the one it replaces is gone, and it is gone
+// only when Port.Close has returned: no write of a dead session lands after
+// one of its successor.
+//
+// # Goroutines
+//
+// One goroutine per connection reads. It parses every PDU its buffer holds,
+// runs what needs no waiting on the spot (Port.TryExecute), hands the rest to
+// a pool of workers, and sends what it collected when the input is drained.
+// Sending is combined: whoever completes a command while nobody sends becomes
+// the sender for all. One goroutine per server ticks for keep-alives.
+//
+// # Memory
+//
+// Data buffers are reserved from a budget per session and one for the server.
+// A command that does not fit waits, begun but not executed, in one queue; it
+// is never dropped. The command window closes as commands wait, and a peer
+// that does not read its answers is no longer read from.
+//
+// # Trust and locks
+//
+// Nothing an initiator sends is trusted; a PDU that breaks the framing ends
+// the connection, one that breaks the protocol is rejected, and one that
+// breaks a single command's rules ends that command. Locks are taken in the
+// order Server.mu, session.mu, budget.mu; none is held over a call to a Port
+// that may block or over a write to a socket.
+package target

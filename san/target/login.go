@@ -1,0 +1,169 @@
+package target
+
+import (
+	"crypto/rand"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"steadfast/fault"
+	"steadfast/iscsi"
+	"steadfast/scsi"
+)
+
+// loginSegmentMax is the longest data segment of a login request in bytes:
+// the default MaxRecvDataSegmentLength, which holds until the login is over.
+const loginSegmentMax = 8192
+
+// loginPolicy answers the login's questions for one connection.
+type loginPolicy struct {
+	srv     *Server
+	s       *session
+	entered bool
+}
+
+// Random implements iscsi.LoginPolicy.
+func (p *loginPolicy) Random(b []byte) {
+	rand.Read(b) // never fails: it ends the process rather
+}
+
+// Admit implements iscsi.LoginPolicy: default deny.
+func (p *loginPolicy) Admit(id iscsi.Identity) (iscsi.Auth, iscsi.LoginStatus) {
+	srv := p.srv
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	if id.Discovery {
+		return srv.discovery, iscsi.LoginSuccess
+	}
+	t := srv.targets[id.TargetName]
+	if t == nil || !t.reachable(p.s.portal.Group) {
+		return iscsi.Auth{}, iscsi.LoginNotFound
+	}
+	auth, ok := t.admits(id.InitiatorName)
+	if !ok {
+		return iscsi.Auth{}, iscsi.LoginForbidden
+	}
+	return auth, iscsi.LoginSuccess
+}
+
+// Enter implements iscsi.LoginPolicy: it ends the session that this one
+// replaces, and takes its place.
+func (p *loginPolicy) Enter(id iscsi.Identity, params iscsi.Params) (uint16, iscsi.LoginStatus) {
+	s := p.s
+	s.id, s.params = id, params
+	if status := p.srv.register(s); status != iscsi.LoginSuccess {
+		return 0, status
+	}
+	if !id.Discovery {
+		nexus := scsi.Nexus{
+			InitiatorName: id.InitiatorName,
+			InitiatorPort: iscsi.PortName(id.InitiatorName, id.ISID),
+			TargetName:    id.TargetName,
+			TargetPort:    s.portal.Group,
+		}
+		port, err := p.srv.opener.OpenPort(nexus, s)
+		if err != nil {
+			p.srv.unregister(s)
+			p.srv.logs.warn("session refused", err.Error(), s.remote, "initiator", id.InitiatorName, "target", id.TargetName)
+			switch fault.KindOf(err) {
+			case fault.Denied:
+				return 0, iscsi.LoginForbidden
+			case fault.NotFound:
+				return 0, iscsi.LoginNotFound
+			case fault.Limit, fault.Full:
+				return 0, iscsi.LoginOutOfResources
+			}
+			return 0, iscsi.LoginUnavailable
+		}
+		s.port = port
+	}
+	p.entered = true
+	return s.tsih, iscsi.LoginSuccess
+}
+
+// login takes a connection through its login phase. It returns the session,
+// ready to run, or nil when the connection is to be closed.
+func (srv *Server) login(conn net.Conn, portal listening) *session {
+	s, err := srv.newSession(conn, portal)
+	if err != nil {
+		srv.log.Error("connection without descriptor", "err", err)
+		return nil
+	}
+	// One deadline for the whole login, however slowly it trickles in.
+	conn.SetDeadline(time.Now().Add(srv.times.Login))
+	policy := &loginPolicy{srv: srv, s: s}
+	l := iscsi.NewLogin(policy, srv.limits.own(), portal.Group)
+	err = s.converse(l)
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
+	}
+	// Close is a race away at any time; it sets a deadline in the past, which
+	// clearing ours may have undone.
+	select {
+	case <-s.dying:
+		err = errDone
+	default:
+	}
+	if err == nil && l.Done {
+		srv.log.Info("session begins", "initiator", s.id.InitiatorName, "target", s.id.TargetName,
+			"discovery", s.id.Discovery, "address", conn.RemoteAddr().String(), "tsih", s.tsih)
+		return s
+	}
+	switch {
+	case l.Why != nil:
+		srv.failedLogins.Add(1)
+		srv.logs.warn("login refused", l.Why.Error(), s.remote, "initiator", l.Identity.InitiatorName, "target", l.Identity.TargetName)
+	case err != nil && l.Identity.InitiatorName != "":
+		srv.logs.warn("login broken off", err.Error(), s.remote, "initiator", l.Identity.InitiatorName)
+	}
+	if policy.entered {
+		// It was registered, and its last answer did not get through.
+		if s.port != nil {
+			s.port.Close()
+		}
+		srv.unregister(s)
+	}
+	return nil
+}
+
+// converse exchanges login requests and responses until the login is over.
+func (s *session) converse(l *iscsi.Login) error {
+	var h iscsi.Header
+	first := true
+	for !l.Done && !l.Failed {
+		if _, err := io.ReadFull(s.conn, h[:]); err != nil {
+			return fmt.Errorf("login: %w", err)
+		}
+		n := h.DataLength()
+		if h.Opcode() != iscsi.OpLoginReq || h.AHSLength() != 0 || n > loginSegmentMax {
+			return fmt.Errorf("%v of %d bytes instead of a login request", h.Opcode(), n)
+		}
+		data := make([]byte, n+iscsi.Padding(n))
+		if _, err := io.ReadFull(s.conn, data); err != nil {
+			return fmt.Errorf("login: %w", err)
+		}
+		if first {
+			// A login request is immediate: its CmdSN is the first command's.
+			s.expCmdSN, s.statSN, first = h.CmdSN(), 1, false
+			s.maxCmdSN = s.expCmdSN - 1
+			l.Alias = s.srv.alias(h, data[:n])
+		}
+		resp, text := l.Step(&h, data[:n])
+		s.mu.Lock()
+		resp.SetStatSN(s.statSN)
+		resp.SetExpCmdSN(s.expCmdSN)
+		resp.SetMaxCmdSN(s.window())
+		s.statSN++
+		s.mu.Unlock()
+		out := append(resp[:], text...)
+		out = append(out, zeroHeader[:iscsi.Padding(len(text))]...)
+		if _, err := s.conn.Write(out); err != nil {
+			return fmt.Errorf("login: %w", err)
+		}
+		s.bytesIn.Add(uint64(len(h) + len(data)))
+		s.bytesOut.Add(uint64(len(out)))
+	}
+	s.in.digest = s.params.DataDigest
+	return nil
+}
