@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"steadfast/fault"
+	"steadfast/node"
+	"steadfast/node/config"
+)
+
+// nodeCommand is "steadfast node".
+func (a *app) nodeCommand() *cobra.Command {
+	var path string
+	var check bool
+	c := &cobra.Command{
+		Use: "node", Short: "Run a storage node", Args: exactly(0),
+		Long: `Run a storage node until SIGTERM or SIGINT. It then asks initiators to log out,
+waits for what is in progress, and closes its pools. A second signal ends it at
+once, which loses nothing that was acknowledged.`,
+		Example: `  steadfast node --config /etc/steadfast/steadfast.toml
+  steadfast node --config steadfast.toml --check`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(path)
+			if err != nil {
+				return err
+			}
+			if check {
+				_, err := fmt.Fprintf(a.out, "%s is valid\n", path)
+				return err
+			}
+			return a.serve(cmd.Context(), cfg)
+		},
+	}
+	c.Flags().StringVar(&path, "config", config.DefaultPath, "the configuration file")
+	c.Flags().BoolVar(&check, "check", false, "only check the configuration")
+	return c
+}
+
+// serve runs a node until a signal.
+func (a *app) serve(ctx context.Context, cfg config.Config) error {
+	ctx, stop := a.signals(ctx)
+	defer stop()
+	node.LimitMemory(a.getenv)
+	n, err := node.Start(ctx, node.Options{Config: cfg, Version: version, Log: newLogger(a.errs, cfg.Log), Getenv: a.getenv})
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return n.Stop()
+}
+
+// newLogger returns a logger as configured.
+func newLogger(w io.Writer, l config.Log) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: slog.Level(l.Level)}
+	if l.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// signals returns a context that ends with the first signal to stop. The
+// second ends the process: acknowledged writes are safe without a clean stop,
+// and whoever sends it has reasons not to wait.
+func (a *app) signals(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	got := make(chan os.Signal, 2)
+	signal.Notify(got, syscall.SIGTERM, syscall.SIGINT)
+	done := make(chan struct{})
+	go func() {
+		for seen := 0; ; seen++ {
+			select {
+			case s := <-got:
+				if seen > 0 {
+					os.Exit(128 + int(s.(syscall.Signal)))
+				}
+				cancel(fault.New(fault.Canceled, "signal %v", s))
+			case <-done:
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(got)
+		close(done)
+		cancel(nil)
+	}
+}

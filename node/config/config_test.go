@@ -1,0 +1,118 @@
+package config_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"steadfast/fault"
+	"steadfast/node/config"
+)
+
+func TestParse(t *testing.T) {
+	got, err := config.Parse([]byte(`
+data_dir = "/srv/steadfast"
+socket = "/tmp/api.sock"
+metrics_address = "127.0.0.1:9620"
+cache_size = "1G"
+drain_timeout = "5s"
+[log]
+level = "debug"
+format = "json"
+[[portal]]
+address = "192.0.2.1:3260"
+[[portal]]
+address = "[2001:db8::1]:3260"
+[[portal]]
+address = "192.0.2.3:3260"
+group = 7
+[discovery]
+chap_user = "find"
+chap_secret_file = "/etc/steadfast/discovery"
+[limits]
+sessions = 100
+memory = 1048576
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config.Config{
+		DataDir: "/srv/steadfast", Socket: "/tmp/api.sock", Metrics: "127.0.0.1:9620", Cache: 1 << 30, Drain: config.Duration(5 * time.Second),
+		Log:       config.Log{Level: -4, Format: "json"},
+		Portals:   []config.Portal{{Address: "192.0.2.1:3260", Group: 1}, {Address: "[2001:db8::1]:3260", Group: 2}, {Address: "192.0.2.3:3260", Group: 7}},
+		Discovery: config.Discovery{User: "find", SecretFile: "/etc/steadfast/discovery"},
+		Limits:    config.Limits{Sessions: 100, Memory: 1 << 20},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestErrors: each error says the line and what to do.
+func TestErrors(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"data_dir = \"/x\"\ncach_size = \"1G\"\n", `line 2: unknown key "cach_size"; see packaging/steadfast.toml`},
+		{"\ndata = \"/x\"\n", `line 2: unknown key "data"; did you mean "data_dir"?`},
+		{"portals = [\":3260\"]\n", "line 1: unknown key \"portals\"; write one [[portal]]"},
+		{"data_dir = \n", "line 1: "},
+		{"\n\ncache_size = \"lots\"\n", `line 3: size "lots" has no unit`},
+		{"cache_size = \"1M\"\n", "line 1: cache_size: 1 MiB is too small; at least 16M"},
+		{"drain_timeout = \"soon\"\n", `line 1: "soon" is not a length of time`},
+		{"[log]\nlevel = \"loud\"\n", `line 2: "loud" is none of debug`},
+		{"[[portal]]\naddress = \"san1:3260\"\n", "line 2: \"san1\" is not an IP address"},
+		{"[[portal]]\naddress = \"192.0.2.1\"\n", "line 2: \"192.0.2.1\" is not an address with a port"},
+		{"[[portal]]\naddress = \"192.0.2.1:99999\"\n", "line 2: \"99999\" is not a port"},
+		{"[[portal]]\naddress = \":1\"\n[[portal]]\ngroup = 2\n", "line 3: [[portal]] without an address"},
+		{"[[portal]]\naddress = \":1\"\n[[portal]]\naddress = \":1\"\n", "line 4: address: :1 is listed twice"},
+		{"[[portal]]\naddress = \":1\"\ngroup = 70000\n", "line 3: "},
+		{"[discovery]\nchap_user = \"x\"\n", "line 2: chap_user: chap_user and chap_secret_file go together"},
+		{"socket = \"/" + strings.Repeat("x", 120) + "\"\n", "line 1: socket: has 121 bytes"},
+	} {
+		_, err := config.Parse([]byte(c.text))
+		if !fault.Is(err, fault.Invalid) || !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("%q:\n got %v\nwant %s", c.text, err, c.want)
+		}
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := config.Load(filepath.Join(dir, "none.toml")); !fault.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "--config") {
+		t.Errorf("a missing file: %v", err)
+	}
+	bad := filepath.Join(dir, "bad.toml")
+	if err := os.WriteFile(bad, []byte("x = 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := config.Load(bad); err == nil || !strings.HasPrefix(err.Error(), bad+": line 1: ") {
+		t.Errorf("a bad file: %v", err)
+	}
+}
+
+// TestExample: the packaged example is valid, and states the defaults.
+func TestExample(t *testing.T) {
+	got, err := config.Load(filepath.Join("..", "..", "packaging", "steadfast.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := config.Parse(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("data_dir = \"/x\"\n[[portal]]\naddress = \":3260\"\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if c, err := config.Parse(text); err == nil && (len(c.Portals) == 0 && c.Portals == nil || c.Socket == "") {
+			t.Errorf("incomplete: %+v", c)
+		}
+	})
+}
