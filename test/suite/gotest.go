@@ -1,0 +1,138 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// tally counts tests.
+type tally struct{ passed, failed, skipped int }
+
+func (t *tally) add(o tally) {
+	t.passed += o.passed
+	t.failed += o.failed
+	t.skipped += o.skipped
+}
+
+// event is a line of `go test -json`.
+type event struct {
+	Action      string
+	Package     string
+	ImportPath  string // of build-output
+	Test        string
+	Output      string
+	FailedBuild string
+}
+
+// goTest runs go test and counts tests and subtests.
+func (s *suite) goTest(ctx context.Context, args ...string) (tally, error) {
+	cmd := s.command(ctx, append([]string{"go", "test", "-json"}, args...)...)
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		return tally{}, err
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return tally{}, err
+	}
+	t, err := countEvents(pipe)
+	waitErr := cmd.Wait()
+	if err != nil {
+		return t, err
+	}
+	var exit *exec.ExitError
+	if waitErr != nil && (t.failed == 0 || !errors.As(waitErr, &exit)) {
+		return t, fmt.Errorf("go test: %w", waitErr)
+	}
+	return t, nil
+}
+
+// countEvents reads go test's events, prints what failed and the reason of
+// every skip, and counts. A package that fails without a failing test (it did
+// not build, panicked outside of a test or ran out of time) counts as one.
+func countEvents(r io.Reader) (tally, error) {
+	var sum tally
+	text := map[string]*strings.Builder{} // output by package and test
+	failedTests := map[string]int{}       // by package
+	scan := bufio.NewScanner(r)
+	scan.Buffer(nil, 16<<20)
+	for scan.Scan() {
+		var e event
+		if err := json.Unmarshal(scan.Bytes(), &e); err != nil {
+			return sum, fmt.Errorf("go test -json printed %q: %w", scan.Text(), err)
+		}
+		if e.Action == "build-output" {
+			e.Action, e.Package = "output", e.ImportPath
+		}
+		key := e.Package + " " + e.Test
+		switch e.Action {
+		case "output":
+			if text[key] == nil {
+				text[key] = &strings.Builder{}
+			}
+			text[key].WriteString(e.Output)
+			continue
+		case "pass":
+			if e.Test != "" {
+				sum.passed++
+			}
+		case "skip":
+			if e.Test != "" {
+				sum.skipped++
+				fmt.Printf("SKIP %s: %s\n", key, reason(text[key]))
+			}
+		case "fail":
+			if e.Test == "" && failedTests[e.Package] > 0 {
+				continue
+			}
+			failedTests[e.Package]++
+			sum.failed++
+			fmt.Printf("FAIL %s\n", key)
+			show(text[key])
+			if e.FailedBuild != "" {
+				show(text[e.FailedBuild+" "])
+			}
+		default:
+			continue
+		}
+		delete(text, key)
+	}
+	return sum, scan.Err()
+}
+
+// show prints the end of an output, indented.
+func show(b *strings.Builder) {
+	if b == nil {
+		return
+	}
+	lines := strings.Split(strings.TrimRight(b.String(), "\n"), "\n")
+	const most = 60
+	if len(lines) > most {
+		fmt.Printf("     ... %d lines before\n", len(lines)-most)
+		lines = lines[len(lines)-most:]
+	}
+	for _, l := range lines {
+		fmt.Println("     " + l)
+	}
+}
+
+// reason returns what a test said when it skipped itself.
+func reason(b *strings.Builder) string {
+	if b == nil {
+		return "no reason given"
+	}
+	for line := range strings.Lines(b.String()) {
+		line = strings.TrimSpace(line)
+		if line != "" && !strings.HasPrefix(line, "===") && !strings.HasPrefix(line, "---") {
+			return line
+		}
+	}
+	return "no reason given"
+}

@@ -1,0 +1,158 @@
+// Suite is what `make test` and CI run: one stage after the other, each
+// counted, none hidden, and nothing left behind.
+//
+// Every process of a run carries the run's own temporary folder in its
+// environment. At the end whoever still carries it is named, ended and counted
+// as a failure, and the folder goes.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A stage is one part of the suite.
+type stage struct {
+	name string
+	run  func(context.Context, *suite) (tally, error)
+}
+
+// stages are in the order of a run: cheapest first.
+func stages() []stage {
+	return []stage{
+		{"vet", vet},
+		{"gofmt", gofmt},
+		{"archtest", archtest},
+		{"unit", unit},
+		{"race", race},
+		{"fuzz", fuzz},
+		{"sim", simulate},
+		{"conformance", conformance},
+		{"e2e", endToEnd},
+	}
+}
+
+// suite is one run.
+type suite struct {
+	tmp      string // folder of this run; all its processes carry it as TMPDIR
+	fuzztime time.Duration
+	seeds    int
+}
+
+func main() {
+	only := flag.String("only", "", "comma-separated stages; all when empty")
+	s := &suite{}
+	flag.DurationVar(&s.fuzztime, "fuzztime", 2*time.Second, "time for each fuzz target")
+	flag.IntVar(&s.seeds, "seeds", 50, "seeds of the simulation")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	sum, err := s.all(ctx, *only)
+	stop()
+	if err != nil {
+		fmt.Println("test:", err)
+		sum.failed++
+	}
+	fmt.Printf("test: %d passed, %d failed, %d skipped\n", sum.passed, sum.failed, sum.skipped)
+	if sum.failed > 0 {
+		os.Exit(1)
+	}
+}
+
+// all runs the chosen stages. A stage that fails does not keep the next from
+// running: one run shows all there is to mend.
+func (s *suite) all(ctx context.Context, only string) (sum tally, err error) {
+	if err := check(only); err != nil {
+		return sum, err
+	}
+	if s.tmp, err = os.MkdirTemp("", "steadfast-test-"); err != nil {
+		return sum, err
+	}
+	defer func() {
+		sum.failed += s.sweep()
+		err = errors.Join(err, os.RemoveAll(s.tmp))
+	}()
+	for _, st := range stages() {
+		if only != "" && !listed(only, st.name) {
+			continue
+		}
+		started := time.Now()
+		t, err := st.run(ctx, s)
+		if ctx.Err() != nil {
+			return sum, fmt.Errorf("%s: interrupted", st.name)
+		}
+		if err != nil {
+			t.failed++
+			fmt.Printf("FAIL %s: %v\n", st.name, err)
+		}
+		fmt.Printf("%-12s %5d passed %4d failed %4d skipped  %5.1fs\n", st.name, t.passed, t.failed, t.skipped, time.Since(started).Seconds())
+		sum.add(t)
+	}
+	return sum, nil
+}
+
+// check refuses the name of a stage that is not there: a run of nothing would
+// pass.
+func check(only string) error {
+	if only == "" {
+		return nil
+	}
+	var names []string
+	for _, st := range stages() {
+		names = append(names, st.name)
+	}
+	for one := range strings.SplitSeq(only, ",") {
+		if !listed(strings.Join(names, ","), one) {
+			return fmt.Errorf("no stage %q; there are %s", one, strings.Join(names, ", "))
+		}
+	}
+	return nil
+}
+
+func listed(list, word string) bool {
+	for one := range strings.SplitSeq(list, ",") {
+		if one == word {
+			return true
+		}
+	}
+	return false
+}
+
+// command prepares a child of this run. It ends with the run, and so does what
+// it started, since they share its process group.
+func (s *suite) command(ctx context.Context, argv ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "TMPDIR="+s.tmp, fmt.Sprintf("SIM_SEEDS=%d", s.seeds))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
+// sweep ends what the run left behind and returns how many processes it was.
+func (s *suite) sweep() (left int) {
+	environs, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, name := range environs {
+		env, err := os.ReadFile(name)
+		if err != nil || !strings.Contains(string(env), "TMPDIR="+s.tmp) {
+			continue
+		}
+		var pid int
+		if _, err := fmt.Sscanf(name, "/proc/%d/environ", &pid); err != nil || pid == os.Getpid() {
+			continue
+		}
+		cmdline, _ := os.ReadFile(filepath.Join(filepath.Dir(name), "cmdline"))
+		fmt.Printf("FAIL left behind: process %d %q\n", pid, strings.ReplaceAll(string(cmdline), "\x00", " "))
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+		left++
+	}
+	return left
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// archPackage holds the layer rules; it runs before all other tests.
+const archPackage = "steadfast/internal/archtest"
+
+// output runs a command and returns what it printed to standard output; what
+// it printed to standard error is in the error.
+func (s *suite) output(ctx context.Context, argv ...string) (string, error) {
+	cmd := s.command(ctx, argv...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s: %w\n%s", strings.Join(argv, " "), err, errs.String())
+	}
+	return out.String(), nil
+}
+
+// packages lists the tree's packages.
+func (s *suite) packages(ctx context.Context) ([]string, error) {
+	out, err := s.output(ctx, "go", "list", "./...")
+	return strings.Fields(out), err
+}
+
+func vet(ctx context.Context, s *suite) (tally, error) {
+	if _, err := s.output(ctx, "go", "vet", "./..."); err != nil {
+		return tally{}, err
+	}
+	return tally{passed: 1}, nil
+}
+
+// gofmt judges every Go file of the tree but generated ones.
+func gofmt(ctx context.Context, s *suite) (tally, error) {
+	files, err := s.output(ctx, "git", "ls-files", "-co", "--exclude-standard", "*.go")
+	if err != nil {
+		return tally{}, err
+	}
+	argv := []string{"gofmt", "-l"}
+	for _, f := range strings.Fields(files) {
+		if _, err := os.Stat(f); err == nil && !strings.HasSuffix(f, ".pb.go") && !strings.HasSuffix(f, ".connect.go") {
+			argv = append(argv, f)
+		}
+	}
+	out, err := s.output(ctx, argv...)
+	if err == nil && strings.TrimSpace(out) != "" {
+		err = fmt.Errorf("not formatted (make format): %s", strings.Join(strings.Fields(out), " "))
+	}
+	if err != nil {
+		return tally{}, err
+	}
+	return tally{passed: 1}, nil
+}
+
+func archtest(ctx context.Context, s *suite) (tally, error) {
+	return s.goTest(ctx, archPackage)
+}
+
+// unit runs all packages' tests but the simulation's, which have a stage.
+func unit(ctx context.Context, s *suite) (tally, error) {
+	all, err := s.packages(ctx)
+	if err != nil {
+		return tally{}, err
+	}
+	all = slices.DeleteFunc(all, func(p string) bool { return p == archPackage || isSim(p) })
+	return s.goTest(ctx, append([]string{"-timeout", "5m"}, all...)...)
+}
+
+// race runs the same tests with the race detector, in their short form: it
+// slows a test five to ten times.
+func race(ctx context.Context, s *suite) (tally, error) {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		fmt.Println("SKIP race: the race detector needs a C compiler, and there is no gcc")
+		return tally{skipped: 1}, nil
+	}
+	all, err := s.packages(ctx)
+	if err != nil {
+		return tally{}, err
+	}
+	all = slices.DeleteFunc(all, func(p string) bool { return p == archPackage || strings.HasPrefix(p, "steadfast/test/") })
+	return s.goTest(ctx, append([]string{"-race", "-short", "-timeout", "8m"}, all...)...)
+}
+
+func isSim(p string) bool { return p == "steadfast/sim" || strings.HasPrefix(p, "steadfast/sim/") }
+
+// simulate runs the simulated world; the number of seeds goes by SIM_SEEDS.
+func simulate(ctx context.Context, s *suite) (tally, error) {
+	all, err := s.packages(ctx)
+	if err != nil {
+		return tally{}, err
+	}
+	all = slices.DeleteFunc(all, func(p string) bool { return !isSim(p) })
+	if len(all) == 0 {
+		fmt.Println("SKIP sim: no simulation in the tree yet; the store's histories run in unit")
+		return tally{skipped: 1}, nil
+	}
+	return s.goTest(ctx, append([]string{"-count", "1", "-timeout", "20m"}, all...)...)
+}
+
+// fuzz runs every fuzz target of the tree for a while. go test takes one
+// target at a time.
+func fuzz(ctx context.Context, s *suite) (sum tally, err error) {
+	files, err := s.output(ctx, "git", "grep", "--untracked", "-oE", "^func Fuzz[A-Za-z0-9_]*", "--", "*_test.go")
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) && exit.ExitCode() == 1 { // none found
+			fmt.Println("SKIP fuzz: no fuzz targets in the tree")
+			return tally{skipped: 1}, nil
+		}
+		return sum, err
+	}
+	for line := range strings.Lines(files) {
+		file, name, _ := strings.Cut(strings.TrimSpace(line), ":func ")
+		dir := "."
+		if i := strings.LastIndexByte(file, '/'); i >= 0 {
+			dir = file[:i]
+		}
+		out, err := s.output(ctx, "go", "test", "-run", "^$", "-fuzz", "^"+name+"$", "-fuzztime", s.fuzztime.String(), "./"+dir)
+		if ctx.Err() != nil {
+			return sum, ctx.Err()
+		}
+		if err != nil {
+			sum.failed++
+			fmt.Printf("FAIL fuzz %s in %s: %v\n%s", name, dir, err, out)
+			continue
+		}
+		sum.passed++
+	}
+	return sum, nil
+}
+
+func conformance(ctx context.Context, s *suite) (tally, error) {
+	return s.harness(ctx, "iscsi-test-cu", "libiscsi-bin", "./test/conformance")
+}
+
+func endToEnd(ctx context.Context, s *suite) (tally, error) {
+	return s.harness(ctx, "iscsi-ls", "libiscsi-bin", "./test/e2e", "-tools")
+}
+
+// harness runs a program of test/ that ends with a line of counts, and takes
+// the counts over. Without the initiator it drives it is one skip, said.
+func (s *suite) harness(ctx context.Context, tool, pkg string, argv ...string) (tally, error) {
+	if _, err := exec.LookPath(tool); err != nil {
+		fmt.Printf("SKIP %s: %s is not installed (Debian: %s)\n", argv[0], tool, pkg)
+		return tally{skipped: 1}, nil
+	}
+	// The harness is built first: go run reports a killed child as its own 1.
+	bin := s.tmp + "/" + argv[0][strings.LastIndexByte(argv[0], '/')+1:]
+	if _, err := s.output(ctx, "go", "build", "-o", bin, argv[0]); err != nil {
+		return tally{}, err
+	}
+	if _, err := s.output(ctx, "go", "build", "-trimpath", "-o", "bin/", "./cmd/steadfast"); err != nil {
+		return tally{}, err
+	}
+	cmd := s.command(ctx, append([]string{bin}, argv[1:]...)...)
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		return tally{}, err
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return tally{}, err
+	}
+	t, counted, err := echo(pipe)
+	waitErr := cmd.Wait()
+	switch {
+	case err != nil:
+		return t, err
+	case !counted:
+		return t, fmt.Errorf("%s ended without counts: %w", argv[0], errors.Join(waitErr, errors.New("no closing line")))
+	case waitErr != nil && t.failed == 0:
+		return t, fmt.Errorf("%s: %w", argv[0], waitErr)
+	}
+	return t, nil
+}
+
+// echo copies a harness's output and reads the counts of its closing line.
+func echo(r io.Reader) (t tally, counted bool, err error) {
+	closing := regexp.MustCompile(`^\w+: (\d+) passed, (\d+) failed, (\d+) skipped$`)
+	scan := bufio.NewScanner(r)
+	scan.Buffer(nil, 1<<20)
+	for scan.Scan() {
+		line := scan.Text()
+		fmt.Println("    " + line)
+		if m := closing.FindStringSubmatch(line); m != nil {
+			counted = true
+			t.passed, _ = strconv.Atoi(m[1])
+			t.failed, _ = strconv.Atoi(m[2])
+			t.skipped, _ = strconv.Atoi(m[3])
+		}
+	}
+	return t, counted, scan.Err()
+}
