@@ -1,0 +1,74 @@
+# Steadfast. `make` alone lists the targets; each says what it does and
+# installs what it needs (test/need), and prints a SKIP with the reason where
+# it cannot.
+SHELL   := /usr/bin/env bash
+GO      ?= go
+BIN     := bin
+# The tools stand in modules of their own, so that the product's module graph
+# holds the product's libraries only. Each is built once per version, by go.
+GOFUMPT := $(GO) tool -modfile=tools/go.mod gofumpt
+LINT    := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
+BUF     := $(GO) tool -modfile=tools/buf/go.mod buf
+GOFILES  = $$(git ls-files -co --exclude-standard '*.go' | grep -vE '\.(pb|connect)\.go$$')
+FUZZTIME ?= 30s
+SEEDS    ?= 500
+
+.DEFAULT_GOAL := help
+.PHONY: help build up test check format lint sim e2e e2e-guest conformance bench scale fuzz generate clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/steadfast
+	@mkdir -p $(BIN)
+	$(GO) build -trimpath -o $(BIN)/ ./cmd/steadfast
+
+up: build ## start a storage node on loopback with a pool and a volume, no root; Ctrl-C ends it
+	@$(BIN)/steadfast up
+
+test: ## everything CI runs: vet, format, archtest, unit, race, short fuzz and sim, conformance, e2e with tools
+	@test/need test conformance e2e || true
+	@$(GO) run ./test/suite
+
+check: format lint ## format and lint, then archtest, unit, race, short fuzz and short sim (first run compiles the linters: minutes)
+	@test/need test || true
+	@$(GO) run ./test/suite -only vet,gofmt,archtest,unit,race,fuzz
+
+format: ## rewrite the Go files as gofumpt wants them
+	@$(GOFUMPT) -l -w $(GOFILES)
+
+lint: ## golangci-lint with .golangci.yml
+	@$(LINT) run ./...
+
+sim: ## the simulated world over SEEDS seeds (default 500)
+	$(GO) run ./test/suite -only sim -seeds $(SEEDS)
+
+e2e: build ## libiscsi tools, qemu-img and a QEMU guest against a node of this tree
+	@test/need e2e guest || true
+	@$(GO) run ./test/e2e
+
+e2e-guest: build ## SLOW (minutes): the Linux kernel initiator in an emulated guest: CHAP, ext4, fio, node restarts
+	@test/need guest || true
+	@$(GO) run ./test/e2e -guest
+
+conformance: build ## every suite of iscsi-test-cu, four ways and read-only; PEER=tgt judges tgt instead
+	@test/need conformance $(if $(PEER),peer) || true
+	@$(GO) run ./test/conformance $(if $(PEER),-peer $(PEER)) $(if $(SUITES),-suites $(SUITES))
+
+bench: build ## speed against tgt in the same run (root for equal memory limits); BENCH_SECONDS, BENCH_ROUNDS, BENCH_ROWS
+	@test/need bench || true
+	@$(GO) run ./test/bench
+
+scale: build ## 1,000 sessions and 1,000 volumes on one node, and a 64 TiB volume inside 256 MiB
+	@$(GO) run ./test/scale
+
+fuzz: ## every fuzz target for FUZZTIME (default 30s) each
+	@$(GO) run ./test/suite -only fuzz -fuzztime $(FUZZTIME)
+
+generate: ## regenerate api/ from its .proto files
+	@mkdir -p $(BIN)/tools
+	@$(GO) build -modfile=tools/go.mod -o $(BIN)/tools/ google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go
+	@PATH="$(CURDIR)/$(BIN)/tools:$$PATH" $(BUF) generate
+
+clean: ## remove what was built and fetched; volumes in ./steadfast-data stay
+	rm -rf $(BIN) .cache
