@@ -60,6 +60,11 @@ func Aligned(n int) []byte {
 	return raw[skip : skip+n : skip+n]
 }
 
+// IsAligned tells whether b starts at a multiple of Align.
+func IsAligned(b []byte) bool {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(b)))%Align == 0
+}
+
 // class returns the index of the smallest class that holds n, or -1.
 func class(n int) int {
 	if n <= 1<<minShift {

@@ -1,119 +1,325 @@
 // Package store keeps thin, checksummed, snapshot-capable volumes on a pool
 // of drives. See docs/adr/0002-store.md for the design and
 // docs/formats/pool.md for the bytes.
+//
+// A write's way: Volume (partial blocks made whole, space admitted) -> commit
+// (many writes become one chunk of the log, written by one write) -> applier
+// (the chunk enters the map). A read's way: Volume -> map -> block cache or
+// drive, checksum verified. Background work (checkpoints, cleaning,
+// reclaiming, evacuation, scrub) happens in Maintain, in the caller's time.
+//
+// # Lock order
+//
+//	stripes of a volume   who writes which blocks
+//	work                  one background piece at a time
+//	logMu                 the tail of the log: one chunk is written at a time
+//	applyMu               chunks enter the map in the log's order
+//	mu                    catalog and status
+//	the tree's, space.mu  leaves
+//
+// Whoever holds logMu never waits for work: checkpoints need logMu for a moment.
+//
+// It trusts the drives to do what drive.Drive says, and believes nothing they
+// return: a block is what its checksum in the map says, or it is an error.
 package store
 
 import (
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+
 	"steadfast/fault"
+	"steadfast/internal/bufpool"
+	"steadfast/san/store/blockcache"
+	"steadfast/san/store/format"
+	"steadfast/san/store/maptree"
+)
+
+// Bounds of the background's laziness.
+const (
+	cacheBytesMin     = 16 << 20
+	cacheBytesDefault = 256 << 20
+	// logBlocksMax is how much log a checkpoint may lie behind: what recovery
+	// reads at most, twice over. 128 MiB.
+	logBlocksMax = 32 << 10
+	// reservePercent of the segments, and at least reserveSegmentsMin of them,
+	// are not for users: cleaning, trims and deletes always have room.
+	reservePercent     = 8
+	reserveSegmentsMin = 12
 )
 
 // Pool is an open pool. Its methods may be called from several goroutines; it
 // starts none itself: the caller of Maintain lends it time for its background
 // work, so that a simulation can run it on one thread.
-type Pool struct{}
+type Pool struct {
+	opt    Options
+	id     ID
+	name   string
+	tag    uint64 // first bytes of id, in every chunk
+	tree   *maptree.Tree
+	blocks *blockcache.Cache
+	space  *space
+
+	queueMu sync.Mutex
+	queue   []*op
+	leading bool
+
+	work sync.Mutex // held by the one that does background work
+	bg   background // under work
+
+	logMu sync.Mutex
+	tail  tail
+
+	applyMu sync.Mutex
+	applied uint64 // greatest generation in the map; under applyMu
+
+	mu     sync.RWMutex
+	cat    *catalog
+	closed bool
+	broken error // why nothing can be changed any more
+
+	flushMu  sync.Mutex
+	sequence uint64 // of the last checkpoint; under work
+
+	dataBlocks  atomic.Int64 // live data blocks
+	blobBlocks  atomic.Int64 // live blocks of catalog and table
+	used        atomic.Int64 // blocks, as last computed
+	capacity    atomic.Int64 // blocks for users
+	pending     atomic.Int64 // blocks set aside for operations under way
+	wanted      atomic.Bool  // background work is due
+	full        atomic.Bool  // a write was refused since the last event
+	corrupt     atomic.Uint64
+	userBytes   atomic.Uint64
+	written     atomic.Uint64
+	aboveBefore atomic.Int32 // thresholds crossed, for the edge
+
+	scrubMu sync.Mutex
+	scrub   scrub
+}
+
+// background is what Maintain keeps between calls.
+type background struct {
+	nodes, moves place // segments being filled with map nodes, and by the cleaner
+	table        *liveTable
+	placed       []format.Addr // nodes placed by the checkpoint under way
+	tableBlob    format.Blob
+	catalogBlob  format.Blob
+	idle         uint64 // sequence of the log at the last call
+	victim       victim
+	lastResort   bool // a checkpoint was tried since cleaning last got on
+}
+
+// newPool makes the parts that creation and opening have in common.
+func newPool(opt Options) (*Pool, error) {
+	if opt.Now == nil || opt.NewID == nil {
+		return nil, fault.New(fault.Invalid, "a pool needs a clock and a source of identifiers")
+	}
+	if opt.CacheBytes == 0 {
+		opt.CacheBytes = cacheBytesDefault
+	}
+	opt.CacheBytes = max(opt.CacheBytes, cacheBytesMin)
+	cache, err := blockcache.New(opt.CacheBytes - nodeCacheBytes(opt))
+	if err != nil {
+		return nil, fault.Wrap(fault.Limit, err, "no memory for the cache")
+	}
+	return &Pool{opt: opt, blocks: cache, space: &space{}, cat: newCatalog()}, nil
+}
+
+// nodeCacheBytes is the part of the cache that holds map nodes.
+func nodeCacheBytes(opt Options) int64 { return opt.CacheBytes / 3 }
+
+func (p *Pool) setID(id ID) {
+	p.id, p.tag = id, binary.LittleEndian.Uint64(id[:])
+}
 
 // Create formats drives as a new, empty pool and opens it. It refuses drives
 // that hold a pool already (fault.Exists).
-func Create(name string, opt Options, drives []NamedDrive) (*Pool, error) { return nil, errTodo }
+func Create(name string, opt Options, drives []NamedDrive) (*Pool, error) {
+	if len(drives) == 0 || len(drives) > format.DrivesMax {
+		return nil, fault.New(fault.Invalid, "a pool has 1 to %d drives", format.DrivesMax)
+	}
+	p, err := newPool(opt)
+	if err != nil {
+		return nil, err
+	}
+	p.name = name
+	p.setID(opt.NewID())
+	for i, d := range drives {
+		dv, err := p.formatDrive(i, d)
+		if err != nil {
+			return nil, closing(p, err)
+		}
+		p.space.devs = append(p.space.devs, dv)
+	}
+	p.tree = maptree.New(pager{p}, maptree.Options{CacheBytes: nodeCacheBytes(opt)})
+	p.tail = tail{sequence: 1, lsn: 1, broken: true, sealed: true}
+	p.work.Lock()
+	defer p.work.Unlock()
+	if err := p.checkpoint(); err != nil {
+		return nil, closing(p, err)
+	}
+	p.recapacity()
+	p.refreshUsed()
+	return p, nil
+}
 
-// Open opens the pool that lies on drives, whatever crash it was left by.
-// fault.NotFound when there is none; fault.Invalid with the missing drives'
-// names when some are absent.
-func Open(opt Options, drives []NamedDrive) (*Pool, error) { return nil, errTodo }
+func closing(p *Pool, err error) error {
+	_ = p.blocks.Close() // unmapping what was never used cannot say more than err
+	return err
+}
 
-// Check reads a pool that is not open and reports whether it is sound. It
-// writes nothing.
-func Check(opt Options, drives []NamedDrive, progress func(done, total int64)) (CheckReport, error) {
-	return CheckReport{}, errTodo
+// formatDrive prepares a drive to be number i of the pool. Nothing is written
+// yet but over old superblocks of nobody.
+func (p *Pool) formatDrive(i int, nd NamedDrive) (*dev, error) {
+	blocks := uint64(nd.Drive.Size() / format.BlockSize)
+	if blocks < format.DriveBlocksMin {
+		return nil, fault.New(fault.Invalid, "drive %s is smaller than %d MiB", nd.Name, format.DriveBlocksMin*format.BlockSize>>20)
+	}
+	buf := bufpool.Get(format.SuperblockSize)
+	defer bufpool.Put(buf)
+	for slot := range 2 {
+		if err := nd.Drive.ReadAt(buf, int64(format.SuperblockBlock(slot))*format.BlockSize); err != nil {
+			return nil, fault.Wrap(fault.KindOf(err), err, "drive "+nd.Name)
+		}
+		if sb, _, err := format.DecodeSuperblock(buf); err == nil {
+			return nil, fault.New(fault.Exists, "drive %s belongs to pool %q already", nd.Name, sb.Name)
+		}
+	}
+	return newDev(i, p.opt.NewID(), nd.Name, nd.Drive, blocks, format.SegmentBlocks(blocks)), nil
 }
 
 // Close stops admission, writes a checkpoint and leaves the drives to the
 // caller to close.
-func (p *Pool) Close() error { return errTodo }
-
-// Maintain does one bounded piece (about ten milliseconds) of background
-// work: cleaning, freeing what was deleted, checkpoints, sealing the log. It
-// reports whether there is more to do now.
-func (p *Pool) Maintain() (more bool, err error) { return false, errTodo }
-
-// Status describes the pool.
-func (p *Pool) Status() PoolStatus { return PoolStatus{} }
-
-// SetThresholds sets the percentages of capacity at which volumes raise the
-// thin-provisioning unit attention. Ascending, 1 to 99; empty for none.
-func (p *Pool) SetThresholds(percent []int) error { return errTodo }
-
-// AddDrive formats d and adds it to the pool. name is what people know it by.
-func (p *Pool) AddDrive(d NamedDrive) error { return errTodo }
-
-// EvacuateDrive begins to move everything off a drive; Maintain does the work
-// and EventDriveGone tells the end. fault.Full when the rest has no room.
-func (p *Pool) EvacuateDrive(name string) error { return errTodo }
-
-// RemoveDrive takes an empty (evacuated) or failed and unreferenced drive out
-// of the pool. fault.Busy while it holds live blocks.
-func (p *Pool) RemoveDrive(name string) error { return errTodo }
-
-// CreateVolume makes an empty volume.
-func (p *Pool) CreateVolume(spec VolumeSpec) (VolumeStatus, error) { return VolumeStatus{}, errTodo }
-
-// ChangeVolume changes a volume's settings, in one step.
-func (p *Pool) ChangeVolume(name string, c VolumeChange) (VolumeStatus, error) {
-	return VolumeStatus{}, errTodo
+func (p *Pool) Close() error {
+	p.work.Lock()
+	defer p.work.Unlock()
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return fault.New(fault.Canceled, "the pool is closed already")
+	}
+	p.closed = true
+	p.mu.Unlock()
+	err := p.usable()
+	if err == nil {
+		err = p.checkpoint()
+	}
+	if cerr := p.blocks.Close(); err == nil {
+		err = cerr
+	}
+	return err
 }
 
-// DeleteVolume deletes a volume that is not open. With its snapshots if
-// withSnapshots, else fault.Busy when it has some. fault.Busy, naming them,
-// while clones stand on its snapshots. Space comes back through Maintain.
-func (p *Pool) DeleteVolume(name string, withSnapshots bool) error { return errTodo }
-
-// Volumes lists all volumes by name.
-func (p *Pool) Volumes() []VolumeStatus { return nil }
-
-// Volume describes one volume.
-func (p *Pool) Volume(name string) (VolumeStatus, error) { return VolumeStatus{}, errTodo }
-
-// CreateSnapshot freezes the content of a volume, in a time that does not
-// depend on its size. It contains every write answered before the call.
-func (p *Pool) CreateSnapshot(volume, name string) (SnapshotStatus, error) {
-	return SnapshotStatus{}, errTodo
+// usable returns why nothing can be changed, or nil.
+func (p *Pool) usable() error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.broken
 }
 
-// Snapshots lists a volume's snapshots, oldest first.
-func (p *Pool) Snapshots(volume string) ([]SnapshotStatus, error) { return nil, errTodo }
-
-// DeleteSnapshot deletes a snapshot no clone stands on (else fault.Busy).
-func (p *Pool) DeleteSnapshot(volume, name string) error { return errTodo }
-
-// Rollback makes the volume's content that of its snapshot again. Snapshots
-// taken later stay. The volume may be open; its users must not be writing.
-func (p *Pool) Rollback(volume, snapshot string) error { return errTodo }
-
-// Clone makes a new writable volume with the snapshot's content.
-func (p *Pool) Clone(volume, snapshot, name string) (VolumeStatus, error) {
-	return VolumeStatus{}, errTodo
+// admitting is usable for users' requests: not when the pool is closed.
+func (p *Pool) admitting() error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.closed {
+		return fault.New(fault.Canceled, "the pool is closed")
+	}
+	return p.broken
 }
 
-// Changed calls emit, in ascending order, with the ranges whose content may
-// differ between two snapshots of a volume (to == "" means its head now;
-// from == "" means an empty volume). Its cost grows with what changed since
-// from, not with the volume. emit returning false ends it.
-func (p *Pool) Changed(volume, from, to string, emit func(Range) bool) error { return errTodo }
+// halt ends all changes: what memory says is not what the log says any more.
+func (p *Pool) halt(err error) {
+	// Called with mu held, by the applier.
+	if p.broken == nil {
+		p.broken = fault.Wrap(fault.Failed, err, "the pool stopped; reads go on, restart it to recover")
+	}
+}
 
-// StartScrub begins to verify every block of the pool; Maintain does the
-// work. fault.Busy when one is running.
-func (p *Pool) StartScrub() error { return errTodo }
+// noteFailed halts the pool when no drive can be written.
+func (p *Pool) noteFailed() {
+	if len(p.space.healthy()) > 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.halt(fault.New(fault.Failed, "no drive of the pool can be written"))
+}
 
-// StopScrub ends a running scrub.
-func (p *Pool) StopScrub() {}
+// driveFailed takes a drive out, and tells once.
+func (p *Pool) driveFailed(d *dev, err error) {
+	if p.space.fail(d, err) {
+		p.notify(Event{Kind: EventDriveFailed, Drive: d.name, Text: "drive " + d.name + " failed and was taken out: " + err.Error()})
+	}
+	p.recapacity()
+	p.wanted.Store(true)
+}
 
-// Scrub reports on the running or last scrub.
-func (p *Pool) Scrub() ScrubStatus { return ScrubStatus{} }
+func (p *Pool) notify(e Event) {
+	if p.opt.Notify != nil {
+		p.opt.Notify(e)
+	}
+}
 
-// OpenVolume opens a volume for I/O. Several openings are allowed.
-func (p *Pool) OpenVolume(name string) (*Volume, error) { return nil, errTodo }
+// anyUnsynced tells whether something is written that a power loss may undo.
+func (p *Pool) anyUnsynced() bool {
+	for _, d := range p.space.devs {
+		if d != nil && d.unsynced.Load() {
+			return true
+		}
+	}
+	return false
+}
 
-// OpenSnapshot opens a snapshot for reading.
-func (p *Pool) OpenSnapshot(volume, name string) (*Volume, error) { return nil, errTodo }
+// syncDrives makes everything written before the call stable.
+func (p *Pool) syncDrives() error {
+	p.flushMu.Lock()
+	defer p.flushMu.Unlock()
+	var first error
+	for _, d := range p.space.healthy() {
+		if !d.unsynced.Swap(false) {
+			continue
+		}
+		if err := d.drive.Flush(); err != nil {
+			p.driveFailed(d, err)
+			if first == nil {
+				first = err
+			}
+		}
+	}
+	return first
+}
 
-var errTodo = fault.New(fault.Internal, "not built yet")
+// pager places map nodes; see maptree.Pager.
+type pager struct{ p *Pool }
+
+// ReadNode implements maptree.Pager.
+func (g pager) ReadNode(a maptree.Addr, p []byte) error {
+	return g.p.readAligned(format.Addr(a), p)
+}
+
+// WriteNodes implements maptree.Pager. Only a checkpoint calls it.
+func (g pager) WriteNodes(nodes [][]byte) ([]maptree.Addr, error) {
+	addrs, err := g.p.writeMeta(nodes)
+	out := make([]maptree.Addr, len(addrs))
+	for i, a := range addrs {
+		out[i] = maptree.Addr(a)
+	}
+	return out, err
+}
+
+// FreeNode implements maptree.Pager.
+func (g pager) FreeNode(a maptree.Addr) { g.p.space.count(format.Addr(a), -1) }
+
+// readAligned reads into p, through a buffer of ours if p is not aligned.
+func (p *Pool) readAligned(a format.Addr, b []byte) error {
+	if bufpool.IsAligned(b) {
+		return p.space.read(a, b)
+	}
+	buf := bufpool.Get(len(b))
+	defer bufpool.Put(buf)
+	if err := p.space.read(a, buf); err != nil {
+		return err
+	}
+	copy(b, buf)
+	return nil
+}

@@ -40,6 +40,7 @@ type shard struct {
 	mu   sync.Mutex
 	data []byte   // slot i is data[i*BlockSize:]
 	ref  []uint64 // reference held by slot i; 0 when empty
+	tag  []uint64 // and the tag it was put in with
 	used []bool   // slot i was used since the hand passed
 	tab  []uint32 // index: slot+1, or 0; linear probing, len a power of two
 	hand int
@@ -67,6 +68,7 @@ func New(bytes int64) (*Cache, error) {
 		s := &c.shards[i]
 		s.data = arena[i*per*BlockSize : (i+1)*per*BlockSize]
 		s.ref = make([]uint64, per)
+		s.tag = make([]uint64, per)
 		s.used = make([]bool, per)
 		s.tab = make([]uint32, tab)
 	}
@@ -83,15 +85,15 @@ func (c *Cache) Close() error {
 	return unix.Munmap(arena)
 }
 
-// Get copies the block at ref (never 0) into p, BlockSize bytes, and reports
-// whether it had it.
-func (c *Cache) Get(ref uint64, p []byte) bool {
+// Get copies the block at ref (never 0) with this tag into p, BlockSize bytes,
+// and reports whether it had it.
+func (c *Cache) Get(ref, tag uint64, p []byte) bool {
 	invariant.Check(len(p) == BlockSize, "blockcache: a buffer of %d bytes", len(p))
 	h := hash(ref)
 	s := &c.shards[h%shards]
 	s.mu.Lock()
 	slot := s.find(ref, h)
-	if slot < 0 {
+	if slot < 0 || s.tag[slot] != tag {
 		s.mu.Unlock()
 		c.misses.Add(1)
 		return false
@@ -104,7 +106,7 @@ func (c *Cache) Get(ref uint64, p []byte) bool {
 }
 
 // Put keeps a copy of p as the block at ref (never 0), in place of any other.
-func (c *Cache) Put(ref uint64, p []byte) {
+func (c *Cache) Put(ref, tag uint64, p []byte) {
 	invariant.Check(ref != 0 && len(p) == BlockSize, "blockcache: ref %d with %d bytes", ref, len(p))
 	h := hash(ref)
 	s := &c.shards[h%shards]
@@ -117,10 +119,28 @@ func (c *Cache) Put(ref uint64, p []byte) {
 		slot = s.evict()
 		s.insert(ref, h, slot)
 	}
+	s.tag[slot] = tag
 	// A block is not yet "used" by being put in: a scan, which touches each
 	// block once, must not push out what is read again and again.
 	copy(s.data[slot*BlockSize:(slot+1)*BlockSize], p)
 	s.mu.Unlock()
+}
+
+// Move tells that the block at from, p with this tag, lies at to now: a copy
+// that is kept is found there from now on.
+func (c *Cache) Move(from, to, tag uint64, p []byte) {
+	h := hash(from)
+	s := &c.shards[h%shards]
+	s.mu.Lock()
+	slot := s.find(from, h)
+	had := slot >= 0 && s.tag[slot] == tag
+	if had {
+		s.remove(slot)
+	}
+	s.mu.Unlock()
+	if had {
+		c.Put(to, tag, p)
+	}
 }
 
 // Drop forgets the block at ref.

@@ -33,13 +33,13 @@ func TestModel(t *testing.T) {
 			switch rapid.IntRange(0, 4).Draw(t, "what") {
 			case 0, 1:
 				version++
-				c.Put(ref, fill(ref, version))
+				c.Put(ref, 0, fill(ref, version))
 				model[ref] = version
 			case 2:
 				c.Drop(ref)
 				delete(model, ref)
 			default:
-				if !c.Get(ref, p) {
+				if !c.Get(ref, 0, p) {
 					continue
 				}
 				want, ok := model[ref]
@@ -60,10 +60,10 @@ func TestKeepsUsed(t *testing.T) {
 	}
 	defer c.Close()
 	p := make([]byte, BlockSize)
-	c.Put(1, fill(1, 1))
+	c.Put(1, 0, fill(1, 1))
 	for ref := uint64(2); ref < 10000; ref++ {
-		c.Put(ref, fill(ref, 1))
-		if !c.Get(1, p) {
+		c.Put(ref, 0, fill(ref, 1))
+		if !c.Get(1, 0, p) {
 			t.Fatalf("the block in use was evicted after %d others", ref)
 		}
 	}
@@ -86,13 +86,13 @@ func TestConcurrent(t *testing.T) {
 			p := make([]byte, BlockSize)
 			for i := range uint64(5000) {
 				ref := (i*7+uint64(g))%300 + 1
-				if c.Get(ref, p) {
+				if c.Get(ref, 0, p) {
 					if binary.LittleEndian.Uint64(p) != ref || binary.LittleEndian.Uint64(p[BlockSize-8:]) != ref*3 {
 						t.Errorf("ref %d: torn or foreign block", ref)
 						return
 					}
 				} else {
-					c.Put(ref, fill(ref, ref*3))
+					c.Put(ref, 0, fill(ref, ref*3))
 				}
 			}
 		})
@@ -107,12 +107,12 @@ func BenchmarkGet(b *testing.B) {
 	}
 	defer c.Close()
 	for ref := uint64(1); ref <= 8192; ref++ {
-		c.Put(ref, fill(ref, 1))
+		c.Put(ref, 0, fill(ref, 1))
 	}
 	p := make([]byte, BlockSize)
 	ref := uint64(1)
 	for b.Loop() {
 		ref = ref*2862933555777941757 + 3037000493
-		c.Get(ref%8192+1, p)
+		c.Get(ref%8192+1, 0, p)
 	}
 }

@@ -3,6 +3,7 @@ package maptree
 import (
 	"encoding/binary"
 
+	"steadfast/internal/bufpool"
 	"steadfast/internal/invariant"
 )
 
@@ -30,7 +31,8 @@ func (t *Tree) Mutate(prefetch []Key, fn func(tx *Tx) error) error {
 
 // read brings a missing node in while the lock is held.
 func (tx *Tx) read(m missing) error {
-	p := make([]byte, NodeSize)
+	p := bufpool.Get(NodeSize)
+	defer bufpool.Put(p)
 	if err := tx.t.fetch(m, p); err != nil {
 		return err
 	}
@@ -161,11 +163,7 @@ func (tx *Tx) Put(e Entry) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range steps[:len(steps)-1] {
-		if n := t.node(p.slot); n.maxGen(p.i) < e.Gen {
-			n.setMaxGen(p.i, e.Gen)
-		}
-	}
+	t.announce(steps, k, e.Gen)
 	at := steps[len(steps)-1]
 	n := t.node(at.slot)
 	if at.i < n.count() && n.word(at.i) == k {
@@ -179,6 +177,47 @@ func (tx *Tx) Put(e Entry) error {
 	}
 	fillLeaf(n.insert(at.i, k), e)
 	t.entries++
+	return nil
+}
+
+// announce tells the inner nodes on the way to a leaf what is about to be put
+// there: its generation, and its key where that is before all they know of.
+// First keys are thus true lower bounds, which splits and merges rely on.
+func (t *Tree) announce(steps []step, k packed, gen uint64) {
+	for _, p := range steps[:len(steps)-1] {
+		n := t.node(p.slot)
+		if n.maxGen(p.i) < gen {
+			n.setMaxGen(p.i, gen)
+		}
+		if p.i == 0 && k.less(n.word(0)) {
+			n.setWord(0, k)
+		}
+	}
+}
+
+// Swap puts e, a newer entry of old's block, in old's place. old must exist and
+// be the block's newest. It is Put and Delete in one, for the price of one when
+// both belong in the same leaf.
+func (tx *Tx) Swap(old Key, e Entry) error {
+	t, k, o := tx.t, pack(e.Key), pack(old)
+	var buf [levelsMax]step
+	steps, err := tx.path(k, buf[:0])
+	if err != nil {
+		return err
+	}
+	at := steps[len(steps)-1]
+	n := t.node(at.slot)
+	if at.i >= n.count() || n.word(at.i) != o {
+		if err := tx.Put(e); err != nil {
+			return err
+		}
+		_, err := tx.Delete(old)
+		return err
+	}
+	// The new key sorts just before the old one, so the order stands.
+	t.announce(steps, k, e.Gen)
+	n.setWord(at.i, k)
+	fillLeaf(n.at(at.i), e)
 	return nil
 }
 

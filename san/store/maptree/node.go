@@ -67,6 +67,12 @@ func (n node) word(i int) packed {
 	return packed{binary.BigEndian.Uint64(e), binary.BigEndian.Uint64(e[8:])}
 }
 
+func (n node) setWord(i int, k packed) {
+	e := n[headerSize+i*n.size():]
+	binary.BigEndian.PutUint64(e, k.hi)
+	binary.BigEndian.PutUint64(e[8:], k.lo)
+}
+
 func (n node) size() int {
 	if n.level() == 0 {
 		return leafEntry
@@ -112,10 +118,8 @@ func (n node) insert(i int, k packed) []byte {
 	s, c := n.size(), n.count()
 	copy(n[headerSize+(i+1)*s:headerSize+(c+1)*s], n[headerSize+i*s:headerSize+c*s])
 	n.setCount(c + 1)
-	e := n.at(i)
-	binary.BigEndian.PutUint64(e, k.hi)
-	binary.BigEndian.PutUint64(e[8:], k.lo)
-	return e
+	n.setWord(i, k)
+	return n.at(i)
 }
 
 func (n node) remove(i int) {

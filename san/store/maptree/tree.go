@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"steadfast/fault"
+	"steadfast/internal/bufpool"
 	"steadfast/internal/invariant"
 )
 
@@ -14,6 +15,9 @@ const tempBit Addr = 1 << 63
 
 // levelsMax bounds the height: 60 children a node at the least make 2^47 blocks.
 const levelsMax = 10
+
+// slabNodes is how many nodes' memory is allocated at once.
+const slabNodes = 32
 
 // Options say how much memory a tree may keep.
 type Options struct {
@@ -45,6 +49,7 @@ type Tree struct {
 
 	mu      sync.RWMutex
 	data    [][]byte // slot i's bytes
+	slab    []byte   // memory for further slots
 	slots   []*slot
 	free    []uint32
 	limit   int // slots that may be used
@@ -117,7 +122,8 @@ func (t *Tree) node(s uint32) node { return node(t.data[s]) }
 
 // load brings a missing node into memory. Called without locks.
 func (t *Tree) load(m missing) error {
-	p := make([]byte, NodeSize)
+	p := bufpool.Get(NodeSize)
+	defer bufpool.Put(p)
 	if err := t.fetch(m, p); err != nil {
 		return err
 	}
@@ -175,7 +181,12 @@ func (t *Tree) take() uint32 {
 		}
 		t.over++
 	}
-	t.data = append(t.data, make([]byte, NodeSize))
+	if len(t.slab) == 0 {
+		// Aligned, so that a pager can hand nodes to a drive as they are.
+		t.slab = bufpool.Aligned(slabNodes * NodeSize)
+	}
+	t.data = append(t.data, t.slab[:NodeSize:NodeSize])
+	t.slab = t.slab[NodeSize:]
 	t.slots = append(t.slots, &slot{})
 	return uint32(len(t.slots) - 1)
 }
@@ -404,21 +415,25 @@ func (t *Tree) scanLeaf(k, end packed, minGen uint64, buf []Entry) (_ []Entry, n
 }
 
 // Walk visits every node that lies on a drive, parents after children, reading
-// each; for check and scrub. The tree must not be changed meanwhile.
+// each; for checks. The tree must not be changed meanwhile.
 func (t *Tree) Walk(visit func(level uint8, first Key, a Addr, err error) error) error {
 	t.mu.RLock()
 	m := missing{t.root, t.rootSum}
 	level := t.level
 	t.mu.RUnlock()
-	if m.addr == 0 || m.addr&tempBit != 0 {
+	if m.addr == 0 {
 		return nil
 	}
 	return t.walk(m, level, visit)
 }
 
 func (t *Tree) walk(m missing, level uint8, visit func(uint8, Key, Addr, error) error) error {
-	p := make([]byte, NodeSize)
-	if err := t.fetch(m, p); err != nil {
+	p := bufpool.Get(NodeSize)
+	defer bufpool.Put(p)
+	waits := m.addr&tempBit != 0 // for a checkpoint: it is in memory only
+	if waits {
+		copy(p, t.data[uint32(m.addr&^tempBit)])
+	} else if err := t.fetch(m, p); err != nil {
 		return visit(level, Key{}, m.addr, err)
 	}
 	n := node(p)
@@ -427,13 +442,13 @@ func (t *Tree) walk(m missing, level uint8, visit func(uint8, Key, Addr, error) 
 	}
 	if level > 0 {
 		for i := range n.count() {
-			if n.addr(i)&tempBit != 0 {
-				continue
-			}
 			if err := t.walk(missing{n.addr(i), n.sum(i)}, level-1, visit); err != nil {
 				return err
 			}
 		}
+	}
+	if waits {
+		return nil
 	}
 	return visit(level, n.word(0).key(), m.addr, nil)
 }
@@ -485,4 +500,92 @@ func (t *Tree) String() string {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return fmt.Sprintf("%d entries in %d nodes, %d levels, %d dirty, %d slots of %d, %d over", t.entries, t.nodes, t.level+1, t.dirty, len(t.slots), t.limit, t.over)
+}
+
+// Verify reads the nodes on the way to the leaf that covers key from the
+// pager, past the cache, and checks them: the leaf, and the inner nodes whose
+// first leaf it is. It returns how many it read, which of them are damaged, and
+// the key at which to go on; more is false at the end. Nodes that wait for a
+// checkpoint are passed over.
+func (t *Tree) Verify(key Key) (read int, damaged []Addr, next Key, more bool, err error) {
+	k := pack(key)
+	var path []missing
+	var bound packed
+	for {
+		var miss missing
+		t.mu.RLock()
+		path, bound, more, miss = t.verifyPath(k, path[:0])
+		t.mu.RUnlock()
+		if miss.addr == 0 {
+			break
+		}
+		if err := t.load(miss); err != nil {
+			if !fault.Is(err, fault.Corrupt) {
+				return read, damaged, key, false, err
+			}
+			// The node itself is the damage. What is beneath cannot be had.
+			damaged = append(damaged, miss.addr)
+			return read + 1, damaged, bound.key(), more, nil
+		}
+	}
+	p := bufpool.Get(NodeSize)
+	defer bufpool.Put(p)
+	for _, m := range path {
+		read++
+		if err := t.fetch(m, p); err != nil && t.uses(k, m) {
+			damaged = append(damaged, m.addr)
+		}
+	}
+	return read, damaged, bound.key(), more, nil
+}
+
+// verifyPath lists the nodes on the way to k's leaf that lie on a drive and
+// begin with it. more tells that something follows at bound.
+func (t *Tree) verifyPath(k packed, path []missing) (_ []missing, bound packed, more bool, miss missing) {
+	if t.root == 0 {
+		return path, k, false, missing{}
+	}
+	m := missing{t.root, t.rootSum}
+	for {
+		s, ok := t.resident(m.addr)
+		if !ok {
+			return path, bound, more, m
+		}
+		if m.addr&tempBit == 0 {
+			path = append(path, m)
+		}
+		n := t.node(s)
+		if n.level() == 0 {
+			return path, bound, more, missing{}
+		}
+		i := n.child(k)
+		if i > 0 {
+			path = path[:0] // verified with the first leaf beneath
+		}
+		if i+1 < n.count() {
+			bound, more = n.word(i+1), true
+		}
+		m = missing{n.addr(i), n.sum(i)}
+	}
+}
+
+// uses tells whether the way to k still leads over the node at m.
+func (t *Tree) uses(k packed, m missing) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	a := t.root
+	for {
+		if a == m.addr {
+			return true
+		}
+		s, ok := t.resident(a)
+		if !ok {
+			return false
+		}
+		n := t.node(s)
+		if n.level() == 0 {
+			return false
+		}
+		a = n.addr(n.child(k))
+	}
 }

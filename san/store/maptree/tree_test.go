@@ -289,6 +289,38 @@ func TestConcurrent(t *testing.T) {
 	}
 }
 
+// TestDescending fills the tree from the back, which splits the leftmost nodes
+// again and again, while what was there first goes.
+func TestDescending(t *testing.T) {
+	tree := New(newMemory(), Options{})
+	const n = 40000
+	err := tree.Mutate(nil, func(tx *Tx) error {
+		for i := uint64(n); i > 0; i-- {
+			if err := tx.Put(Entry{Key: Key{1, i, 1}, Ref: i}); err != nil {
+				return err
+			}
+			if err := tx.Swap(Key{1, i, 1}, Entry{Key: Key{1, i, 2}, Ref: i}); err != nil {
+				return err
+			}
+			if i%3 != 0 {
+				if _, err := tx.Delete(Key{1, i + n/100, 2}); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := uint64(1); i <= n; i++ {
+		_, ok, err := tree.Lookup(1, i, genMask)
+		if want := i <= n/100 || (i-n/100)%3 == 0; err != nil || ok != want {
+			t.Fatalf("block %d: %v %v, want %v", i, ok, err, want)
+		}
+	}
+}
+
 func FuzzParseNode(f *testing.F) {
 	f.Add(make([]byte, NodeSize))
 	n := make(node, NodeSize)

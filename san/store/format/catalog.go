@@ -1,0 +1,240 @@
+package format
+
+// Catalog is everything of a pool that is not a block: volumes, snapshots,
+// branches, and what is still to be reclaimed. A checkpoint holds it whole; the
+// log after it holds changes (Op).
+type Catalog struct {
+	Thresholds []uint8
+	NextBranch uint32
+	Branches   []Branch
+	Volumes    []Volume
+	Jobs       []Job
+}
+
+// Branch is a line of history. Its Parent, if any, is where it forked.
+type Branch struct {
+	ID        uint32
+	Parent    uint32 // 0: none
+	ParentLSN uint64
+	Entries   uint64 // map entries that hold data
+	Exclusive uint64 // of these, newer than every pin and not shared
+	Pins      []Pin
+}
+
+// Pin is a moment of a branch that snapshots or other branches still read.
+type Pin struct {
+	LSN       uint64
+	Exclusive uint64 // blocks that no other pin and no head reads
+}
+
+// Volume is a volume and its snapshots.
+type Volume struct {
+	ID         [16]byte
+	Name       string
+	Size       uint64 // bytes
+	Flags      uint8  // VolumeWriteCache, VolumeReadOnly
+	Created    uint64 // nanoseconds since the Unix epoch
+	Branch     uint32 // the head's
+	Referenced uint64 // blocks
+	Clone      bool   // its first branch forked from another volume's snapshot
+	Attributes []Attribute
+	Snapshots  []Snapshot
+}
+
+// Flags of a volume.
+const (
+	VolumeWriteCache = 1 << iota
+	VolumeReadOnly
+)
+
+// Snapshot is a named moment of a volume.
+type Snapshot struct {
+	Name       string
+	Branch     uint32
+	LSN        uint64
+	Size       uint64 // bytes
+	Created    uint64
+	Referenced uint64 // blocks
+}
+
+// Attribute is a value kept with a volume.
+type Attribute struct {
+	Key   string
+	Value []byte
+}
+
+// Job is reclaiming that is under way or waits: of a pin of a branch that
+// nobody reads any more, or (Head) of a head that is gone.
+type Job struct {
+	Branch  uint32
+	LSN     uint64 // of the pin
+	Head    bool
+	Started bool
+	Alive   bool   // the branch had a head when the job started
+	Low     uint64 // the pin before: what it sees stays
+	High    uint64 // the next one, or 0 when that is the head or there is none
+	Floor   uint64 // the pin before Low
+	Start   uint64 // the first generation written after the start
+	Cursor  uint64 // block reached
+	Left    uint64 // blocks that it has still to free
+}
+
+// Encode returns c as bytes.
+func (c *Catalog) Encode() []byte {
+	w := &writer{}
+	w.bytes(c.Thresholds)
+	w.u32(c.NextBranch)
+	w.u32(uint32(len(c.Branches)))
+	for _, b := range c.Branches {
+		w.u32(b.ID)
+		w.u32(b.Parent)
+		w.u64(b.ParentLSN)
+		w.u64(b.Entries)
+		w.u64(b.Exclusive)
+		w.u32(uint32(len(b.Pins)))
+		for _, p := range b.Pins {
+			w.u64(p.LSN)
+			w.u64(p.Exclusive)
+		}
+	}
+	w.u32(uint32(len(c.Volumes)))
+	for i := range c.Volumes {
+		w.volume(&c.Volumes[i])
+	}
+	w.u32(uint32(len(c.Jobs)))
+	for _, j := range c.Jobs {
+		w.u32(j.Branch)
+		w.bool(j.Head)
+		w.bool(j.Started)
+		w.bool(j.Alive)
+		for _, v := range []uint64{j.LSN, j.Low, j.High, j.Floor, j.Start, j.Cursor, j.Left} {
+			w.u64(v)
+		}
+	}
+	return w.b
+}
+
+func (w *writer) volume(v *Volume) {
+	w.raw(v.ID[:])
+	w.str(v.Name)
+	w.u64(v.Size)
+	w.u8(v.Flags)
+	w.u64(v.Created)
+	w.u32(v.Branch)
+	w.u64(v.Referenced)
+	w.bool(v.Clone)
+	w.u32(uint32(len(v.Attributes)))
+	for _, a := range v.Attributes {
+		w.str(a.Key)
+		w.bytes(a.Value)
+	}
+	w.u32(uint32(len(v.Snapshots)))
+	for _, s := range v.Snapshots {
+		w.str(s.Name)
+		w.u32(s.Branch)
+		w.u64(s.LSN)
+		w.u64(s.Size)
+		w.u64(s.Created)
+		w.u64(s.Referenced)
+	}
+}
+
+// DecodeCatalog reads what Encode wrote.
+func DecodeCatalog(p []byte) (*Catalog, error) {
+	r := &reader{b: p}
+	c := &Catalog{Thresholds: r.bytes(), NextBranch: r.u32()}
+	for range r.count(36) {
+		b := Branch{ID: r.u32(), Parent: r.u32(), ParentLSN: r.u64(), Entries: r.u64(), Exclusive: r.u64()}
+		for range r.count(16) {
+			b.Pins = append(b.Pins, Pin{LSN: r.u64(), Exclusive: r.u64()})
+		}
+		c.Branches = append(c.Branches, b)
+	}
+	for range r.count(58) {
+		c.Volumes = append(c.Volumes, r.volume())
+	}
+	for range r.count(63) {
+		j := Job{Branch: r.u32(), Head: r.bool(), Started: r.bool(), Alive: r.bool()}
+		for _, v := range []*uint64{&j.LSN, &j.Low, &j.High, &j.Floor, &j.Start, &j.Cursor, &j.Left} {
+			*v = r.u64()
+		}
+		c.Jobs = append(c.Jobs, j)
+	}
+	if r.bad || len(r.b) != 0 {
+		return nil, corrupt("the catalog's fields do not add up")
+	}
+	return c, nil
+}
+
+func (r *reader) volume() Volume {
+	v := Volume{
+		ID: r.id(), Name: r.str(), Size: r.u64(), Flags: r.u8(), Created: r.u64(),
+		Branch: r.u32(), Referenced: r.u64(), Clone: r.bool(),
+	}
+	for range r.count(8) {
+		v.Attributes = append(v.Attributes, Attribute{Key: r.str(), Value: r.bytes()})
+	}
+	for range r.count(40) {
+		v.Snapshots = append(v.Snapshots, Snapshot{Name: r.str(), Branch: r.u32(), LSN: r.u64(), Size: r.u64(), Created: r.u64(), Referenced: r.u64()})
+	}
+	return v
+}
+
+// OpKind is what a change of the catalog does.
+type OpKind uint8
+
+// Changes of the catalog.
+const (
+	OpCreateVolume   OpKind = 1 // Volume, Name, Size, Flags, Time
+	OpChangeVolume   OpKind = 2 // Volume, Name, Size, Flags
+	OpDeleteVolume   OpKind = 3 // Volume
+	OpCreateSnapshot OpKind = 4 // Volume, Name, Time
+	OpDeleteSnapshot OpKind = 5 // Volume, Name
+	OpRollback       OpKind = 6 // Volume, Name
+	OpClone          OpKind = 7 // Volume, Name of the snapshot; NewID, NewName, Time
+	OpThresholds     OpKind = 8 // Value: a percentage a byte
+	OpAttribute      OpKind = 9 // Volume, Name: the key; Value, or Delete
+)
+
+// Op is one change of the catalog, as the log holds it.
+type Op struct {
+	Kind    OpKind
+	Volume  [16]byte
+	Name    string
+	NewID   [16]byte
+	NewName string
+	Size    uint64
+	Flags   uint8
+	Time    uint64
+	Delete  bool
+	Value   []byte
+}
+
+// Encode returns o as a record's payload.
+func (o *Op) Encode() []byte {
+	w := &writer{}
+	w.u8(uint8(o.Kind))
+	w.raw(o.Volume[:])
+	w.str(o.Name)
+	w.raw(o.NewID[:])
+	w.str(o.NewName)
+	w.u64(o.Size)
+	w.u8(o.Flags)
+	w.u64(o.Time)
+	w.bool(o.Delete)
+	w.bytes(o.Value)
+	return w.b
+}
+
+// DecodeOp reads what Encode wrote.
+func DecodeOp(p []byte) (*Op, error) {
+	r := &reader{b: p}
+	o := &Op{
+		Kind: OpKind(r.u8()), Volume: r.id(), Name: r.str(), NewID: r.id(), NewName: r.str(),
+		Size: r.u64(), Flags: r.u8(), Time: r.u64(), Delete: r.bool(), Value: r.bytes(),
+	}
+	if r.bad || len(r.b) != 0 {
+		return nil, corrupt("a change of the catalog does not add up")
+	}
+	return o, nil
+}
