@@ -253,13 +253,35 @@ func (p *Pool) liveEntry(branch uint32, lba, gen uint64, a format.Addr) (maptree
 // that does not match its checksum stays where it is.
 func (p *Pool) moveAll(moves []move) error {
 	for len(moves) > 0 {
-		n := min(len(moves), moveBatch)
+		room, err := p.movesRoom()
+		if err != nil {
+			return err
+		}
+		n := min(len(moves), moveBatch, room-1)
 		if err := p.moveSome(moves[:n]); err != nil {
 			return err
 		}
 		moves = moves[n:]
 	}
 	return nil
+}
+
+// movesRoom makes sure that the cleaner has a segment to write to, and returns
+// how many blocks of it are left: at least a header and one block.
+func (p *Pool) movesRoom() (int, error) {
+	pl := &p.bg.moves
+	if pl.d != nil && (pl.room() < 2 || !p.writable(pl.d)) {
+		p.space.fill(*pl)
+		pl.d = nil
+	}
+	if pl.d == nil {
+		next, err := p.space.take()
+		if err != nil {
+			return 0, err
+		}
+		*pl = next
+	}
+	return int(pl.room()), nil
 }
 
 func (p *Pool) moveSome(moves []move) error {
@@ -306,24 +328,14 @@ func (p *Pool) moveSome(moves []move) error {
 	})
 }
 
-// writeMoved writes a chunk of the cleaner and returns where its data begins.
+// writeMoved writes a chunk of the cleaner, for which movesRoom found room, and
+// returns where its data begins.
 func (p *Pool) writeMoved(rec format.Record, bufs [][]byte) (format.Addr, error) {
 	c := &format.Chunk{Pool: p.tag, Cleaner: true, Records: []format.Record{rec}}
 	header := bufpool.Get(format.HeaderBlocks(rec.Size()) * format.BlockSize)
 	defer bufpool.Put(header)
 	total := uint32(len(header)/format.BlockSize + len(bufs) - 1)
 	pl := &p.bg.moves
-	if pl.d != nil && (pl.room() < total || !p.writable(pl.d)) {
-		p.space.fill(*pl)
-		pl.d = nil
-	}
-	if pl.d == nil {
-		next, err := p.space.take()
-		if err != nil {
-			return 0, err
-		}
-		*pl = next
-	}
 	c.At = pl.addr()
 	bufs[0] = c.Encode(header)
 	if err := p.storeRun(bufs, c.At); err != nil {
@@ -364,7 +376,7 @@ func (p *Pool) moveStrays(v *victim) error {
 			}
 			batch = append(batch, m)
 		}
-		err := p.moveSome(batch)
+		err := p.moveAll(batch)
 		for _, m := range batch {
 			bufpool.Put(m.data)
 		}

@@ -86,12 +86,15 @@ func (p *Pool) await(o *op) error {
 }
 
 // takeGroup takes from the queue what fits into one chunk. A change of the
-// catalog ends its group: what comes after may depend on it.
+// catalog ends its group: what comes after may depend on it. Under logMu.
 func (p *Pool) takeGroup() []*op {
+	limit := format.ChunkBlocksMax
+	if room := int(p.tail.at.room()); room >= 16 {
+		limit = min(limit, room) // fill the segment rather than leave its end
+	}
 	p.queueMu.Lock()
 	defer p.queueMu.Unlock()
 	blocks, bytes, n := 0, 0, 0
-	limit := format.ChunkBlocksMax
 	for _, o := range p.queue {
 		blocks += o.blocks
 		for i := range o.records {
@@ -130,8 +133,8 @@ func (p *Pool) writeGroup() {
 	sealing := len(p.queue) > 0 && p.queue[0].sealing
 	p.queueMu.Unlock()
 	roomErr := p.ensureRoom(sealing)
-	group := p.takeGroup()
 	p.logMu.Lock()
+	group := p.takeGroup()
 	c, errs := p.buildChunk(group)
 	var err error
 	if err = roomErr; err == nil {

@@ -172,7 +172,7 @@ func TestSurvivesAbandonment(t *testing.T) {
 // TestOverwriteAtFill overwrites a pool filled to 85 % over and over, so that
 // the cleaner has to work.
 func TestOverwriteAtFill(t *testing.T) {
-	d := fileDrive(t, "a", 256<<20)
+	d := fileDrive(t, "a", 64<<20)
 	p, err := Create("pool", options(), []NamedDrive{d})
 	must(t, err)
 	capacity := p.Status().Capacity
@@ -184,7 +184,7 @@ func TestOverwriteAtFill(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	blocks := size / 4096
 	last := make([]uint64, blocks)
-	for i := range uint64(blocks) * 4 {
+	for i := range uint64(blocks) * 3 {
 		lba := r.Uint64N(uint64(blocks))
 		if i < uint64(blocks) {
 			lba = i
