@@ -28,6 +28,8 @@ type mark struct {
 // those of the formats' own documents, as collected in util-linux's libblkid.
 func marks() []mark {
 	return []mark{
+		{0x10000, "SFpool", "a drive of a Steadfast pool"},
+		{0x20000, "SFpool", "a drive of a Steadfast pool"},
 		{0x438, "\x53\xef", "an ext2, ext3 or ext4 filesystem"},
 		{0, "XFSB", "an XFS filesystem"},
 		{0x10040, "_BHRfS_M", "a Btrfs filesystem"},
