@@ -324,7 +324,7 @@ func (p *Pool) Status() PoolStatus {
 	p.logMu.Unlock()
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	if p.broken != nil {
+	if p.usable() != nil {
 		s.State = "failed"
 	}
 	for _, t := range p.cat.thresholds {

@@ -89,7 +89,10 @@ type snapshot struct {
 
 // view is where a reader looks for a block: each branch up to a moment, the
 // nearest first. It never changes.
-type view struct{ links []link }
+type view struct {
+	head  *branch
+	links []link
+}
 
 type link struct {
 	branch uint32
@@ -98,7 +101,7 @@ type link struct {
 
 // viewOf returns the view of a branch at a moment.
 func viewOf(b *branch, lsn uint64) *view {
-	v := &view{}
+	v := &view{head: b}
 	for b != nil {
 		v.links = append(v.links, link{b.id, lsn})
 		b, lsn = b.parent, b.parentLSN

@@ -73,10 +73,11 @@ type Pool struct {
 	applyMu sync.Mutex
 	applied uint64 // greatest generation in the map; under applyMu
 
-	mu     sync.RWMutex
-	cat    *catalog
-	closed bool
-	broken error // why nothing can be changed any more
+	mu  sync.RWMutex
+	cat *catalog
+
+	closed atomic.Bool
+	broken atomic.Pointer[error] // why nothing can be changed any more
 
 	flushMu  sync.Mutex
 	sequence uint64 // of the last checkpoint; under work
@@ -193,13 +194,9 @@ func (p *Pool) formatDrive(i int, nd NamedDrive) (*dev, error) {
 func (p *Pool) Close() error {
 	p.work.Lock()
 	defer p.work.Unlock()
-	p.mu.Lock()
-	if p.closed {
-		p.mu.Unlock()
+	if p.closed.Swap(true) {
 		return fault.New(fault.Canceled, "the pool is closed already")
 	}
-	p.closed = true
-	p.mu.Unlock()
 	err := p.usable()
 	if err == nil {
 		err = p.checkpoint()
@@ -212,27 +209,24 @@ func (p *Pool) Close() error {
 
 // usable returns why nothing can be changed, or nil.
 func (p *Pool) usable() error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return p.broken
+	if err := p.broken.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // admitting is usable for users' requests: not when the pool is closed.
 func (p *Pool) admitting() error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	if p.closed {
+	if p.closed.Load() {
 		return fault.New(fault.Canceled, "the pool is closed")
 	}
-	return p.broken
+	return p.usable()
 }
 
 // halt ends all changes: what memory says is not what the log says any more.
 func (p *Pool) halt(err error) {
-	// Called with mu held, by the applier.
-	if p.broken == nil {
-		p.broken = fault.Wrap(fault.Failed, err, "the pool stopped; reads go on, restart it to recover")
-	}
+	err = fault.Wrap(fault.Failed, err, "the pool stopped; reads go on, restart it to recover")
+	p.broken.CompareAndSwap(nil, &err)
 }
 
 // noteFailed halts the pool when no drive can be written.
@@ -240,8 +234,6 @@ func (p *Pool) noteFailed() {
 	if len(p.space.healthy()) > 0 {
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.halt(fault.New(fault.Failed, "no drive of the pool can be written"))
 }
 

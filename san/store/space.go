@@ -51,6 +51,7 @@ type dev struct {
 	state     devState
 	segs      []segment
 	free      int
+	dead      int  // full segments with nothing live in them
 	ready     int  // segments that are reserved
 	limited   bool // the filesystem below is full: only reserved segments count
 	hand      int
@@ -104,16 +105,37 @@ func (s *space) at(a format.Addr) (*dev, int) {
 	return d, seg
 }
 
+// edit changes a segment and keeps the drive's sums of segments right.
+func (d *dev) edit(seg int, fn func(*segment)) {
+	g := &d.segs[seg]
+	d.sum(g, -1)
+	fn(g)
+	d.sum(g, 1)
+}
+
+func (d *dev) sum(g *segment, n int) {
+	if g.state == segFree {
+		d.free += n
+	}
+	if g.state == segFull && g.live == 0 {
+		d.dead += n
+	}
+	if g.ready {
+		d.ready += n
+	}
+}
+
 // count adds n live blocks to the segment of a.
 func (s *space) count(a format.Addr, n int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d, seg := s.at(a)
 	invariant.Check(d != nil, "store: address %#x is in no segment", uint64(a))
-	g := &d.segs[seg]
-	invariant.Check(int64(g.live)+int64(n) >= 0 && g.live+uint32(n) <= d.segBlocks, "store: segment %d of drive %d would have %d%+d live blocks", seg, d.index, g.live, n)
-	g.live += uint32(n)
-	g.stuck = false
+	d.edit(seg, func(g *segment) {
+		invariant.Check(int64(g.live)+int64(n) >= 0 && g.live+uint32(n) <= d.segBlocks, "store: segment %d of drive %d would have %d%+d live blocks", seg, d.index, g.live, n)
+		g.live += uint32(n)
+		g.stuck = false
+	})
 	d.live += int64(n)
 }
 
@@ -128,10 +150,8 @@ func (s *space) take() (place, error) {
 			return place{}, fault.New(fault.Full, "the pool has no free segment; delete something or add a drive")
 		}
 		seg := d.nextFree()
-		g := &d.segs[seg]
-		g.state, g.stuck = segOpen, false
-		d.free--
-		ready := g.ready
+		d.edit(seg, func(g *segment) { g.state, g.stuck = segOpen, false })
+		ready := d.segs[seg].ready
 		s.mu.Unlock()
 		if ready {
 			return place{d: d, seg: seg}, nil
@@ -140,8 +160,7 @@ func (s *space) take() (place, error) {
 		s.mu.Lock()
 		switch {
 		case err == nil:
-			g.ready = true
-			d.ready++
+			d.edit(seg, func(g *segment) { g.ready = true })
 			s.mu.Unlock()
 			return place{d: d, seg: seg}, nil
 		case fault.Is(err, fault.Full):
@@ -149,8 +168,7 @@ func (s *space) take() (place, error) {
 		default:
 			d.state, d.lastErr = devFailed, err.Error()
 		}
-		g.state = segFree
-		d.free++
+		d.edit(seg, func(g *segment) { g.state = segFree })
 		s.mu.Unlock()
 	}
 }
@@ -202,8 +220,8 @@ func (s *space) fill(pl place) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if g := &pl.d.segs[pl.seg]; g.state == segOpen {
-		g.state = segFull
+	if pl.d.segs[pl.seg].state == segOpen {
+		pl.d.edit(pl.seg, func(g *segment) { g.state = segFull })
 	}
 }
 
@@ -213,7 +231,7 @@ func (s *space) dead() (out []place) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range s.devs {
-		if d == nil {
+		if d == nil || d.dead == 0 {
 			continue
 		}
 		for i := range d.segs {
@@ -230,18 +248,17 @@ func (s *space) release(list []place) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, pl := range list {
-		g := &pl.d.segs[pl.seg]
-		invariant.Check(g.live == 0 && g.state == segFull, "store: segment %d of drive %d came back to life", pl.seg, pl.d.index)
-		g.state, g.stuck = segFree, false
-		pl.d.free++
+		pl.d.edit(pl.seg, func(g *segment) {
+			invariant.Check(g.live == 0 && g.state == segFull, "store: segment %d of drive %d came back to life", pl.seg, pl.d.index)
+			g.state, g.stuck = segFree, false
+		})
 	}
 }
 
 // tally sums the pool's segments.
 type tally struct {
-	total, free, dead int    // segments of drives that are written; limited ones count what is reserved
-	segBlocks         uint32 // greatest segment
-	blocks            int64  // capacity of total
+	total, free, dead int   // segments of drives that are written; limited ones count what is reserved
+	blocks            int64 // capacity of total
 }
 
 func (s *space) tally() (t tally) {
@@ -258,12 +275,7 @@ func (s *space) tally() (t tally) {
 		t.total += n
 		t.blocks += int64(n) * int64(d.segBlocks)
 		t.free += d.takeable()
-		t.segBlocks = max(t.segBlocks, d.segBlocks)
-		for i := range d.segs {
-			if d.segs[i].state == segFull && d.segs[i].live == 0 {
-				t.dead++
-			}
-		}
+		t.dead += d.dead
 	}
 	return t
 }
@@ -348,19 +360,17 @@ func (s *space) load(b []byte) error {
 		b = b[4:]
 		for j := range want {
 			w := binary.LittleEndian.Uint32(b[4*j:])
-			g := &d.segs[j]
-			g.live, g.ready = w&^readyBit, w&readyBit != 0
-			if g.live > d.segBlocks {
-				return fault.New(fault.Corrupt, "segment %d of drive %q: %d live blocks", j, d.name, g.live)
+			live := w &^ readyBit
+			if live > d.segBlocks {
+				return fault.New(fault.Corrupt, "segment %d of drive %q: %d live blocks", j, d.name, live)
 			}
-			if g.ready {
-				d.ready++
-			}
-			if g.live > 0 {
-				g.state = segFull
-				d.free--
-			}
-			d.live += int64(g.live)
+			d.edit(j, func(g *segment) {
+				g.live, g.ready = live, w&readyBit != 0
+				if live > 0 {
+					g.state = segFull
+				}
+			})
+			d.live += int64(live)
 		}
 		b = b[4*want:]
 	}
@@ -378,15 +388,7 @@ func (s *space) mark(a format.Addr, state segState) (place, error) {
 	if d == nil {
 		return place{}, fault.New(fault.Corrupt, "the log's address %#x is in no segment", uint64(a))
 	}
-	g := &d.segs[seg]
-	if g.state == segFree {
-		d.free--
-	}
-	g.state = state
-	if !g.ready {
-		g.ready = true
-		d.ready++
-	}
+	d.edit(seg, func(g *segment) { g.state, g.ready = state, true })
 	return place{d: d, seg: seg, used: uint32(a.Block()-format.FirstBlock) % d.segBlocks}, nil
 }
 

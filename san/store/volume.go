@@ -206,9 +206,7 @@ func isZero(b []byte) bool {
 // nothing. Looking also brings the map's nodes into memory before the log's
 // order is held up for them, and finds damage in them in time.
 func (v *Volume) need(o *op) (int64, error) {
-	v.p.mu.RLock()
-	b := v.vol.branch
-	v.p.mu.RUnlock()
+	b := v.vol.view.Load().head
 	maxPin := b.maxPin.Load()
 	entries, found := make([]maptree.Entry, opBlocksMax), make([]bool, opBlocksMax)
 	need := int64(0)

@@ -75,10 +75,16 @@ func New(bytes int64) (*Cache, error) {
 	return c, nil
 }
 
-// Close gives the memory back. The cache must not be used afterwards.
+// Close gives the memory back. Afterwards the cache is one that keeps nothing.
 func (c *Cache) Close() error {
 	if c.arena == nil {
 		return nil
+	}
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		s.data, s.ref, s.tag, s.used, s.tab = nil, nil, nil, nil, nil
+		s.mu.Unlock()
 	}
 	arena := c.arena
 	c.arena = nil
