@@ -41,6 +41,7 @@ const (
 	CopySegmentsMax = 64
 	CopyListMax     = CopyTargetsMax*32 + CopySegmentsMax*28 // bytes
 	CopyBlocksMax   = 0xffff                                 // of one segment
+	CopiesMax       = 16                                     // under way at once, of one nexus
 )
 
 // Copy is a decoded EXTENDED COPY(LID1) parameter list. SPC-4, 6.4.3.
@@ -161,28 +162,32 @@ func AppendCopyParams(dst []byte, blockSize uint32) []byte {
 	be.PutUint16(b[10:], CopySegmentsMax)
 	be.PutUint32(b[12:], CopyListMax)
 	be.PutUint32(b[16:], CopyBlocksMax*blockSize)
-	be.PutUint16(b[34:], 0xff) // concurrent copies, in all
-	b[36] = 0xff               // and of one nexus
-	b[37] = 9                  // data segment granularity, log 2
+	be.PutUint16(b[34:], 0xffff) // concurrent copies in all: no limit of their own
+	b[36] = CopiesMax            // and of one nexus
+	b[37] = 9                    // data segment granularity, log 2
 	b[43] = 2
 	b[44], b[45] = 0x02, 0xe4
 	return append(dst, b[:]...)
 }
 
-// CopyResult is what RECEIVE COPY RESULTS tells of a finished EXTENDED COPY.
+// CopyResult is what RECEIVE COPY RESULTS tells of an EXTENDED COPY.
 type CopyResult struct {
+	Running  bool
 	Failed   bool
 	Segments uint16 // processed
 	Bytes    uint64 // written
 	Sense    []byte // of the failure
 }
 
-// AppendCopyStatus appends COPY STATUS data: complete, with or without
-// errors; the transfer count in bytes, or in KiB when it does not fit.
+// AppendCopyStatus appends COPY STATUS data: in progress, or complete with or
+// without errors; the transfer count in bytes, or in KiB when it does not fit.
 // SPC-4, 6.18.2.
 func AppendCopyStatus(dst []byte, r CopyResult) []byte {
 	state := byte(1)
-	if r.Failed {
+	switch {
+	case r.Running:
+		state = 0
+	case r.Failed:
 		state = 2
 	}
 	units, count := byte(0), r.Bytes

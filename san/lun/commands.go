@@ -71,22 +71,22 @@ func generalCommands() []command {
 		plain(scsi.OpRequestSense, free|attentionFree, timeoutShort, usage(0x01, 0, 0, 0xff, 0x04), (*task).requestSense),
 		plain(scsi.OpInquiry, free|attentionFree, timeoutShort, usage(0x01, 0xff, 0xff, 0xff, 0x04), (*task).inquiry),
 		plain(scsi.OpReportLUNs, free|attentionFree, timeoutShort, usage(0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04), (*task).reportLUNs),
-		plain(scsi.OpModeSense6, reads, timeoutShort, usage(0x08, 0xff, 0xff, 0xff, 0x04), (*task).modeSense),
-		plain(scsi.OpModeSense10, reads, timeoutShort, usage(0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0x04), (*task).modeSense),
-		plain(scsi.OpModeSelect6, writes, timeoutShort, usage(0x11, 0, 0, 0xff, 0x04), (*task).modeSelect),
-		plain(scsi.OpModeSelect10, writes, timeoutShort, usage(0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04), (*task).modeSelect),
-		plain(scsi.OpLogSense, free, timeoutShort, usage(0x01, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0x04), (*task).logSense),
+		plain(scsi.OpModeSense6, reads|standbyFree, timeoutShort, usage(0x08, 0xff, 0xff, 0xff, 0x04), (*task).modeSense),
+		plain(scsi.OpModeSense10, reads|standbyFree, timeoutShort, usage(0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0x04), (*task).modeSense),
+		plain(scsi.OpModeSelect6, writes|standbyFree, timeoutShort, usage(0x11, 0, 0, 0xff, 0x04), (*task).modeSelect),
+		plain(scsi.OpModeSelect10, writes|standbyFree, timeoutShort, usage(0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04), (*task).modeSelect),
+		plain(scsi.OpLogSense, legacyFree|standbyFree, timeoutShort, usage(0x01, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0x04), (*task).logSense),
 		plain(scsi.OpStartStopUnit, 0, timeoutLong, usage(0x01, 0, 0x0f, 0xf7, 0x04), (*task).startStop),
 		plain(scsi.OpReadDefectData10, reads, timeoutShort, usage(0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0x04), (*task).readDefects),
 		plain(scsi.OpReadDefectData12, reads, timeoutShort, usage(0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04), (*task).readDefects),
 		action(scsi.OpMaintenanceIn, scsi.ActionReportTargetPortGroups, free, timeoutShort,
 			usage(0xe0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04), (*task).reportPortGroups),
-		action(scsi.OpMaintenanceIn, scsi.ActionReportOpcodes, reads|accessFree, timeoutShort,
+		action(scsi.OpMaintenanceIn, scsi.ActionReportOpcodes, reads|standbyFree, timeoutShort,
 			usage(0, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04), (*task).reportOpcodes),
-		action(scsi.OpMaintenanceIn, scsi.ActionReportTaskManagement, reads|accessFree, timeoutShort,
+		action(scsi.OpMaintenanceIn, scsi.ActionReportTaskManagement, reads|standbyFree, timeoutShort,
 			usage(0, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04), (*task).reportTaskManagement),
-		plain(scsi.OpReadCapacity10, legacyFree, timeoutShort, usage(0, 0, 0, 0, 0, 0, 0, 0, 0x04), (*task).readCapacity10),
-		action(scsi.OpServiceActionIn16, scsi.ActionReadCapacity16, legacyFree, timeoutShort,
+		plain(scsi.OpReadCapacity10, legacyFree|standbyFree, timeoutShort, usage(0, 0, 0, 0, 0, 0, 0, 0, 0x04), (*task).readCapacity10),
+		action(scsi.OpServiceActionIn16, scsi.ActionReadCapacity16, legacyFree|standbyFree, timeoutShort,
 			usage(0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04), (*task).readCapacity16),
 		action(scsi.OpServiceActionIn16, scsi.ActionGetLBAStatus, reads, timeoutIO, usage16(0), (*task).getLBAStatus),
 	}
@@ -134,7 +134,6 @@ func usageCopyResults() []byte {
 
 // reservationCommands are RESERVE and RELEASE, and persistent reservations.
 func reservationCommands() []command {
-	const free = legacyFree | accessFree
 	list := []command{
 		plain(scsi.OpReserve6, legacyFree, timeoutShort, usage(0, 0, 0, 0, 0x04), (*task).reserve),
 		plain(scsi.OpReserve10, legacyFree, timeoutShort, usage(0, 0, 0, 0, 0, 0, 0, 0, 0x04), (*task).reserve),
@@ -142,12 +141,12 @@ func reservationCommands() []command {
 		plain(scsi.OpRelease10, legacyFree, timeoutShort, usage(0, 0, 0, 0, 0, 0, 0, 0, 0x04), (*task).release),
 	}
 	for _, a := range []uint16{scsi.ActionPersistReadKeys, scsi.ActionPersistReadReserved, scsi.ActionPersistCapabilities, scsi.ActionPersistReadFull} {
-		list = append(list, action(scsi.OpPersistentIn, a, accessFree, timeoutShort,
+		list = append(list, action(scsi.OpPersistentIn, a, standbyFree, timeoutShort,
 			usage(0, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04), (*task).persistentIn))
 	}
 	for a := uint16(scsi.ActionPersistRegister); a <= scsi.ActionPersistRegisterMove; a++ {
 		// Whether it conflicts is for the reservations themselves to say.
-		list = append(list, action(scsi.OpPersistentOut, a, free&^legacyFree, timeoutIO,
+		list = append(list, action(scsi.OpPersistentOut, a, standbyFree, timeoutIO,
 			usage(0, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x04), (*task).persistentOut))
 	}
 	return list

@@ -50,6 +50,8 @@ func (k *task) modeSelect() *scsi.Check {
 		return scsi.ListLength()
 	}
 	u := k.itl.unit
+	u.persist.Lock() // between our look and our change nobody else changes it
+	defer u.persist.Unlock()
 	cache := u.vol.WriteCache()
 	u.mu.Lock()
 	old := u.mode

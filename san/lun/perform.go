@@ -24,6 +24,10 @@ const (
 	legacyFree
 	// attentionFree: performed although a unit attention is pending.
 	attentionFree
+	// standbyFree: performed in the asymmetric access state standby, too. READ
+	// CAPACITY is among them, which SPC-4 does not ask for: Linux sizes a disk
+	// by whatever path it finds first.
+	standbyFree
 	// accessFree: performed in every asymmetric access state.
 	accessFree
 )
@@ -96,7 +100,9 @@ func (k *task) admit(c class) *scsi.Check {
 			return &scsi.Check{Status: scsi.ReservationConflict}
 		}
 		if d&denyAccess != 0 && c&accessFree == 0 {
-			return k.notAccessible()
+			if check := k.notAccessible(c); check != nil {
+				return check
+			}
 		}
 	}
 	if c&modifies != 0 && (d&denyProtect != 0 || k.itl.unit.protected.Load()) {
@@ -105,20 +111,26 @@ func (k *task) admit(c class) *scsi.Check {
 	return nil
 }
 
-// notAccessible says why the target port's group does not serve. SPC-4,
-// 5.15.2.4.
-func (k *task) notAccessible() *scsi.Check {
+// notAccessible says why the target port's group does not serve a command of
+// class c, or nil if it does. SPC-4, 5.15.2.4.
+func (k *task) notAccessible(c class) *scsi.Check {
 	u := k.itl.unit
 	u.mu.Lock()
 	state := k.itl.access
 	u.mu.Unlock()
 	switch state {
+	case scsi.ActiveOptimized, scsi.ActiveNonOptimized:
+		return nil // it became active just now
 	case scsi.Standby:
+		if c&standbyFree != 0 {
+			return nil
+		}
 		return scsi.Fail(scsi.KeyNotReady, 0x04, 0x0b)
 	case scsi.Transitioning:
 		return scsi.Fail(scsi.KeyNotReady, 0x04, 0x0a)
+	default:
+		return scsi.Fail(scsi.KeyNotReady, 0x04, 0x0c)
 	}
-	return scsi.Fail(scsi.KeyNotReady, 0x04, 0x0c)
 }
 
 // finish makes check the task's answer. An answer without one is GOOD.

@@ -19,7 +19,7 @@ type port struct {
 	copies sync.Mutex
 	// results are those of EXTENDED COPY, by list identifier; the oldest is
 	// dropped beyond copyResultsMax. Under copies.
-	results []copyResult
+	results []*copyResult
 }
 
 // view is what a nexus sees: I_T_L nexuses by logical unit number, nil where
@@ -148,13 +148,13 @@ func (p *port) Manage(f scsi.Function, lun scsi.LUN, tag uint32) scsi.FunctionRe
 	}
 	switch f {
 	case scsi.AbortTask:
-		if len(i.unit.abort(p, nil, func(t *task) bool { return t.itl == i && t.Tag == tag })) == 0 {
+		if len(i.unit.abort(p, func(t *task) bool { return t.itl == i && t.Tag == tag }).hit) == 0 {
 			return scsi.TaskDoesNotExist
 		}
 	case scsi.AbortTaskSet:
-		i.unit.abort(p, nil, func(t *task) bool { return t.itl == i })
+		i.unit.abort(p, func(t *task) bool { return t.itl == i })
 	case scsi.ClearTaskSet:
-		i.unit.clear(p, nil, func(*task) bool { return true })
+		i.unit.abort(p, func(*task) bool { return true }).cleared(p)
 	case scsi.ClearACA:
 		// NACA is refused, so there never is an ACA condition to clear.
 	case scsi.LogicalUnitResetFunction:
@@ -180,7 +180,7 @@ func (i *itl) detach() {
 	u.mu.Lock()
 	i.closed = true
 	u.mu.Unlock()
-	u.abort(nil, nil, func(t *task) bool { return t.itl == i })
+	u.abort(nil, func(t *task) bool { return t.itl == i })
 	u.mu.Lock()
 	delete(u.nexuses, i)
 	if u.legacy == i {

@@ -63,9 +63,11 @@ func allocation32(b []byte) int { return int(min(binary.BigEndian.Uint32(b), 1<<
 //
 // Blocks are mapped by the physical block. A request that begins inside of a
 // mapped one, with another mapped one behind it, is answered from that next
-// one on: the conformance suite that initiators are tested with expects this
-// rounding, and what is left out is only ever mapped. A deallocated extent is
-// told from the very block that was asked for.
+// one on. SBC-3, 5.6.2.3 wants the very block that was asked for; libiscsi's
+// conformance suite (GetLBAStatus.UnmapSingle) expects this rounding. What is
+// left out is only ever mapped, and initiators that walk a disk by what they
+// are told never ask from inside of a physical block. A deallocated extent is
+// told from the block that was asked for.
 func (k *task) getLBAStatus() *scsi.Check {
 	u := k.itl.unit
 	lba := binary.BigEndian.Uint64(k.CDB[2:])

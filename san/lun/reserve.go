@@ -2,6 +2,7 @@ package lun
 
 import (
 	"encoding/binary"
+	"slices"
 	"strings"
 
 	"steadfast/fault"
@@ -95,6 +96,9 @@ func (k *task) persistentOut() *scsi.Check {
 			return scsi.InvalidData(24, 7) // a nexus has an initiator port
 		}
 		r.To = reserve.Nexus{Initiator: p.Initiators[0].Name, Port: reserve.Port{Target: k.itl.nexus.Port.Target, Tag: p.Port}}
+		if !slices.Contains(r.Ports, r.To.Port) {
+			return scsi.InvalidData(18, -1) // a holder there could never come
+		}
 	} else if r.Also, check = k.ports(p.Initiators); check != nil {
 		return check
 	}
@@ -135,7 +139,11 @@ func (k *task) decide(r reserve.Request) *scsi.Check {
 	u.mu.Unlock()
 	next, e := reserve.Decide(old, k.itl.nexus, r)
 	check := verdict(e.Verdict)
-	if check == nil && legacy != nil {
+	if k.stop.Load() {
+		// Preempted itself, by one that waits for this task. Were it to preempt
+		// now and wait for that one's tasks, both would wait forever.
+		check = ended
+	} else if check == nil && legacy != nil {
 		check = &scsi.Check{Status: scsi.ReservationConflict} // SPC-2's way excludes this one
 	}
 	if check == nil && e.Changed {
@@ -148,6 +156,9 @@ func (k *task) decide(r reserve.Request) *scsi.Check {
 	u.mu.Lock()
 	u.pr = next
 	u.refresh()
+	// In the same step in which the nexuses lose their rights, so that what a
+	// nexus sends after it has registered anew is not taken for the old.
+	aborted := u.mark(k.port, k, func(t *task) bool { return slices.Contains(e.Abort, t.itl.nexus) })
 	for _, n := range e.Notices {
 		for i := range u.nexuses {
 			if i.nexus == n.To {
@@ -162,18 +173,8 @@ func (k *task) decide(r reserve.Request) *scsi.Check {
 			i.tell()
 		}
 	}
-	if len(e.Abort) > 0 {
-		// A nexus whose key is gone can start nothing more that conflicts, so
-		// that all there is to wait for is here.
-		u.clear(k.port, k, func(t *task) bool {
-			for _, n := range e.Abort {
-				if t.itl.nexus == n {
-					return true
-				}
-			}
-			return false
-		})
-	}
+	aborted.drain()
+	aborted.cleared(k.port)
 	return nil
 }
 

@@ -123,20 +123,26 @@ func (u *unit) enabled(t *task) bool {
 	return true
 }
 
-// abort ends every task that match wants, but for self (nil: for none), and
-// returns the nexuses it hit. When it returns, the tasks that had reached the
-// volume have come back from it, and the others can never start. by is who
-// asks: tasks of another nexus are answered TASK ABORTED if the control mode
-// page says so. SAM-5, 5.6 and 7.
-func (u *unit) abort(by *port, self *task, match func(*task) bool) (hit []*itl) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	last := u.set.seq
+// aborting is the end of some tasks of a unit, under way.
+type aborting struct {
+	unit  *unit
+	self  *task // spared: the task that asks, or nil
+	match func(*task) bool
+	last  uint64 // the youngest task that was there
+	hit   []*itl // whose tasks they are, one for each
+}
+
+// mark begins to end every task that match wants, but for self: those that
+// have not started never will, and those that have are asked to stop. by is
+// who asks: tasks of another nexus are answered TASK ABORTED if the control
+// mode page says so. Under mu. SAM-5, 5.6 and 7.
+func (u *unit) mark(by *port, self *task, match func(*task) bool) aborting {
+	a := aborting{unit: u, self: self, match: match, last: u.set.seq}
 	tas := u.mode.TaskAborted
 	for t := u.set.tasks.next; t != &u.set.tasks; {
 		next := t.next
 		if t != self && match(t) {
-			hit = append(hit, t.itl)
+			a.hit = append(a.hit, t.itl)
 			t.told = tas && by != nil && t.port != by
 			t.stop.Store(true)
 			if t.state.CompareAndSwap(queued, dead) {
@@ -148,22 +154,55 @@ func (u *unit) abort(by *port, self *task, match func(*task) bool) (hit []*itl) 
 	if u.set.waiters > 0 {
 		u.changed.Broadcast() // those that waited for their turn learn that it will not come
 	}
-	for u.runningUpTo(last, self, match) {
-		u.wait()
-	}
-	return hit
+	return a
 }
 
-// runningUpTo reports whether a task that match wants, and that is no younger
-// than last, is still there. Tasks in the set now that came before last are
-// the very ones that abort marked: sequence numbers are never reused. Under mu.
-func (u *unit) runningUpTo(last uint64, self *task, match func(*task) bool) bool {
-	for t := u.set.tasks.next; t != &u.set.tasks && t.seq <= last; t = t.next {
-		if t != self && match(t) {
+// drain returns when the marked tasks that had reached the volume have come
+// back from it. Without mu.
+func (a aborting) drain() {
+	a.unit.mu.Lock()
+	for a.left() {
+		a.unit.wait()
+	}
+	a.unit.mu.Unlock()
+}
+
+// left reports whether a marked task is still in the set. Tasks there that are
+// no younger than last are the very ones that were marked: sequence numbers
+// are never reused. Under mu.
+func (a aborting) left() bool {
+	head := &a.unit.set.tasks
+	for t := head.next; t != head && t.seq <= a.last; t = t.next {
+		if t != a.self && a.match(t) {
 			return true
 		}
 	}
 	return false
+}
+
+// abort marks and drains.
+func (u *unit) abort(by *port, match func(*task) bool) aborting {
+	u.mu.Lock()
+	a := u.mark(by, nil, match)
+	u.mu.Unlock()
+	a.drain()
+	return a
+}
+
+// visit enters a command that stands in another unit's set into u's as well,
+// running, for as long as it works there: whoever resets u or preempts the
+// nexus there waits for it, and stops it. It returns nil when i is no more.
+// The caller ends the visit with leave.
+func (u *unit) visit(k *task, i *itl) *task {
+	t := &task{Task: &scsi.Task{LUN: i.lun, Tag: k.Tag, CDB: k.CDB}, port: k.port, itl: i, began: k.began}
+	t.state.Store(running)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if i.closed {
+		return nil
+	}
+	u.insert(t)
+	return t
 }
 
 // leave ends a task that ran. It returns whether the task is to be answered:

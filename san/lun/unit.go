@@ -26,8 +26,9 @@ type unit struct {
 	sense     atomic.Bool   // D_SENSE
 	count     counters
 
-	// persist serialises changes of reservations with their being stored, so
-	// that what is on disk never lags behind an answer, nor overtakes it.
+	// persist serialises changes of reservations and of mode pages with their
+	// being stored, so that what is on disk never lags behind an answer, nor
+	// overtakes it.
 	persist sync.Mutex
 
 	mu      sync.Mutex
@@ -68,6 +69,7 @@ func (u *unit) reload() {
 
 // event passes on what the volume reports. It does not block.
 func (u *unit) event(e Event) {
+	before := u.blocks.Load()
 	u.reload()
 	a := modeChanged
 	switch e {
@@ -78,6 +80,9 @@ func (u *unit) event(e Event) {
 	case Replaced:
 		a = mediumChanged
 	case Changed:
+	}
+	if u.blocks.Load() != before {
+		a |= capacityChanged // a rollback may also bring back another size
 	}
 	attend(u.all(nil), a)
 }
@@ -132,7 +137,7 @@ func (u *unit) refresh() {
 // free, mode pages are as they were made; persistent reservations stay. Every
 // nexus hears of it. SAM-5, 6.3.3.
 func (u *unit) reset(by *port) {
-	u.abort(by, nil, func(*task) bool { return true })
+	u.abort(by, func(*task) bool { return true })
 	u.mu.Lock()
 	u.legacy = nil
 	u.mode = scsi.Mode{}
@@ -143,18 +148,17 @@ func (u *unit) reset(by *port) {
 	attend(u.all(nil), resetOccurred)
 }
 
-// clear aborts like abort, for a function that ends tasks of several nexuses:
-// those of others are told, unless their tasks' answers do (TAS).
+// cleared tells other nexuses that tasks of theirs were ended by a function
+// that reaches across nexuses, unless the tasks' answers do (TAS).
 // SAM-5, 5.6.2.
-func (u *unit) clear(by *port, self *task, match func(*task) bool) {
-	hit := u.abort(by, self, match)
-	u.mu.Lock()
-	tas := u.mode.TaskAborted
-	u.mu.Unlock()
+func (a aborting) cleared(by *port) {
+	a.unit.mu.Lock()
+	tas := a.unit.mode.TaskAborted
+	a.unit.mu.Unlock()
 	if tas {
 		return
 	}
-	for _, i := range hit {
+	for _, i := range a.hit {
 		if i.port != by {
 			i.raise(commandsCleared)
 			i.tell()

@@ -79,8 +79,11 @@ func (k *task) deallocate(off, n int64, f block.Flags, hint bool) error {
 }
 
 // writeSame is WRITE SAME(10) and (16). Zeros are not stored but unmapped,
-// asked for or not, as no read can tell; other data is written out, UNMAP or
-// not, since unmapped blocks read as zeros (LBPRZ). SBC-3, 5.36, 5.37.
+// asked for or not, as no read can tell. With UNMAP the data is not looked at:
+// SBC-3, 4.7.3.4.4 wants data other than zeros written in spite of UNMAP, but
+// LIO, tgt and Linux's scsi_debug unmap, and libiscsi's conformance suite
+// (WriteSame10.UnmapUntilEnd) sends such data and reads zeros. No initiator is
+// known that asks to unmap and means to write. SBC-3, 5.36, 5.37.
 func (k *task) writeSame() *scsi.Check {
 	t, check := k.transfer(writeSameMax)
 	if !t.NoData {
@@ -106,10 +109,10 @@ func (k *task) writeSame() *scsi.Check {
 	}
 	off, n := bytesOf(t.LBA), bytesOf(blocks)
 	var err error
-	switch zeros := t.NoData || isZero(k.DataOut); {
-	case zeros && t.Unmap:
+	switch {
+	case t.Unmap:
 		err = k.deallocate(off, n, 0, false)
-	case zeros:
+	case t.NoData || isZero(k.DataOut):
 		err = u.vol.Zero(off, n, 0)
 	default:
 		err = k.fill(off, n, k.DataOut)

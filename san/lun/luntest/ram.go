@@ -38,7 +38,10 @@ type RAM struct {
 	next       int
 }
 
-var _ lun.Volume = (*RAM)(nil)
+var (
+	_ lun.Volume        = (*RAM)(nil)
+	_ lun.SpaceReporter = (*RAM)(nil)
+)
 
 // NewRAM returns a volume of size bytes, a multiple of block.BlockSize.
 func NewRAM(name string, id byte, size int64) *RAM {
@@ -86,6 +89,9 @@ func (r *RAM) TryReadAt(p []byte, off int64) bool {
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
+	if off < 0 || off > int64(len(r.data))-int64(len(p)) {
+		return false
+	}
 	copy(p, r.data[off:])
 	return true
 }
@@ -94,6 +100,15 @@ func (r *RAM) TryReadAt(p []byte, off int64) bool {
 func (r *RAM) touch(off, n int64) {
 	for b := off / block.BlockSize; b*block.BlockSize < off+n; b++ {
 		r.mapped[b] = true
+	}
+}
+
+// erase makes a range read as zeros; blocks that it covers whole become holes,
+// as a store makes them of zeros. Under mu.
+func (r *RAM) erase(off, n int64) {
+	clear(r.data[off : off+n])
+	for b := (off + block.BlockSize - 1) / block.BlockSize; (b+1)*block.BlockSize <= off+n; b++ {
+		r.mapped[b] = false
 	}
 }
 
@@ -119,10 +134,7 @@ func (r *RAM) Trim(off, n int64) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	clear(r.data[off : off+n])
-	for b := (off + block.BlockSize - 1) / block.BlockSize; (b+1)*block.BlockSize <= off+n; b++ {
-		r.mapped[b] = false
-	}
+	r.erase(off, n)
 	return nil
 }
 
@@ -133,7 +145,7 @@ func (r *RAM) Zero(off, n int64, _ block.Flags) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	clear(r.data[off : off+n])
+	r.erase(off, n)
 	return nil
 }
 
@@ -144,9 +156,11 @@ func (r *RAM) CompareAndWrite(off int64, old, new []byte, _ block.Flags) (int64,
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for i, b := range old {
-		if r.data[off+int64(i)] != b {
-			return int64(i), nil
+	if held := r.data[off : off+int64(len(old))]; !bytes.Equal(held, old) {
+		for i, b := range old {
+			if held[i] != b {
+				return int64(i), nil
+			}
 		}
 	}
 	copy(r.data[off:], new)
@@ -214,11 +228,35 @@ func (r *RAM) Mapped(off, limit int64) (mapped bool, n int64, err error) {
 	return mapped, min(end*block.BlockSize-off, limit), nil
 }
 
-// CopyFrom implements lun.Volume; from is a RAM too.
+// Space implements lun.SpaceReporter: what is not mapped is free.
+func (r *RAM) Space() (available, used int64) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, m := range r.mapped {
+		if m {
+			used += block.BlockSize
+		}
+	}
+	return int64(len(r.data)) - used, used
+}
+
+// CopyFrom implements lun.Volume. Where the distance is a multiple of
+// block.BlockSize, holes of the source are holes of the copy.
 func (r *RAM) CopyFrom(dst int64, from lun.Volume, src, n int64, _ block.Flags) error {
 	p := make([]byte, n)
 	if err := from.ReadAt(p, src); err != nil {
 		return err
+	}
+	var holes [][2]int64 // of p: offset, length
+	for at := int64(0); at < n; {
+		mapped, run, err := from.Mapped(src+at, n-at)
+		if err != nil {
+			return err
+		}
+		if !mapped {
+			holes = append(holes, [2]int64{at, run})
+		}
+		at += run
 	}
 	if err := r.enter("copy", dst, n); err != nil {
 		return err
@@ -227,6 +265,9 @@ func (r *RAM) CopyFrom(dst int64, from lun.Volume, src, n int64, _ block.Flags) 
 	defer r.mu.Unlock()
 	copy(r.data[dst:], p)
 	r.touch(dst, n)
+	for _, h := range holes {
+		r.erase(dst+h[0], h[1])
+	}
 	return nil
 }
 
@@ -244,6 +285,10 @@ func (r *RAM) SetAttribute(key string, value []byte) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if value == nil {
+		delete(r.attributes, key)
+		return nil
+	}
 	r.attributes[key] = bytes.Clone(value)
 	return nil
 }
