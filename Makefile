@@ -43,19 +43,19 @@ lint: ## golangci-lint with .golangci.yml
 sim: ## the simulated world over SEEDS seeds (default 500)
 	$(GO) run ./test/suite -only sim -seeds $(SEEDS)
 
-e2e: build ## libiscsi tools, qemu-img and a QEMU guest against a node of this tree
-	@test/need e2e guest || true
-	@$(GO) run ./test/e2e
+e2e: build ## libiscsi tools, qemu-img and a QEMU guest against a node of this tree; PEER=tgt tries them on tgt
+	@test/need e2e guest $(if $(PEER),peer) || true
+	@$(GO) run ./test/e2e $(if $(PEER),-peer $(PEER))
 
-e2e-guest: build ## SLOW (minutes): the Linux kernel initiator in an emulated guest: CHAP, ext4, fio, node restarts
-	@test/need guest || true
-	@$(GO) run ./test/e2e -guest
+e2e-guest: build ## SLOW (minutes): the Linux kernel initiator in an emulated guest: CHAP, ext4, fio, node restarts; PEER=tgt
+	@test/need guest $(if $(PEER),peer) || true
+	@$(GO) run ./test/e2e -guest $(if $(PEER),-peer $(PEER))
 
 conformance: build ## every suite of iscsi-test-cu, four ways and read-only; PEER=tgt judges tgt instead
 	@test/need conformance $(if $(PEER),peer) || true
 	@$(GO) run ./test/conformance $(if $(PEER),-peer $(PEER)) $(if $(SUITES),-suites $(SUITES))
 
-bench: build ## speed against tgt in the same run (root for equal memory limits); BENCH_SECONDS, BENCH_ROUNDS, BENCH_ROWS
+bench: build ## SLOW (13 minutes), root: speed against tgt in the same run; BENCH_SECONDS, BENCH_ROUNDS, BENCH_ROWS
 	@test/need bench || true
 	@$(GO) run ./test/bench
 

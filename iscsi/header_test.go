@@ -84,11 +84,57 @@ func TestAHSRefused(t *testing.T) {
 	}
 }
 
-func FuzzAHS(f *testing.F) {
-	f.Add([]byte{0, 5, 2, 0, 0, 0, 0, 1})
+// FuzzPDU takes the input for a header and the segments behind it.
+func FuzzPDU(f *testing.F) {
+	var h Header
+	h.SetOpcode(OpSCSICommand)
+	h.SetAHSLength(8)
+	f.Add(append(h[:], 0, 5, 2, 0, 0, 0, 0, 1))
+	h.SetAHSLength(20)
+	f.Add(AppendAHS(h[:], AHS{ExtendedCDB: make([]byte, 16)}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if a, err := ParseAHS(b); err == nil && len(a.ExtendedCDB) > len(b) {
-			t.Fatal("longer than its input")
+		if len(b) < HeaderSize {
+			return
+		}
+		h := Header(b)
+		if h.DataLength() > MaxSegmentLength || h.AHSLength() > 1020 || h.Opcode().String() == "" {
+			t.Fatal("a field outside its range")
+		}
+		copied := h
+		copied.SetDataLength(h.DataLength())
+		copied.SetAHSLength(h.AHSLength())
+		copied.SetOpcode(h.Opcode())
+		if copied != h {
+			t.Fatal("fields do not write as they read")
+		}
+		segments := b[HeaderSize:]
+		a, err := ParseAHS(segments[:min(h.AHSLength(), len(segments))])
+		if err != nil {
+			return
+		}
+		again, err := ParseAHS(AppendAHS(nil, a))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(a, again); diff != "" {
+			t.Fatal(diff)
+		}
+	})
+}
+
+// FuzzName checks that a normal form is one.
+func FuzzName(f *testing.F) {
+	for _, s := range []string{"iqn.2001-04.com.example:Disk.1", "eui.02004567A425678D", "naa.52004567BA64678D", "iqn.2001-04.com.\u0130"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		n, err := NormalizeName(s)
+		if err != nil {
+			return
+		}
+		again, err := NormalizeName(n)
+		if err != nil || again != n {
+			t.Fatalf("%q becomes %q, and that %q, %v", s, n, again, err)
 		}
 	})
 }

@@ -49,10 +49,11 @@ type Login struct {
 	// Done is set when the connection is in the full feature phase, Failed
 	// when a refusal was answered and the connection must be closed.
 	Done, Failed bool
-	// Identity, Params and Why are the outcome. Why explains a failure, for
-	// the log; it holds no secret.
+	// Identity, Params, Status and Why are the outcome. Why explains a
+	// failure, for the log; it holds no secret, but words of the initiator's.
 	Identity Identity
 	Params   Params
+	Status   LoginStatus
 	Why      error
 
 	policy LoginPolicy
@@ -109,7 +110,7 @@ func (l *Login) Step(req *Header, data []byte) (resp Header, text []byte) {
 	resp.SetTSIH(req.TSIH())
 	resp.SetInitiatorTag(req.InitiatorTag())
 	if e := l.step1(req, data, &resp); e != nil {
-		l.Failed, l.Why = true, e.err
+		l.Failed, l.Status, l.Why = true, e.status, e.err
 		resp.SetStages(false, false, req.CSG(), 0)
 		resp.SetLoginStatus(e.status)
 		return resp, nil

@@ -77,7 +77,9 @@ func play(t *testing.T, l *Login, reqs []request) string {
 	return out.String()
 }
 
-func secret(s string) *Credentials { return &Credentials{Name: s, Secret: []byte("the secret of " + s)} }
+func secret(s string) *Credentials {
+	return &Credentials{Name: s, Secret: []byte("the secret of " + s)}
+}
 
 // proof is the initiator's CHAP answer to the test policy's challenge.
 func proof(a CHAPAlgorithm, c *Credentials) string {
@@ -250,24 +252,73 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
+// FuzzLogin feeds a login as many requests as the input has: each a byte of
+// flags, a byte of length and so much text. The first byte says whether a
+// secret is asked for.
 func FuzzLogin(f *testing.F) {
-	f.Add(byte(0x87), []byte(strings.ReplaceAll(names, "\n", "\x00")), byte(0), []byte("CHAP_A=5\x00"))
-	f.Fuzz(func(t *testing.T, f1 byte, t1 []byte, f2 byte, t2 []byte) {
-		l := NewLogin(&testPolicy{auth: Auth{In: secret("initiator")}}, own(), 1)
-		for i := range 2 {
+	step := func(flags byte, text string) []byte {
+		text = strings.ReplaceAll(text, "\n", "\x00")
+		return append([]byte{flags, byte(len(text))}, text...)
+	}
+	f.Add(append([]byte{0}, step(0x87, names+"InitialR2T=No\nMaxBurstLength=4096\n")...))
+	f.Add(append(append([]byte{0}, step(0x40, names)...), step(0x81, "AuthMethod=None\n")...))
+	f.Add(append(append(append([]byte{1}, step(0x00, names+"AuthMethod=CHAP,None\n")...), step(0x00, "CHAP_A=7,5\n")...),
+		step(0x81, "CHAP_N=initiator\nCHAP_R=0x00112233445566778899aabbccddeeff\nCHAP_I=1\nCHAP_C=0x01020304\n")...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) == 0 {
+			return
+		}
+		p := &testPolicy{}
+		if b[0]&1 != 0 {
+			p.auth = Auth{In: secret("initiator"), Mutual: secret("target")}
+		}
+		l := NewLogin(p, own(), 1)
+		for b = b[1:]; len(b) >= 2 && !l.Done && !l.Failed; {
+			n := min(int(b[1]), len(b)-2)
 			var h Header
 			h.SetOpcode(OpLoginReq)
-			h.SetFlags([]byte{f1, f2}[i])
-			resp, text := l.Step(&h, [][]byte{t1, t2}[i])
-			if resp.DataLength() != len(text) || len(text) > 8192 {
-				t.Fatal("bad length")
+			h.SetFlags(b[0])
+			resp, text := l.Step(&h, b[2:2+n])
+			b = b[2+n:]
+			if resp.DataLength() != len(text) || len(text) > DefaultParams().MaxSendLength {
+				t.Fatalf("answer of %d bytes says %d", len(text), resp.DataLength())
 			}
-			if l.Done {
-				t.Fatal("logged in without a proof")
+			if l.Failed != (resp.LoginStatus() != LoginSuccess) || l.Failed != (l.Why != nil) || l.Done && l.Failed {
+				t.Fatalf("done %v, failed %v, status %v, why %v", l.Done, l.Failed, resp.LoginStatus(), l.Why)
 			}
-			if l.Done || l.Failed {
-				return
+			if resp.Transit() && resp.Continue() {
+				t.Fatal("transit in the middle of a text")
 			}
+		}
+		if l.Done != p.entered || l.Done && p.auth.In != nil && l.step != authProven {
+			t.Fatal("logged in without a proof")
+		}
+	})
+}
+
+// FuzzCHAP plays the initiator's side of CHAP without knowing the secret.
+func FuzzCHAP(f *testing.F) {
+	f.Add("5", "initiator", "0x00112233445566778899aabbccddeeff", "7", "0x01020304")
+	f.Add("7,5", "initiator", "0bAAECAwQFBgcICQoLDA0ODw==", "255", "0bAAAA")
+	f.Fuzz(func(t *testing.T, list, name, response, id, challenge string) {
+		var c chap
+		b, err := c.begin(nil, list, (*testPolicy)(nil).Random)
+		if err != nil {
+			return
+		}
+		if _, err := ParseText(b); err != nil {
+			t.Fatalf("challenge %q: %v", b, err)
+		}
+		in := secret("initiator")
+		got, _ := ParseBinary(response)
+		knows := bytes.Equal(got, CHAPResponse(c.algorithm, c.id, in.Secret, c.challenge))
+		p := chapProof{name: name, response: response, identifier: id, challenge: challenge, wantsMutual: true}
+		b, err = c.verify(nil, p, in, secret("target"))
+		if err == nil && !knows {
+			t.Fatal("proven without the secret")
+		}
+		if err != nil && len(b) != 0 {
+			t.Fatal("an answer beside a refusal")
 		}
 	})
 }

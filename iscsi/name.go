@@ -27,6 +27,10 @@ func NormalizeName(name string) (string, error) {
 		return "", fault.New(fault.Invalid, "iSCSI name %q is not UTF-8", name)
 	}
 	n := strings.ToLower(name)
+	if len(n) > MaxNameLength {
+		// A few letters are longer in lower case.
+		return "", fault.New(fault.Invalid, "iSCSI name has %d bytes in lower case; it must have 1 to %d", len(n), MaxNameLength)
+	}
 	for _, r := range n {
 		// RFC 3722, 6: of ASCII only dash, dot, colon, digits and letters.
 		ok := r == '-' || r == '.' || r == ':' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z'

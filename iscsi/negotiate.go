@@ -25,7 +25,7 @@ const (
 	ruleMax
 	ruleDigest // list of None and CRC32C
 	ruleList   // list with a single value we take
-	ruleConst  // obsolete: a constant answer
+	ruleConst  // obsolete or out of place: a constant answer
 )
 
 // keySpec is one row of the key table.
@@ -62,15 +62,24 @@ var keys = map[string]keySpec{
 		boolean: func(p *Params) *bool { return &p.DataSequenceInOrder }},
 	"ErrorRecoveryLevel": {rule: ruleMin, leading: true, low: 0, high: 2, number: func(p *Params) *int { return &p.ErrorRecoveryLevel }},
 	"TaskReporting":      {rule: ruleList, leading: true, noDiscover: true, text: "RFC3720"},
-	// RFC 7144, 4.1. Level 1 is RFC 3720 and RFC 7143 without the SAM-4
-	// features; declared by both, so the answer is our level.
-	"iSCSIProtocolLevel": {rule: ruleConst, leading: true, text: "1"},
+	// RFC 7143, 13.24, and RFC 7144, 7.1. Level 1 is RFC 7143; the SAM-4
+	// features of level 2 are not here.
+	"iSCSIProtocolLevel": {rule: ruleMin, leading: true, noDiscover: true, low: 0, high: 31,
+		number: func(p *Params) *int { return &p.ProtocolLevel }},
 	// RFC 7143, 13.25: never NotUnderstood; "No" is what old peers read best.
 	"IFMarker":    {rule: ruleConst, leading: true, text: "No"},
 	"OFMarker":    {rule: ruleConst, leading: true, text: "No"},
 	"IFMarkInt":   {rule: ruleConst, leading: true, text: valueIrrelevant},
 	"OFMarkInt":   {rule: ruleConst, leading: true, text: valueIrrelevant},
 	"TargetAlias": {rule: ruleDeclare}, "InitiatorAlias": {rule: ruleDeclare},
+	// Keys with a time and place of their own, which a login or a text request
+	// looks at before it asks here: this is neither, and we do understand them.
+	"InitiatorName": {rule: ruleConst, text: valueReject}, "TargetName": {rule: ruleConst, text: valueReject},
+	"SessionType": {rule: ruleConst, text: valueReject}, "SendTargets": {rule: ruleConst, text: valueReject},
+	"TargetAddress": {rule: ruleConst, text: valueReject}, "TargetPortalGroupTag": {rule: ruleConst, text: valueReject},
+	"AuthMethod": {rule: ruleConst, text: valueReject}, "CHAP_A": {rule: ruleConst, text: valueReject},
+	"CHAP_I": {rule: ruleConst, text: valueReject}, "CHAP_C": {rule: ruleConst, text: valueReject},
+	"CHAP_N": {rule: ruleConst, text: valueReject}, "CHAP_R": {rule: ruleConst, text: valueReject},
 }
 
 // Negotiation answers the operational keys of one login, or of one text
@@ -99,8 +108,8 @@ func (n *Negotiation) agree(key string) {
 
 // Answer takes one offered pair and appends our answer, if it has one, to b.
 // A value that cannot be agreed on is answered with Reject and leaves the
-// default standing. Answer fails when the exchange itself is broken: a key negotiated twice, or a declaration out of
-// range. RFC 7143, 6.2.
+// default standing. Answer fails when the exchange itself is broken: a key
+// negotiated twice, or a declaration out of range. RFC 7143, 6.2.
 func (n *Negotiation) Answer(b []byte, p Pair) (out []byte, err error) {
 	spec, known := keys[p.Key]
 	if !known {
@@ -181,6 +190,11 @@ func (n *Negotiation) number(b []byte, spec keySpec, p Pair) []byte {
 		*own = min(*own, int(v))
 	} else {
 		*own = max(*own, int(v))
+	}
+	if p.Key == "FirstBurstLength" && n.agreed["MaxBurstLength"] {
+		// Not above MaxBurstLength (RFC 7143, 13.14), and better said than
+		// only done; offered the other way round, Result sees to it.
+		*own = min(*own, n.Own.MaxBurstLength)
 	}
 	n.agree(p.Key)
 	return AppendPair(b, p.Key, strconv.Itoa(*own))

@@ -17,6 +17,7 @@ type Params struct {
 	DataPDUInOrder      bool
 	DataSequenceInOrder bool
 	ErrorRecoveryLevel  int
+	ProtocolLevel       int // RFC 7144
 
 	// MaxSendLength is the peer's MaxRecvDataSegmentLength: the longest data
 	// segment we may send. MaxRecvLength is our own, as declared.
@@ -31,7 +32,7 @@ func DefaultParams() Params {
 		MaxBurstLength: 262144, FirstBurstLength: 65536,
 		DefaultTime2Wait: 2, DefaultTime2Retain: 20, MaxOutstandingR2T: 1,
 		DataPDUInOrder: true, DataSequenceInOrder: true,
-		MaxSendLength: 8192, MaxRecvLength: 8192,
+		ProtocolLevel: 1, MaxSendLength: 8192, MaxRecvLength: 8192,
 	}
 }
 

@@ -151,7 +151,11 @@ func TestNegotiation(t *testing.T) {
 		{"ErrorRecoveryLevel=3", "Reject", func(p Params) any { return p.ErrorRecoveryLevel }, 0},
 		{"TaskReporting=FastAbort,RFC3720", "RFC3720", nil, nil},
 		{"TaskReporting=FastAbort", "Reject", nil, nil},
-		{"iSCSIProtocolLevel=2", "1", nil, nil},
+		{"iSCSIProtocolLevel=2", "1", func(p Params) any { return p.ProtocolLevel }, 1},
+		{"iSCSIProtocolLevel=0", "0", func(p Params) any { return p.ProtocolLevel }, 0},
+		{"iSCSIProtocolLevel=32", "Reject", func(p Params) any { return p.ProtocolLevel }, 1},
+		{"AuthMethod=None", "Reject", nil, nil},
+		{"TargetPortalGroupTag=1", "Reject", nil, nil},
 		{"IFMarker=No", "No", nil, nil},
 		{"OFMarker=Yes", "No", nil, nil},
 		{"IFMarkInt=1~65535", "Irrelevant", nil, nil},
@@ -207,6 +211,27 @@ func TestNegotiationDefaults(t *testing.T) {
 	want.MaxRecvLength = 262144
 	if diff := cmp.Diff(want, n.Result()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// FirstBurstLength never exceeds MaxBurstLength, in whichever order they come.
+func TestBurstOrder(t *testing.T) {
+	for _, offers := range [][2]string{{"MaxBurstLength", "FirstBurstLength"}, {"FirstBurstLength", "MaxBurstLength"}} {
+		n := Negotiation{Own: own()}
+		value := map[string]string{"MaxBurstLength": "4096", "FirstBurstLength": "65536"}
+		var out []byte
+		for _, key := range offers {
+			var err error
+			if out, err = n.Answer(out, Pair{key, value[key]}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r := n.Result(); r.FirstBurstLength != 4096 || r.MaxBurstLength != 4096 {
+			t.Errorf("%v: %+v", offers, r)
+		}
+		if offers[0] == "MaxBurstLength" && string(out) != "MaxBurstLength=4096\x00FirstBurstLength=4096\x00" {
+			t.Errorf("answers %q", out)
+		}
 	}
 }
 

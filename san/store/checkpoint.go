@@ -35,6 +35,9 @@ func (p *Pool) checkpoint() error {
 	}
 	p.bg.placed, p.bg.table = nil, nil
 	p.space.release(c.dead)
+	for _, d := range c.failed {
+		d.unsynced.Store(false) // recovery does not go by it any more
+	}
 	p.logMu.Lock()
 	p.tail.durable = max(p.tail.durable, c.start.Sequence-1)
 	p.tail.blocks -= c.logBlocks
@@ -50,6 +53,7 @@ type frozen struct {
 	catalog   []byte
 	start     format.LogStart
 	dead      []place
+	failed    []*dev // had failed by then: the log is not on them
 	logBlocks int64
 }
 
@@ -57,7 +61,7 @@ type frozen struct {
 func (p *Pool) freeze() (*frozen, error) {
 	p.logMu.Lock()
 	defer p.logMu.Unlock()
-	if p.tail.broken || !p.writable(p.tail.at.d) || !p.writable(p.tail.next.d) {
+	if p.tailBroken() || !p.writable(p.tail.at.d) || !p.writable(p.tail.next.d) {
 		if err := p.restartLog(); err != nil {
 			p.noteFailed()
 			return nil, err
@@ -75,6 +79,11 @@ func (p *Pool) freeze() (*frozen, error) {
 	c := &frozen{tree: f, catalog: p.cat.encode(), dead: p.space.dead(), logBlocks: t.blocks}
 	c.start = format.LogStart{Segment: t.at.d.start(t.at.seg), Used: uint64(t.at.used), Next: t.next.d.start(t.next.seg), Sequence: t.sequence, Chain: t.chain, LSN: t.lsn}
 	p.bg.table = p.space.copyLive()
+	for _, d := range p.space.list() {
+		if p.space.stateOf(d) == devFailed {
+			c.failed = append(c.failed, d)
+		}
+	}
 	return c, nil
 }
 
@@ -129,7 +138,7 @@ func (p *Pool) writeCheckpoint(c *frozen) error {
 	if err := p.storeMeta(split(table), addrs); err != nil {
 		return err
 	}
-	if err := p.syncDrives(); err != nil {
+	if err := p.flushDrives(); err != nil {
 		return err
 	}
 	if len(p.space.healthy()) != healthy {
@@ -283,7 +292,7 @@ func (p *Pool) writeSuperblocks(sb *format.Superblock) error {
 	at := int64(format.SuperblockBlock(int(sb.Sequence&1))) * format.BlockSize
 	var first error
 	done := 0
-	for _, d := range p.space.healthy() {
+	for _, d := range freshFirst(p.space.healthy()) {
 		sb.Drive = d.id
 		b, err := format.EncodeSuperblock(sb)
 		if err != nil {
@@ -296,11 +305,15 @@ func (p *Pool) writeSuperblocks(sb *format.Superblock) error {
 				err = fault.New(fault.Failed, "drive %s does not return the superblock just written", d.name)
 			}
 		}
+		if fault.Is(err, fault.Full) {
+			return err
+		}
 		if err != nil {
 			p.driveFailed(d, err)
 			first = err
 			continue
 		}
+		d.fresh = false
 		done++
 	}
 	p.written.Add(uint64(done * format.SuperblockSize))
@@ -310,6 +323,19 @@ func (p *Pool) writeSuperblocks(sb *format.Superblock) error {
 	// A drive that failed just now is in the list as online. The next
 	// checkpoint says it; until then it is as if it had failed a moment later.
 	return nil
+}
+
+// freshFirst puts drives that have no superblock yet before the others: as soon
+// as one superblock names them, recovery asks for them.
+func freshFirst(list []*dev) (out []*dev) {
+	for _, fresh := range []bool{true, false} {
+		for _, d := range list {
+			if d.fresh == fresh {
+				out = append(out, d)
+			}
+		}
+	}
+	return out
 }
 
 func (p *Pool) describeDrives() (out []format.DriveEntry) {

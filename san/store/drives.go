@@ -28,6 +28,7 @@ func (p *Pool) AddDrive(nd NamedDrive) error {
 	if err != nil {
 		return err
 	}
+	d.fresh = true
 	p.putDev(index, d)
 	if err := p.checkpoint(); err != nil {
 		p.putDev(index, nil)

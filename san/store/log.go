@@ -207,7 +207,7 @@ func (p *Pool) writeChunk(c *format.Chunk, group []*op, errs []error) error {
 	header := bufpool.Get(format.HeaderBlocks(bytes) * format.BlockSize)
 	defer bufpool.Put(header)
 	t := &p.tail
-	if t.broken {
+	if p.tailBroken() {
 		return fault.New(fault.Failed, "a drive failed while the log was written")
 	}
 	total := uint32(len(header)/format.BlockSize + len(bufs) - 1)
@@ -254,6 +254,12 @@ func (p *Pool) gather(c *format.Chunk, group []*op, errs []error) (bufs [][]byte
 		bytes += c.Records[i].Size()
 	}
 	return bufs, durable, bytes
+}
+
+// tailBroken tells whether the log cannot go on where it is. Under logMu.
+func (p *Pool) tailBroken() bool {
+	t := &p.tail
+	return t.broken || p.space.stateOf(t.at.d) == devFailed || p.space.stateOf(t.next.d) == devFailed
 }
 
 // advance moves the tail to the next segment. Under logMu.

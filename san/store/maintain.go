@@ -44,7 +44,7 @@ func (p *Pool) maintainOnce() (more bool, err error) {
 func (p *Pool) seal() error {
 	p.logMu.Lock()
 	t := p.tail.sequence
-	idle := !p.tail.sealed && !p.tail.broken && p.bg.idle == t
+	idle := !p.tail.sealed && !p.tailBroken() && p.bg.idle == t
 	p.bg.idle = t
 	p.logMu.Unlock()
 	if !idle {
@@ -79,7 +79,7 @@ func (p *Pool) room() room {
 // wait to be free.
 func (p *Pool) checkpointDue() bool {
 	p.logMu.Lock()
-	blocks, broken := p.tail.blocks, p.tail.broken
+	blocks, broken := p.tail.blocks, p.tailBroken()
 	p.logMu.Unlock()
 	limit, _ := p.tree.CacheNodes()
 	r := p.room()
@@ -111,13 +111,14 @@ func (p *Pool) ensureRoom(sealing bool) error {
 		}
 		p.logMu.Lock()
 		t := p.tail
+		broken := p.tailBroken()
 		p.logMu.Unlock()
 		limit, _ := p.tree.CacheNodes()
 		pressed := t.blocks > 3*logBlocksMax || p.tree.DirtyNodes() > limit*3/4
 		if t.blocks > logBlocksMax {
 			p.wanted.Store(true)
 		}
-		if !t.broken && !pressed {
+		if !broken && !pressed {
 			if t.at.room() >= uint32(format.ChunkBlocksMax) {
 				return nil
 			}
@@ -148,7 +149,7 @@ func (p *Pool) makeRoom(pressed bool) (progress bool, err error) {
 	p.work.Lock()
 	defer p.work.Unlock()
 	p.logMu.Lock()
-	broken, blocks := p.tail.broken, p.tail.blocks
+	broken, blocks := p.tailBroken(), p.tail.blocks
 	p.logMu.Unlock()
 	r := p.room()
 	limit, _ := p.tree.CacheNodes()

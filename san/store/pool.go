@@ -186,6 +186,10 @@ func (p *Pool) formatDrive(i int, nd NamedDrive) (*dev, error) {
 			return nil, fault.New(fault.Exists, "drive %s belongs to pool %q already", nd.Name, sb.Name)
 		}
 	}
+	// The superblocks' place must be there even when the filesystem is full.
+	if err := nd.Drive.Reserve(0, format.FirstBlock*format.BlockSize); err != nil {
+		return nil, err
+	}
 	return newDev(i, p.opt.NewID(), nd.Name, nd.Drive, blocks, format.SegmentBlocks(blocks)), nil
 }
 
@@ -254,16 +258,31 @@ func (p *Pool) notify(e Event) {
 
 // anyUnsynced tells whether something is written that a power loss may undo.
 func (p *Pool) anyUnsynced() bool {
-	for _, d := range p.space.devs {
-		if d != nil && d.unsynced.Load() {
+	for _, d := range p.space.list() {
+		if d.unsynced.Load() {
 			return true
 		}
 	}
 	return false
 }
 
-// syncDrives makes everything written before the call stable.
+// syncDrives makes everything written before the call stable. What lies
+// unflushed on a drive that failed cannot be: until a checkpoint has moved the
+// log off that drive, that is an error for everyone.
 func (p *Pool) syncDrives() error {
+	if err := p.flushDrives(); err != nil {
+		return err
+	}
+	for _, d := range p.space.list() {
+		if d.unsynced.Load() && p.space.stateOf(d) == devFailed {
+			return fault.New(fault.Failed, "drive %s failed with writes that were not flushed", d.name)
+		}
+	}
+	return nil
+}
+
+// flushDrives flushes the drives that work.
+func (p *Pool) flushDrives() error {
 	p.flushMu.Lock()
 	defer p.flushMu.Unlock()
 	var first error
@@ -272,6 +291,7 @@ func (p *Pool) syncDrives() error {
 			continue
 		}
 		if err := d.drive.Flush(); err != nil {
+			d.unsynced.Store(true)
 			p.driveFailed(d, err)
 			if first == nil {
 				first = err

@@ -56,6 +56,7 @@ type dev struct {
 	limited   bool // the filesystem below is full: only reserved segments count
 	hand      int
 	live      int64
+	fresh     bool // no superblock is on it yet
 	leaving   bool // to be emptied
 	told      bool // that it is empty
 	lastErr   string
@@ -401,6 +402,25 @@ func (s *space) fail(d *dev, err error) bool {
 	}
 	d.state, d.lastErr = devFailed, err.Error()
 	return true
+}
+
+// list returns the pool's drives.
+func (s *space) list() (out []*dev) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.devs {
+		if d != nil {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// stateOf returns what a drive is good for now.
+func (s *space) stateOf(d *dev) devState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return d.state
 }
 
 // healthy lists the drives that can be written.

@@ -77,7 +77,7 @@ func (srv *Server) SetAccess(name string, list []Access) error {
 	})
 	srv.mu.Unlock()
 	for _, s := range drop {
-		s.close("access withdrawn")
+		s.drop("access withdrawn")
 	}
 	for _, s := range drop {
 		<-s.gone
@@ -144,7 +144,7 @@ func (srv *Server) Sessions() []Session {
 			Target: s.id.TargetName, Portal: s.conn.LocalAddr().String(), Group: s.portal.Group,
 			Address: s.conn.RemoteAddr().String(), Since: s.since,
 			BytesIn: s.bytesIn.Load(), BytesOut: s.bytesOut.Load(), Commands: s.commands.Load(),
-			Outstanding: outstanding, Memory: s.memory.Load(),
+			Outstanding: outstanding, Memory: s.memory.used.Load(),
 			HeaderDigest: s.params.HeaderDigest, DataDigest: s.params.DataDigest,
 		})
 	}
@@ -161,7 +161,7 @@ func (srv *Server) DropSession(tsih uint16) error {
 	if s == nil {
 		return fault.New(fault.NotFound, "session %d does not exist", tsih)
 	}
-	s.close("dropped by the administrator")
+	s.drop("dropped by the administrator")
 	<-s.gone
 	return nil
 }

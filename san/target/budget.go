@@ -1,135 +1,176 @@
 package target
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 )
 
-// budget hands out data-buffer memory: so much in all, so much per session.
-// What does not fit waits in one queue, in order of arrival, and is granted as
-// memory comes back.
+// budget hands out data-buffer memory: so much per session, and so much in
+// all. A command takes its session's share first and the server's second. What
+// does not fit waits: in its session's queue while the session is over its own
+// share, so that it delays nobody else, and then in the server's queue. Both
+// are first come, first served, and granted from as memory comes back.
 //
 // Order matters for more than fairness. A task may hold memory while it waits
-// in its logical unit for tasks that began before it; were those still waiting
-// for memory behind it, both would wait forever. The queue is first come,
-// first served for the server's memory, and a session that is over its own
-// share delays only itself.
+// in its logical unit for tasks of its nexus that began before it; were those
+// still waiting for memory behind it, both would wait forever.
+//
+// Data that arrives unasked has to be put somewhere, and is held whatever the
+// limits say. So that commands which hold such data and wait for the rest do
+// not wait for each other, the next in a queue always gets what it wants when
+// no other has all it needs. A command larger than a share is thus slow and
+// not stuck.
 type budget struct {
-	limit   int64
-	used    atomic.Int64
-	waiters atomic.Int32 // length of queue, readable without the lock
-
+	account
 	mu    sync.Mutex
-	queue []*command
+	queue []*command // have their session's share
 }
 
-// take reserves n bytes for c if nothing waits and both shares allow. A
-// session with nothing reserved always gets what it asks for once, so that
-// one command larger than a share is slow and not stuck.
-func (b *budget) take(c *command, n int64) bool {
-	if b.waiters.Load() > 0 || !b.reserve(c.s, n) {
+// account counts one share: a session's, or the server's.
+type account struct {
+	limit   int64
+	used    atomic.Int64 // bytes, with what is held
+	granted atomic.Int64 // bytes of commands that have all they need
+	waiters atomic.Int32 // length of the queue, readable without the lock
+}
+
+// share is a session's part of the budget.
+type share struct {
+	account
+	queue []*command // under budget.mu
+}
+
+// add counts n as granted, or changes nothing and returns false.
+func (a *account) add(n int64) bool {
+	first := a.granted.Add(n) == n
+	if a.used.Add(n) > a.limit && !first {
+		a.sub(n)
 		return false
 	}
-	c.reserved += n
 	return true
 }
 
-// reserve counts n for s, or changes nothing and returns false.
-func (b *budget) reserve(s *session, n int64) bool {
-	if mine := s.memory.Add(n); mine > s.memoryMax && mine != n {
-		s.memory.Add(-n)
+// sub counts n granted bytes as free.
+func (a *account) sub(n int64) {
+	a.granted.Add(-n)
+	a.used.Add(-n)
+}
+
+// take reserves n bytes for c if nothing waits before it and both shares
+// allow. A command it refuses must wait, or hold something and release it: a
+// look that came in between may have seen too little.
+func (b *budget) take(c *command, n int64) bool {
+	mine := &c.s.memory
+	if mine.waiters.Load() > 0 || b.waiters.Load() > 0 || !mine.add(n) {
 		return false
 	}
-	if all := b.used.Add(n); all > b.limit && all != n {
-		b.used.Add(-n)
-		s.memory.Add(-n)
+	if !b.add(n) {
+		mine.sub(n)
 		return false
 	}
+	c.reserved += n
 	return true
 }
 
 // wait puts c at the end of the queue for n bytes; a worker runs it when it
-// has them. It returns true when the memory came free meanwhile.
-func (b *budget) wait(c *command, n int64) bool {
+// has them, which may be at once.
+func (b *budget) wait(c *command, n int64) {
+	mine := &c.s.memory
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	// The count goes up before the second look: a release that happens after
-	// the look sees the count and takes the lock, one that happened before is
-	// seen by the look. Either way no waiter is forgotten.
-	b.waiters.Add(1)
-	if len(b.queue) == 0 && b.reserve(c.s, n) {
-		b.waiters.Add(-1)
-		c.reserved += n
-		return true
-	}
 	c.wants = n
-	b.queue = append(b.queue, c)
-	return false
+	// The count goes up before pump looks: a release that happens after the
+	// look sees the count and takes the lock, one that happened before is
+	// seen by the look. Either way no waiter is forgotten.
+	mine.waiters.Add(1)
+	mine.queue = append(mine.queue, c)
+	b.pump(mine)
 }
 
-// overdraw counts n bytes for s whatever the limits say: data that is already
-// on the wire has to be put somewhere.
-func (b *budget) overdraw(c *command, n int64) {
-	c.s.memory.Add(n)
-	b.used.Add(n)
-	c.reserved += n
-}
-
-// release gives c's memory back and starts what now fits.
-func (b *budget) release(c *command) {
-	n := c.reserved
-	if n == 0 {
-		return
-	}
-	c.reserved = 0
-	c.s.memory.Add(-n)
-	b.used.Add(-n)
-	if b.waiters.Load() > 0 {
-		b.pump()
-	}
-}
-
-// cancel takes c out of the queue; false if it is not in it (it was granted).
-func (b *budget) cancel(c *command) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for i, q := range b.queue {
-		if q == c {
-			b.queue = append(b.queue[:i], b.queue[i+1:]...)
+// pump grants what now fits, to mine's session first. Called with b.mu held;
+// returns with it released.
+func (b *budget) pump(mine *share) {
+	for len(mine.queue) > 0 {
+		c := mine.queue[0]
+		// Up before the look, as in wait.
+		b.waiters.Add(1)
+		if !mine.add(c.wants) {
 			b.waiters.Add(-1)
-			return true
+			break
 		}
+		mine.queue = slices.Delete(mine.queue, 0, 1)
+		mine.waiters.Add(-1)
+		b.queue = append(b.queue, c)
 	}
-	return false
-}
-
-// pump grants from the head of the queue.
-func (b *budget) pump() {
-	b.mu.Lock()
-	var granted []*command
-	kept := b.queue[:0]
-	stop := false
-	over := make(map[*session]bool)
-	for _, c := range b.queue {
-		if stop || over[c.s] || !b.reserve(c.s, c.wants) {
-			kept = append(kept, c)
-			if !stop && !over[c.s] {
-				// Which share was short decides who has to wait behind c.
-				over[c.s] = true
-				stop = c.s.memory.Load()+c.wants <= c.s.memoryMax || c.s.memory.Load() == 0
-			}
-			continue
-		}
+	n := 0
+	for n < len(b.queue) && b.add(b.queue[n].wants) {
+		c := b.queue[n]
 		c.reserved += c.wants
-		b.waiters.Add(-1)
-		granted = append(granted, c)
+		c.wants = 0
+		n++
 	}
-	clear(b.queue[len(kept):])
-	b.queue = kept
+	granted := slices.Clone(b.queue[:n])
+	b.queue = slices.Delete(b.queue, 0, n)
+	b.waiters.Add(-int32(n))
 	b.mu.Unlock()
 	for _, c := range granted {
 		c.s.srv.workers.submit(c)
 	}
+}
+
+// hold counts n bytes that came unasked.
+func (b *budget) hold(s *session, n int64) {
+	s.memory.used.Add(n)
+	b.used.Add(n)
+}
+
+// give counts n held bytes as free again, and starts what now fits.
+func (b *budget) give(s *session, n int64) {
+	if n == 0 {
+		return
+	}
+	s.memory.used.Add(-n)
+	b.used.Add(-n)
+	b.freed(s)
+}
+
+// freed starts what fits after memory of s came back.
+func (b *budget) freed(s *session) {
+	if b.waiters.Load() > 0 || s.memory.waiters.Load() > 0 {
+		b.mu.Lock()
+		b.pump(&s.memory)
+	}
+}
+
+// release gives c's memory back.
+func (b *budget) release(c *command) {
+	if n := c.reserved; n > 0 {
+		c.s.memory.sub(n)
+		b.sub(n)
+		b.freed(c.s)
+	}
+	b.give(c.s, c.held)
+	c.reserved, c.held = 0, 0
+}
+
+// cancel takes c out of its queue; false if it is in none (it was granted).
+func (b *budget) cancel(c *command) bool {
+	mine := &c.s.memory
+	b.mu.Lock()
+	if i := slices.Index(mine.queue, c); i >= 0 {
+		mine.queue = slices.Delete(mine.queue, i, i+1)
+		mine.waiters.Add(-1)
+	} else if i := slices.Index(b.queue, c); i >= 0 {
+		b.queue = slices.Delete(b.queue, i, i+1)
+		b.waiters.Add(-1)
+		mine.sub(c.wants)
+	} else {
+		b.mu.Unlock()
+		return false
+	}
+	c.wants = 0
+	b.pump(mine) // those behind it may fit where it did not
+	return true
 }
 
 // short reports whether the server has given out all it has, or somebody waits.

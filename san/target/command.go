@@ -17,7 +17,7 @@ const (
 	held       state = iota // behind a task management function; not begun
 	collecting              // begun; data-out is arriving
 	waiting                 // begun; memory is not there yet
-	executing               // with the logical unit, or about to be
+	executing               // with the logical unit, or on the way there or to its drop
 )
 
 // sequence is one run of Data-Out PDUs: what an R2T asked for.
@@ -58,14 +58,14 @@ type command struct {
 	nseqs       int
 	unsolSN     uint32 // next DataSN of the unsolicited sequence
 
-	reserved, wants int64 // budget
+	held, reserved, wants int64 // budget, in bytes
 
 	seq        uint64 // order of arrival in the session
 	prev, next *command
 }
 
-// failure is why a command ends without the logical unit's doing.
-// RFC 7143, 11.4.7.2.
+// failure is why a command ends without the logical unit's doing: with CHECK
+// CONDITION and sense data, or without a key with BUSY. RFC 7143, 11.4.7.2.
 type failure struct {
 	key, asc, ascq byte
 	why            string
@@ -77,6 +77,7 @@ var (
 	failAmount      = &failure{0xb, 0x0c, 0x0d, "incorrect amount of data"}
 	failSequence    = &failure{0xb, 0x4b, 0x00, "data sequence error"}
 	failLength      = &failure{0x5, 0x24, 0x00, "expected data transfer length over the limit"}
+	failBusy        = &failure{why: "no memory for unsolicited data"}
 	failBidi        = &failure{0x5, 0x20, 0x00, "bidirectional command"}
 )
 
@@ -138,6 +139,9 @@ func (s *session) scsiCommand(h *iscsi.Header, ahs []byte, n int) error {
 	if s.port == nil {
 		return s.refusePDU(h, n, iscsi.RejectProtocolError, "SCSI command in a discovery session")
 	}
+	if s.collecting(h.InitiatorTag()) {
+		return s.refusePDU(h, n, iscsi.RejectTaskInProgress, "initiator task tag in use")
+	}
 	c := s.newCommand()
 	c.immediate = h.Immediate()
 	c.cdb = [16]byte(h.CDB())
@@ -186,15 +190,25 @@ func (s *session) scsiCommand(h *iscsi.Header, ahs []byte, n int) error {
 		s.begin(c)
 	}
 	s.mu.Unlock()
-	if c.write || n > 0 || !h.Final() {
+	if c.write || n > 0 {
 		return s.startWrite(c, h, n, behind)
 	}
 	if behind {
+		s.mu.Lock()
 		s.hold(c)
+		s.mu.Unlock()
 		return nil
 	}
 	s.startRead(c)
 	return nil
+}
+
+// collecting reports whether a task of that tag awaits data. Data for two of
+// them could not be told apart; other tags are the initiator's to keep apart.
+func (s *session) collecting(tag uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.collect[tag] != nil
 }
 
 // begin enters c into its logical unit's task set, unless it is refused
@@ -239,10 +253,7 @@ func (s *session) reserveRead(c *command) bool {
 		s.link(c)
 	}
 	s.mu.Unlock()
-	if !s.srv.budget.wait(c, need) {
-		return false
-	}
-	s.srv.workers.submit(c)
+	s.srv.budget.wait(c, need)
 	return false
 }
 
@@ -258,9 +269,8 @@ func (s *session) dispatch(c *command) {
 }
 
 // hold puts c behind the running task management function. Its data, if any
-// came with it, is in its buffer.
+// came with it, is in its buffer. Under s.mu.
 func (s *session) hold(c *command) {
-	s.mu.Lock()
 	c.state = held
 	if c.next == nil {
 		s.link(c)
@@ -269,7 +279,6 @@ func (s *session) hold(c *command) {
 		// The function ended between our look and now.
 		s.unhold()
 	}
-	s.mu.Unlock()
 }
 
 // unhold begins what was held, in order, once no task management runs. Under
@@ -280,12 +289,16 @@ func (s *session) unhold() {
 			continue
 		}
 		s.begin(c)
-		c.state = executing
 		if c.collects() {
 			c.state = collecting
 			s.proceed(c)
 			continue
 		}
+		c.state = executing
+		if c.queued && !s.srv.budget.cancel(c) {
+			continue // on its way to a worker already
+		}
+		c.queued = false
 		s.srv.workers.submit(c)
 	}
 }
@@ -313,6 +326,7 @@ func (c *command) work() {
 		s.send()
 		return
 	}
+	s.uncollect(c) // its data went wrong while it waited for memory
 	needsMemory := c.state == executing && c.reserved == 0 && c.task.ExpectedIn > 0 && c.failure == nil
 	c.state = executing
 	if c.write && c.failure == nil {
@@ -351,27 +365,30 @@ func (s *session) abandon(c *command) {
 	}
 	s.mu.Lock()
 	s.retire(c)
-	delete(s.collect, c.task.Tag)
+	s.uncollect(c)
 	s.unlink(c)
 	s.mu.Unlock()
 	c.free()
 }
 
 // fail answers a command that the logical unit will not see, or whose data
-// went wrong, with CHECK CONDITION. The caller flushes.
+// went wrong. The caller flushes.
 func (s *session) fail(c *command) {
 	if c.begun {
 		s.port.Drop(&c.task)
 	}
 	f := c.failure
-	c.task.Status = scsi.CheckCondition
-	// Fixed format, current. SPC-4, 4.5.3.
-	c.task.Sense = []byte{0x70, 0, f.key, 0, 0, 0, 0, 10, 0, 0, 0, 0, f.asc, f.ascq, 0, 0, 0, 0}
+	c.task.Status = scsi.BusyStatus
+	if f.key != 0 {
+		c.task.Status = scsi.CheckCondition
+		// Fixed format, current. SPC-4, 4.5.3.
+		c.task.Sense = []byte{0x70, 0, f.key, 0, 0, 0, 0, 10, 0, 0, 0, 0, f.asc, f.ascq, 0, 0, 0, 0}
+	}
 	c.task.Required = c.length
 	s.srv.logs.warn("command failed", f.why, s.remote, "initiator", s.id.InitiatorName, "target", s.id.TargetName)
 	s.mu.Lock()
 	s.retire(c)
-	delete(s.collect, c.task.Tag)
+	s.uncollect(c)
 	s.unlink(c)
 	s.appendResponse(c)
 	s.mu.Unlock()

@@ -44,7 +44,9 @@ type Limits struct {
 	MaxTransferLength        int   // bytes of one command's data, default 16 MiB
 	QueueDepth               int   // commands of one session, default 128
 	Immediate                int   // immediate commands of one session, default 16
-	Sessions                 int   // in all, default 4096
+	Sessions                 int   // in all, default 4096, at most 65535
+	SessionsPerAddress       int   // of initiators at one address, default half of Sessions
+	DiscoverySessions        int   // in all, default 256
 	Memory                   int64 // bytes of data buffers in all, default 1 GiB
 	SessionMemory            int64 // bytes of data buffers of one session, default 64 MiB
 	HalfOpen                 int   // connections in login, in all, default 2048
@@ -55,11 +57,12 @@ type Limits struct {
 // below zero turns pings off.
 type Times struct {
 	Login       time.Duration // for a whole login, default 15 s
-	NopInterval time.Duration // silence before a ping, default 30 s
+	NopInterval time.Duration // silence before a ping, or a discovery session's end, default 30 s
 	NopTimeout  time.Duration // unanswered ping before the session ends, default 5 min
 	// WriteStall is how long a peer may take no byte of what is sent to it
-	// before the session ends, default 60 s. A peer that is gone is noticed
-	// earlier, by TCP.
+	// before the session ends, default 60 s. While the server is short of
+	// memory a byte is not enough, and the data it was asked for must come as
+	// well: see session.stalls. A peer that is gone is noticed earlier, by TCP.
 	WriteStall time.Duration
 	// Logout is how long an initiator is given to follow a logout request
 	// before its session is dropped, default 3 s.
@@ -73,7 +76,13 @@ type Config struct {
 	Limits    Limits
 	Times     Times
 	Log       *slog.Logger // nil: slog.Default()
+
+	// stopped leaves the sessions' clocks to tests.
+	stopped bool
 }
+
+// maxSessions is how many session handles there are: 16 bits, and not zero.
+const maxSessions = 1<<16 - 1
 
 func (l *Limits) setDefaults() {
 	def := func(p *int, v int) {
@@ -89,6 +98,9 @@ func (l *Limits) setDefaults() {
 	def(&l.QueueDepth, 128)
 	def(&l.Immediate, 16)
 	def(&l.Sessions, 4096)
+	l.Sessions = min(l.Sessions, maxSessions)
+	def(&l.SessionsPerAddress, max(1, l.Sessions/2))
+	def(&l.DiscoverySessions, 256)
 	def(&l.HalfOpen, 2048)
 	def(&l.HalfOpenPerAddress, 256)
 	if l.Memory <= 0 {

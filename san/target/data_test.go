@@ -197,6 +197,21 @@ func TestResiduals(t *testing.T) {
 	}
 }
 
+// TestWriteOfNothing announces data for a write that has none. RFC 7143, 11.3.4.
+func TestWriteOfNothing(t *testing.T) {
+	r := newRig(t, Config{})
+	c, _ := r.login("InitialR2T=No\n")
+	for range 100 {
+		h := c.Command(iscsi.FlagWrite, 0, targettest.Write10(0, 0)...)
+		r.send(c, h, nil)
+		r.send(c, c.DataOut(h.InitiatorTag(), iscsi.NoTag, 0, 0, true), nil)
+		if status, _ := r.expectStatus(c, h.InitiatorTag()); status != 0 {
+			t.Errorf("status %#x", status)
+		}
+	}
+	r.alive(c)
+}
+
 // TestDataOutMisuse breaks the rules of data-out one by one. The task ends
 // with the sense the RFC names, and the session lives on.
 func TestDataOutMisuse(t *testing.T) {

@@ -18,26 +18,25 @@ func (s *session) startWrite(c *command, h *iscsi.Header, n int, behind bool) er
 	if c.failure == nil {
 		c.failure = s.checkUnsolicited(c, n, first)
 	}
-	if c.failure == nil && c.length > 0 {
-		if err := s.reserveWrite(c, n, first); err != nil {
-			s.track(c)
-			return err // the connection ends; its teardown ends c
-		}
+	if c.granted = c.length == 0; !c.granted && c.failure == nil {
+		s.reserveWrite(c, n, first)
 	}
-	if err := s.receiveInto(c, h, n); err != nil {
+	err := s.receiveInto(c, h, n)
+	s.mu.Lock()
+	if err != nil {
 		s.track(c)
-		return err
+		s.mu.Unlock()
+		return err // the connection ends; its teardown ends c
 	}
 	if c.collects() {
-		s.mu.Lock()
 		s.collect[c.task.Tag] = c
-		s.mu.Unlock()
 		if behind {
 			s.awaitMemory(c)
 		}
 	}
 	if behind {
 		s.hold(c)
+		s.mu.Unlock()
 		return nil
 	}
 	s.advance(c)
@@ -59,46 +58,41 @@ func (s *session) checkUnsolicited(c *command, n, first int) *failure {
 }
 
 // reserveWrite reserves memory for c's data and gives it a buffer: for all of
-// it if there is memory, and else for what comes unsolicited.
-func (s *session) reserveWrite(c *command, n, first int) error {
+// it if there is memory, and else for what comes unsolicited. When there is
+// none for that either, c ends with BUSY, and the initiator tries again.
+func (s *session) reserveWrite(c *command, n, first int) {
 	b := &s.srv.budget
 	if b.take(c, int64(c.length)) {
 		c.granted = true
 		c.buf = bufpool.Get(c.length)
-		return nil
+		return
 	}
 	unsolicited := n
 	if c.unsolicited {
 		unsolicited = first
 	}
 	if unsolicited == 0 {
-		return nil
+		return
 	}
-	// The data is on its way whether there is room or not. The limit that
-	// holds then is how long we leave it in the socket.
-	if err := s.ease(); err != nil {
-		return err
+	// The data is on its way whether there is room or not.
+	if !s.ease() {
+		c.failure = failBusy
+		return
 	}
-	b.overdraw(c, int64(unsolicited))
+	b.hold(s, int64(unsolicited))
+	c.held = int64(unsolicited)
 	c.granted = unsolicited == c.length
 	c.buf = bufpool.Get(unsolicited)
-	return nil
 }
 
 // awaitMemory puts a write that has no room for all its data into the
-// budget's queue.
+// budget's queue. Under s.mu.
 func (s *session) awaitMemory(c *command) {
-	s.mu.Lock()
 	if c.granted || c.queued || c.failure != nil {
-		s.mu.Unlock()
 		return
 	}
 	c.queued = true
-	need := int64(c.length) - c.reserved
-	s.mu.Unlock()
-	if s.srv.budget.wait(c, need) {
-		s.srv.workers.submit(c)
-	}
+	s.srv.budget.wait(c, int64(c.length)-c.held)
 }
 
 // receiveInto reads c's next n bytes of data, and their digest.
@@ -106,6 +100,7 @@ func (s *session) receiveInto(c *command, h *iscsi.Header, n int) error {
 	if n == 0 {
 		return nil
 	}
+	// Only the reader fails a command that still receives.
 	if c.failure != nil {
 		return s.in.discard(n)
 	}
@@ -116,8 +111,10 @@ func (s *session) receiveInto(c *command, h *iscsi.Header, n int) error {
 	if !ok {
 		// RFC 7143, 7.8: reject the PDU, and end the task when its sequence
 		// is over, with the sense that says so.
-		c.failure = failCRC
 		s.reject(h, iscsi.RejectDataDigest)
+		s.mu.Lock()
+		c.fail(failCRC)
+		s.mu.Unlock()
 		return nil
 	}
 	c.got += n
@@ -126,52 +123,60 @@ func (s *session) receiveInto(c *command, h *iscsi.Header, n int) error {
 
 // advance moves a begun write on after data came: to the logical unit, to its
 // next R2T, to the budget's queue, or to its failure. On the reader's
-// goroutine, which flushes afterwards.
+// goroutine, which flushes afterwards. Called with s.mu held, since a worker
+// may be about to have c; returns with it released.
 func (s *session) advance(c *command) {
-	s.mu.Lock()
-	more := c.unsolicited || c.nseqs > 0
-	queued := c.queued
-	s.mu.Unlock()
+	if c.queued && !c.collects() {
+		// It needs no more memory. If that came just now, a worker has c, and
+		// will see what there is to do.
+		if !s.srv.budget.cancel(c) {
+			s.mu.Unlock()
+			return
+		}
+		c.queued = false
+	}
 	switch {
-	case more:
+	case c.unsolicited || c.nseqs > 0:
 		s.track(c)
 		s.awaitMemory(c)
+		s.mu.Unlock()
 	case c.failure != nil:
-		if queued && !s.srv.budget.cancel(c) {
-			return // a worker has it already, and will see the failure
-		}
+		s.mu.Unlock()
 		s.fail(c)
 	case c.got < c.length:
 		s.track(c)
 		s.awaitMemory(c)
-		s.mu.Lock()
 		s.proceed(c)
 		s.mu.Unlock()
 	default:
-		s.mu.Lock()
-		delete(s.collect, c.task.Tag)
+		s.uncollect(c)
 		s.mu.Unlock()
 		c.task.DataOut = c.buf[:c.got]
-		if s.port.TryExecute(&c.task) {
-			s.mu.Lock()
-			s.retire(c)
-			s.unlink(c)
-			s.appendResponse(c)
-			s.mu.Unlock()
+		if !s.port.TryExecute(&c.task) {
+			s.dispatch(c)
 			return
 		}
-		s.dispatch(c)
+		s.mu.Lock()
+		s.retire(c)
+		s.unlink(c)
+		s.appendResponse(c)
+		s.mu.Unlock()
 	}
 }
 
-// track makes c a task that waits for data.
+// track makes c a task that waits for data. Under s.mu.
 func (s *session) track(c *command) {
-	s.mu.Lock()
 	c.state = collecting
 	if c.next == nil {
 		s.link(c)
 	}
-	s.mu.Unlock()
+}
+
+// uncollect makes Data-Out for c a stranger's. Under s.mu.
+func (s *session) uncollect(c *command) {
+	if s.collect[c.task.Tag] == c {
+		delete(s.collect, c.task.Tag)
+	}
 }
 
 // proceed asks for c's next data by R2T, as far as the negotiated number of
@@ -221,52 +226,51 @@ func (s *session) proceed(c *command) {
 func (s *session) dataOut(h *iscsi.Header, n int) error {
 	s.mu.Lock()
 	c := s.collect[h.InitiatorTag()]
-	s.mu.Unlock()
 	if c == nil {
 		// Data of a task that was aborted, or that ended with an error while
 		// the initiator was still sending.
+		s.mu.Unlock()
 		return s.in.discard(n)
 	}
-	end, ok := s.expected(c, h, n)
-	if !ok {
-		return s.strayData(c, n)
+	end, stray := s.expected(c, h, n)
+	s.mu.Unlock()
+	if stray != nil {
+		return s.strayData(c, n, stray)
 	}
 	if err := s.receiveInto(c, h, n); err != nil {
 		return err // the connection ends; its teardown ends c
 	}
+	s.mu.Lock()
 	if !h.Final() {
-		if c.failure == nil && c.got == end {
+		if c.got == end {
 			// All is here and the initiator says more will come.
 			c.fail(failAmount)
 		}
+		s.mu.Unlock()
 		return nil
 	}
-	s.mu.Lock()
 	if h.TargetTag() == iscsi.NoTag {
 		c.unsolicited = false
 	} else {
-		if c.failure == nil && c.got < end {
+		if c.got < end {
 			c.fail(failAmount)
 		}
 		copy(c.seqs[:], c.seqs[1:c.nseqs])
 		c.nseqs--
 		s.proceed(c)
 	}
-	// Looked at under the same lock: from here on, unhold may run it.
-	behind := c.state == held
-	s.mu.Unlock()
-	if !behind {
-		s.advance(c)
+	if c.state == held {
+		s.mu.Unlock() // unhold sees to it
+		return nil
 	}
+	s.advance(c)
 	return nil
 }
 
 // expected checks a Data-Out PDU against the sequence it should be part of,
-// and returns the offset that sequence ends at. When it returns false, the
-// data belongs to no sequence of c.
-func (s *session) expected(c *command, h *iscsi.Header, n int) (end int, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// and returns the offset that sequence ends at. When the data belongs to no
+// sequence of c, it returns why that ends c. Under s.mu.
+func (s *session) expected(c *command, h *iscsi.Header, n int) (end int, stray *failure) {
 	var sn *uint32
 	unasked := h.TargetTag() == iscsi.NoTag
 	switch {
@@ -275,11 +279,9 @@ func (s *session) expected(c *command, h *iscsi.Header, n int) (end int, ok bool
 	case !unasked && c.nseqs > 0 && c.seqs[0].tag == h.TargetTag():
 		sn, end = &c.seqs[0].expectSN, c.seqs[0].end
 	case unasked:
-		c.fail(failUnsolicited)
-		return 0, false
+		return 0, failUnsolicited
 	default:
-		c.fail(failSequence)
-		return 0, false
+		return 0, failSequence
 	}
 	switch {
 	case c.failure != nil:
@@ -289,10 +291,11 @@ func (s *session) expected(c *command, h *iscsi.Header, n int) (end int, ok bool
 		c.fail(failAmount)
 	}
 	*sn++
-	return end, true
+	return end, nil
 }
 
-// fail notes why c's data went wrong; the first reason stands.
+// fail notes why c's data went wrong; the first reason stands. Under s.mu once
+// others know c.
 func (c *command) fail(f *failure) {
 	if c.failure == nil {
 		c.failure = f
@@ -301,15 +304,21 @@ func (c *command) fail(f *failure) {
 
 // strayData throws away data that belongs to no sequence of c, and ends c if
 // it awaits none.
-func (s *session) strayData(c *command, n int) error {
+func (s *session) strayData(c *command, n int, why *failure) error {
+	tag := c.task.Tag
 	if err := s.in.discard(n); err != nil {
 		return err
 	}
 	s.mu.Lock()
-	busy := c.unsolicited || c.nseqs > 0 || c.state == held
-	s.mu.Unlock()
-	if !busy {
-		s.advance(c)
+	if s.collect[tag] != c {
+		s.mu.Unlock() // ended meanwhile, by a worker
+		return nil
 	}
+	c.fail(why)
+	if c.unsolicited || c.nseqs > 0 || c.state == held {
+		s.mu.Unlock()
+		return nil
+	}
+	s.advance(c)
 	return nil
 }

@@ -18,14 +18,18 @@
 // runs what needs no waiting on the spot (Port.TryExecute), hands the rest to
 // a pool of workers, and sends what it collected when the input is drained.
 // Sending is combined: whoever completes a command while nobody sends becomes
-// the sender for all. One goroutine per server ticks for keep-alives.
+// the sender for all, once those that complete with it have added theirs. One
+// goroutine per server ticks for keep-alives.
 //
 // # Memory
 //
 // Data buffers are reserved from a budget per session and one for the server.
-// A command that does not fit waits, begun but not executed, in one queue; it
+// A command that does not fit waits, begun but not executed, in a queue; it
 // is never dropped. The command window closes as commands wait, and a peer
-// that does not read its answers is no longer read from.
+// that does not read its answers is no longer read from. Data that comes
+// unasked is held beyond the limits; when that exceeds a quarter, it is left
+// in the sockets, and in the end its command is answered BUSY. While memory is
+// short, a peer that holds some and moves next to nothing is given up.
 //
 // # Trust and locks
 //

@@ -58,6 +58,7 @@ func newRig(t *testing.T, cfg Config) *rig {
 	if cfg.Times.Logout == 0 {
 		cfg.Times.Logout = 1 // nanosecond: nobody in these tests follows a request
 	}
+	cfg.stopped = true // tests tick themselves
 	srv, err := New(cfg, r.disk)
 	if err != nil {
 		t.Fatal(err)
@@ -178,7 +179,7 @@ func pattern(n int, seed byte) []byte {
 	return b
 }
 
-// waitFor polls until cond holds.
+// session returns the server's side of a client, once its login is over.
 func (r *rig) session(c *targettest.Client) *session {
 	r.srv.mu.Lock()
 	defer r.srv.mu.Unlock()

@@ -13,8 +13,9 @@ import (
 )
 
 // inputSize is the receive buffer's length in bytes: a queue of 32 commands
-// with 4 KiB of data each fits. It is lent while there is input, so that an
-// idle session holds none.
+// with 4 KiB of data each fits. It is lent while there is input: an idle
+// session holds none, and one that stops in the middle of a PDU no more than
+// that part of it, which is below directMin.
 const inputSize = 256 << 10
 
 // directMin is how much of a data segment must be missing before it is worth
@@ -24,7 +25,7 @@ const directMin = 16 << 10
 // input reads a connection. Only the session's reader uses it.
 type input struct {
 	raw  syscall.RawConn
-	buf  []byte // nil while the connection is idle
+	buf  []byte // nil while the connection is idle, short while it waits
 	r, w int    // unread bytes are buf[r:w]
 
 	// idle is called before a read that may block: to send what is ready.
@@ -44,9 +45,7 @@ type input struct {
 func newInput(raw syscall.RawConn, idle func(), seen func(int)) *input {
 	in := &input{raw: raw, idle: idle, seen: seen}
 	in.read = func(fd uintptr) bool {
-		if in.buf == nil {
-			in.buf = bufpool.Get(inputSize)
-		}
+		in.resize(inputSize)
 		for {
 			if in.nvec > 0 {
 				in.vec[1] = in.buf[in.w:]
@@ -58,9 +57,7 @@ func newInput(raw syscall.RawConn, idle func(), seen func(int)) *input {
 			case errors.Is(in.err, unix.EINTR):
 				continue
 			case errors.Is(in.err, unix.EAGAIN):
-				if in.r == in.w && in.nvec == 0 {
-					in.release()
-				}
+				in.resize(in.w - in.r)
 				return false
 			}
 			return true
@@ -69,12 +66,26 @@ func newInput(raw syscall.RawConn, idle func(), seen func(int)) *input {
 	return in
 }
 
-// release lends the empty buffer back.
-func (in *input) release() {
+// resize moves the unread bytes to a buffer of n bytes, or to none.
+func (in *input) resize(n int) {
+	if len(in.buf) == n {
+		return
+	}
+	var b []byte
+	if n > 0 {
+		b = bufpool.Get(n)
+	}
+	unread := copy(b, in.buf[in.r:in.w])
 	if in.buf != nil {
 		bufpool.Put(in.buf)
-		in.buf, in.r, in.w = nil, 0, 0
 	}
+	in.buf, in.r, in.w = b, 0, unread
+}
+
+// release lends the buffer back.
+func (in *input) release() {
+	in.r, in.w = 0, 0
+	in.resize(0)
 }
 
 // fill reads once, into the buffer, and into in.vec[0] before it if nvec says so.

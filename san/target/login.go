@@ -2,7 +2,7 @@ package target
 
 import (
 	"crypto/rand"
-	"fmt"
+	"errors"
 	"io"
 	"net"
 	"time"
@@ -65,7 +65,7 @@ func (p *loginPolicy) Enter(id iscsi.Identity, params iscsi.Params) (uint16, isc
 		port, err := p.srv.opener.OpenPort(nexus, s)
 		if err != nil {
 			p.srv.unregister(s)
-			p.srv.logs.warn("session refused", err.Error(), s.remote, "initiator", id.InitiatorName, "target", id.TargetName)
+			p.srv.logs.warn("session refused", fault.KindOf(err).String(), s.remote, "initiator", id.InitiatorName, "target", id.TargetName, "err", err)
 			switch fault.KindOf(err) {
 			case fault.Denied:
 				return 0, iscsi.LoginForbidden
@@ -73,8 +73,9 @@ func (p *loginPolicy) Enter(id iscsi.Identity, params iscsi.Params) (uint16, isc
 				return 0, iscsi.LoginNotFound
 			case fault.Limit, fault.Full:
 				return 0, iscsi.LoginOutOfResources
+			default:
+				return 0, iscsi.LoginUnavailable
 			}
-			return 0, iscsi.LoginUnavailable
 		}
 		s.port = port
 	}
@@ -91,7 +92,10 @@ func (srv *Server) login(conn net.Conn, portal listening) *session {
 		return nil
 	}
 	// One deadline for the whole login, however slowly it trickles in.
-	conn.SetDeadline(time.Now().Add(srv.times.Login))
+	_ = conn.SetDeadline(time.Now().Add(srv.times.Login))
+	if srv.isClosing() {
+		return nil // Close cut the deadline short, and ours may have undone it
+	}
 	policy := &loginPolicy{srv: srv, s: s}
 	l := iscsi.NewLogin(policy, srv.limits.own(), portal.Group)
 	err = s.converse(l)
@@ -106,16 +110,18 @@ func (srv *Server) login(conn net.Conn, portal listening) *session {
 	default:
 	}
 	if err == nil && l.Done {
-		srv.log.Info("session begins", "initiator", s.id.InitiatorName, "target", s.id.TargetName,
-			"discovery", s.id.Discovery, "address", conn.RemoteAddr().String(), "tsih", s.tsih)
+		srv.logs.info("session begins", "", s.remote, "initiator", s.id.InitiatorName, "target", s.id.TargetName,
+			"discovery", s.id.Discovery, "tsih", s.tsih)
 		return s
 	}
 	switch {
 	case l.Why != nil:
 		srv.failedLogins.Add(1)
-		srv.logs.warn("login refused", l.Why.Error(), s.remote, "initiator", l.Identity.InitiatorName, "target", l.Identity.TargetName)
-	case err != nil && l.Identity.InitiatorName != "":
-		srv.logs.warn("login broken off", err.Error(), s.remote, "initiator", l.Identity.InitiatorName)
+		srv.logs.warn("login refused", l.Status.String(), s.remote,
+			"initiator", l.Identity.InitiatorName, "target", l.Identity.TargetName, "err", l.Why)
+	case err != nil && !errors.Is(err, io.EOF):
+		// Who connects and leaves without a word asks whether anybody listens.
+		srv.logs.warn("login broken off", causeOf(err), s.remote, "initiator", l.Identity.InitiatorName)
 	}
 	if policy.entered {
 		// It was registered, and its last answer did not get through.
@@ -127,21 +133,24 @@ func (srv *Server) login(conn net.Conn, portal listening) *session {
 	return nil
 }
 
+// errNoLogin ends a connection that begins with something else.
+var errNoLogin = errors.New("no login request, or one out of bounds")
+
 // converse exchanges login requests and responses until the login is over.
 func (s *session) converse(l *iscsi.Login) error {
 	var h iscsi.Header
 	first := true
 	for !l.Done && !l.Failed {
 		if _, err := io.ReadFull(s.conn, h[:]); err != nil {
-			return fmt.Errorf("login: %w", err)
+			return err
 		}
 		n := h.DataLength()
 		if h.Opcode() != iscsi.OpLoginReq || h.AHSLength() != 0 || n > loginSegmentMax {
-			return fmt.Errorf("%v of %d bytes instead of a login request", h.Opcode(), n)
+			return errNoLogin
 		}
 		data := make([]byte, n+iscsi.Padding(n))
 		if _, err := io.ReadFull(s.conn, data); err != nil {
-			return fmt.Errorf("login: %w", err)
+			return err
 		}
 		if first {
 			// A login request is immediate: its CmdSN is the first command's.
@@ -159,7 +168,7 @@ func (s *session) converse(l *iscsi.Login) error {
 		out := append(resp[:], text...)
 		out = append(out, zeroHeader[:iscsi.Padding(len(text))]...)
 		if _, err := s.conn.Write(out); err != nil {
-			return fmt.Errorf("login: %w", err)
+			return err
 		}
 		s.bytesIn.Add(uint64(len(h) + len(data)))
 		s.bytesOut.Add(uint64(len(out)))

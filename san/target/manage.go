@@ -23,15 +23,22 @@ func (m *management) concerns(c *command) bool {
 	if c.seq >= m.seq {
 		return false
 	}
-	switch m.function {
-	case scsi.AbortTask:
+	if m.function == scsi.AbortTask {
 		return c.task.Tag == m.tag
+	}
+	return m.reaches(c.task.LUN)
+}
+
+// reaches reports whether the function ends tasks on a logical unit.
+func (m *management) reaches(lun scsi.LUN) bool {
+	switch m.function {
 	case scsi.AbortTaskSet, scsi.ClearTaskSet, scsi.LogicalUnitResetFunction:
-		return c.task.LUN == m.lun
+		return lun == m.lun
 	case scsi.TargetWarmReset, scsi.TargetColdReset:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // taskRequest takes a task management request. It runs on a worker, so that
@@ -71,6 +78,12 @@ func (s *session) taskRequest(h *iscsi.Header, n int) error {
 		return nil
 	case m.function == scsi.AbortTask:
 		m.ended = s.skipTask(h, m)
+	default:
+		// Commands numbered before the function are its concern, although
+		// their turn comes after it. RFC 7143, 4.2.3.2.
+		s.skipEarly(func(e *iscsi.Header) bool {
+			return e.Opcode() == iscsi.OpSCSICommand && iscsi.SNLess(e.CmdSN(), h.CmdSN()) && m.reaches(scsi.LUN(e.LUN()))
+		})
 	}
 	if s.dropWaiting(m.concerns) > 0 {
 		m.ended = true
@@ -84,9 +97,7 @@ func (s *session) taskRequest(h *iscsi.Header, n int) error {
 // complete. RFC 7143, 11.6.1 (a).
 func (s *session) skipTask(h *iscsi.Header, m *management) bool {
 	sn := h.RefCmdSN()
-	if e := s.reorder[sn]; e != nil && !e.skip && e.header.InitiatorTag() == m.tag {
-		s.earlySize -= len(e.data)
-		s.reorder[sn] = &early{skip: true}
+	if s.skipEarly(func(e *iscsi.Header) bool { return e.CmdSN() == sn && e.InitiatorTag() == m.tag }) > 0 {
 		return true
 	}
 	s.mu.Lock()
@@ -108,12 +119,14 @@ func (s *session) dropWaiting(match func(*command) bool) int {
 	n := 0
 	s.mu.Lock()
 	for c := s.tasks.next; c != &s.tasks; c = c.next {
-		if c.state == executing || c.aborted || !match(c) {
+		if c.state == executing || !match(c) {
 			continue
 		}
 		n++
-		// From here on Data-Out for it is a stranger's.
-		delete(s.collect, c.task.Tag)
+		// From here on Data-Out for it is a stranger's, and a function that
+		// ends right now does not let it go on.
+		s.uncollect(c)
+		c.state = executing
 		if c.queued && !s.srv.budget.cancel(c) {
 			// A worker is about to have it, and drops it.
 			c.aborted = true
@@ -151,12 +164,17 @@ func (m *management) work() {
 	m.finish()
 	s.flush()
 	if m.function == scsi.TargetColdReset && m.response == scsi.FunctionComplete {
-		// RFC 7143, 11.5.1: a cold reset ends all sessions of the target.
+		// RFC 7143, 11.5.1: a cold reset ends all sessions of the target. The
+		// answer goes first: the end of this session would take it from a
+		// sender that is only about to write it.
+		s.mu.Lock()
+		s.waitSent()
+		s.mu.Unlock()
 		s.srv.mu.Lock()
 		all := s.srv.all(func(o *session) bool { return o.id.TargetName == s.id.TargetName && !o.id.Discovery })
 		s.srv.mu.Unlock()
 		for _, o := range all {
-			o.close("target cold reset")
+			o.drop("target cold reset")
 		}
 	}
 }
@@ -164,7 +182,7 @@ func (m *management) work() {
 // pending reports whether a task of m's concern is still there. Under s.mu.
 func (m *management) pending() bool {
 	for c := m.s.tasks.next; c != &m.s.tasks; c = c.next {
-		if c.state == executing && m.concerns(c) || c.aborted && m.concerns(c) {
+		if c.state == executing && m.concerns(c) {
 			return true
 		}
 	}

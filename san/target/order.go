@@ -1,13 +1,14 @@
 package target
 
 import (
-	"fmt"
+	"errors"
 
 	"steadfast/iscsi"
 )
 
-// earlyMax bounds the data of requests that came before their turn, in bytes.
-const earlyMax = 4 << 20
+// earlyMax bounds the data of one session's requests that came before their
+// turn, in bytes. The budget counts it as well.
+const earlyMax = 1 << 20
 
 // early is a request that came before its turn: with its data, or empty when
 // task management said to take it as received.
@@ -31,13 +32,15 @@ func (s *session) outOfOrder(h *iscsi.Header, ahs []byte, n int) error {
 		s.srv.logs.warn("request ignored", "command number outside the window", s.remote, "initiator", s.id.InitiatorName)
 		return s.in.discard(n)
 	}
-	if s.earlySize += n; s.earlySize > earlyMax {
-		return fmt.Errorf("over %d bytes of requests before their turn", earlyMax)
+	if s.earlySize+n > earlyMax || s.srv.budget.short() {
+		return errors.New("too much data of requests before their turn")
 	}
 	data, ok, err := s.small(h, n)
 	if err != nil || !ok {
 		return err
 	}
+	s.earlySize += n
+	s.srv.budget.hold(s, int64(n))
 	s.reorder[sn] = &early{header: *h, ahs: ahs, data: data}
 	return nil
 }
@@ -50,7 +53,7 @@ func (s *session) replay() error {
 			return nil
 		}
 		delete(s.reorder, s.expCmdSN)
-		s.earlySize -= len(e.data)
+		s.giveEarly(len(e.data))
 		s.mu.Lock()
 		s.expCmdSN++
 		s.mu.Unlock()
@@ -61,6 +64,27 @@ func (s *session) replay() error {
 			return err
 		}
 	}
+}
+
+// giveEarly takes n bytes of requests before their turn off the books.
+func (s *session) giveEarly(n int) {
+	s.earlySize -= n
+	s.srv.budget.give(s, int64(n))
+}
+
+// skipEarly takes the requests that match as received, and never performs
+// them; it returns how many.
+func (s *session) skipEarly(match func(*iscsi.Header) bool) int {
+	n := 0
+	for sn, e := range s.reorder {
+		if e.skip || !match(&e.header) {
+			continue
+		}
+		s.giveEarly(len(e.data))
+		s.reorder[sn] = &early{skip: true}
+		n++
+	}
+	return n
 }
 
 // handleEarly handles a request with its data read already: an

@@ -172,9 +172,28 @@ func TestTaskManagement(t *testing.T) {
 			t.Error("an aborted write landed")
 		}
 	})
+	t.Run("reset early commands", func(t *testing.T) {
+		r := newRig(t, Config{})
+		c, _ := r.login("")
+		first := c.Command(iscsi.FlagFinal, 0, 0)
+		r.send(c, c.Command(iscsi.FlagFinal|iscsi.FlagWrite, 512, targettest.Write10(0, 1)...), pattern(512, 1))
+		elsewhere := c.Command(iscsi.FlagFinal, 0, 0)
+		elsewhere.SetLUN(1 << 48)
+		r.send(c, elsewhere, nil)
+		r.send(c, manage(c, scsi.LogicalUnitResetFunction, 0, 0), nil)
+		r.expectManaged(c, scsi.FunctionComplete)
+		r.send(c, first, nil)
+		r.expectStatus(c, first.InitiatorTag())
+		r.expectStatus(c, elsewhere.InitiatorTag()) // not that unit's
+		r.alive(c)
+		if r.disk.Landed.Load() != 0 {
+			t.Error("a write that the reset ended landed")
+		}
+	})
 	t.Run("abort waits for the write to land", func(t *testing.T) {
 		r := newRig(t, Config{})
-		entered, release := make(chan struct{}), make(chan struct{})
+		entered, release, marked := make(chan struct{}), make(chan struct{}), make(chan struct{})
+		r.disk.Marked = func() { close(marked) }
 		r.disk.Gate = func(t *scsi.Task) {
 			if t.CDB[0] == 0x2a {
 				entered <- struct{}{}
@@ -198,6 +217,7 @@ func TestTaskManagement(t *testing.T) {
 		if _, data := r.expect(c, iscsi.OpNopIn); string(data) != "still there" {
 			t.Errorf("ping: %q", data)
 		}
+		<-marked
 		close(release)
 		// The aborted write is not answered; the reset is, then the rest.
 		r.expectManaged(c, scsi.FunctionComplete)

@@ -3,6 +3,7 @@ package target
 import (
 	"encoding/binary"
 	"errors"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -112,7 +113,7 @@ func (s *session) stat(h *iscsi.Header) {
 // that the window is open again. Under s.mu.
 func (s *session) window() uint32 {
 	open := s.srv.limits.QueueDepth - s.outstanding
-	if s.memory.Load() > s.memoryMax || s.srv.budget.short() || s.out.bytes > backlogMax {
+	if s.memory.waiters.Load() > 0 || s.srv.budget.short() || s.out.bytes > backlogMax {
 		open = 0
 	}
 	if s.outstanding == 0 {
@@ -187,7 +188,8 @@ func (s *session) appendDataIn(c *command, n int, flags byte, residual int, data
 	t := &c.task
 	burst := 0
 	for off := 0; off < n; {
-		k := min(n-off, s.params.MaxSendLength, s.params.MaxBurstLength-burst)
+		// Segments are whole words but for the last. RFC 7143, 11.7.
+		k := min(n-off, s.params.MaxSendLength&^3, s.params.MaxBurstLength-burst)
 		burst += k
 		last := off+k == n
 		h := s.header()
@@ -230,7 +232,23 @@ func (s *session) send() {
 		return
 	}
 	s.sending = true
+	s.mu.Unlock()
+	// Commands that end together, as those of one group commit do, are let
+	// finish first: their answers go out in one write.
+	runtime.Gosched()
+	s.mu.Lock()
 	s.sendLoop(false)
+}
+
+// sendNow sends what the socket takes at once, and leaves the rest to a
+// goroutine. Called with s.mu held; returns with it released.
+func (s *session) sendNow() {
+	if s.sending || s.out.empty() {
+		s.mu.Unlock()
+		return
+	}
+	s.sending = true
+	s.sendLoop(true)
 }
 
 // sendLoop sends batch after batch: while one is written, others collect the

@@ -88,8 +88,10 @@ func New(cfg Config, opener scsi.PortOpener) (*Server, error) {
 		half: make(map[string]int), halfConns: make(map[net.Conn]struct{}),
 	}
 	srv.budget.limit = cfg.Limits.Memory
-	srv.tasks.Add(1)
-	go srv.tickLoop()
+	if !cfg.stopped {
+		srv.tasks.Add(1)
+		go srv.tickLoop()
+	}
 	return srv, nil
 }
 
@@ -141,7 +143,7 @@ func (srv *Server) Unlisten(address string) error {
 	if p == nil {
 		return fault.New(fault.NotFound, "no portal %s is open", address)
 	}
-	p.listener.Close()
+	_ = p.listener.Close()
 	return nil
 }
 
@@ -171,8 +173,8 @@ func (srv *Server) accept(p *portal) {
 		wait = 5 * time.Millisecond
 		address := hostOf(conn.RemoteAddr())
 		if !srv.admitHalfOpen(conn, address) {
-			conn.Close()
 			srv.refused.Add(1)
+			_ = conn.Close()
 			srv.logs.warn("connection refused", "too many logins under way", address)
 			continue
 		}
@@ -206,7 +208,7 @@ func (srv *Server) serve(conn net.Conn, at listening, address string) {
 	delete(srv.halfConns, conn)
 	srv.mu.Unlock()
 	if s == nil {
-		conn.Close()
+		_ = conn.Close()
 		return
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
@@ -280,10 +282,13 @@ func (srv *Server) register(s *session) iscsi.LoginStatus {
 		}
 		srv.mu.Unlock()
 		old.close("replaced by a new login")
-		<-old.gone
+		ended := old.ended(srv.times.Login)
 		srv.mu.Lock()
+		if !ended {
+			return iscsi.LoginUnavailable // the initiator tries again
+		}
 	}
-	if len(srv.sessions) >= srv.limits.Sessions {
+	if !srv.room(s) {
 		return iscsi.LoginOutOfResources
 	}
 	for {
@@ -294,7 +299,37 @@ func (srv *Server) register(s *session) iscsi.LoginStatus {
 	}
 	s.tsih = srv.lastTSIH
 	srv.sessions[s.tsih], srv.nexuses[key] = s, s
+	delete(srv.halfConns, s.conn) // Close asks it to log out, rather than cut it off
 	return iscsi.LoginSuccess
+}
+
+// room reports whether one more session fits the limits: in all, of one
+// address, and for discovery, which anybody may ask for. Under srv.mu.
+func (srv *Server) room(s *session) bool {
+	discovery, address := 0, 0
+	for _, o := range srv.sessions {
+		if o.id.Discovery {
+			discovery++
+		}
+		if o.remote == s.remote {
+			address++
+		}
+	}
+	l := &srv.limits
+	return len(srv.sessions) < l.Sessions && address < l.SessionsPerAddress && !(s.id.Discovery && discovery >= l.DiscoverySessions)
+}
+
+// ended waits for the session's end, and reports whether it came in time:
+// tasks on a drive that hangs may take forever to land.
+func (s *session) ended(within time.Duration) bool {
+	t := time.NewTimer(within)
+	defer t.Stop()
+	select {
+	case <-s.gone:
+		return true
+	case <-t.C:
+		return false
+	}
 }
 
 func (s *session) key() nexusKey {
@@ -316,9 +351,14 @@ func (srv *Server) forget(s *session) {
 	delete(srv.sessions, s.tsih)
 	delete(srv.nexuses, s.key())
 	srv.mu.Unlock()
-	reason := s.reason.Load()
-	srv.log.Info("session ends", "initiator", s.id.InitiatorName, "target", s.id.TargetName,
-		"address", s.conn.RemoteAddr().String(), "tsih", s.tsih, "reason", *reason)
+	srv.logs.info("session ends", *s.reason.Load(), s.remote, "initiator", s.id.InitiatorName, "target", s.id.TargetName, "tsih", s.tsih)
+}
+
+// isClosing reports whether Close was called.
+func (srv *Server) isClosing() bool {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	return srv.closing
 }
 
 // appendTargets appends what SendTargets says: the targets initiator may log
@@ -344,26 +384,31 @@ func (srv *Server) appendTargets(b []byte, initiator, want string, local net.Add
 	for _, name := range names {
 		b = iscsi.AppendPair(b, "TargetName", name)
 		for _, p := range portals {
-			if srv.targets[name].reachable(p.Group) {
-				b = iscsi.AppendPair(b, "TargetAddress", portalAddress(p.bound, local)+","+strconv.Itoa(int(p.Group)))
+			if at := portalAddress(p.bound, local); at != "" && srv.targets[name].reachable(p.Group) {
+				b = iscsi.AppendPair(b, "TargetAddress", at+","+strconv.Itoa(int(p.Group)))
 			}
 		}
 	}
 	return b
 }
 
-// portalAddress is a portal's address for an initiator.
+// portalAddress is a portal's address for an initiator that came in by local,
+// or empty when it has none there: a portal on every IPv4 address cannot be
+// named to one that came by IPv6. An address's zone means nothing elsewhere.
 func portalAddress(bound, local net.Addr) string {
 	ap, err := netip.ParseAddrPort(bound.String())
 	if err != nil {
 		return bound.String()
 	}
-	if ap.Addr().IsUnspecified() {
-		if l, err := netip.ParseAddrPort(local.String()); err == nil {
-			ap = netip.AddrPortFrom(l.Addr().Unmap(), ap.Port())
+	at := ap.Addr().Unmap()
+	if at.IsUnspecified() {
+		l, err := netip.ParseAddrPort(local.String())
+		if err != nil || at.Is4() && !l.Addr().Unmap().Is4() {
+			return ""
 		}
+		at = l.Addr().Unmap()
 	}
-	return ap.String()
+	return netip.AddrPortFrom(at.WithZone(""), ap.Port()).String()
 }
 
 // alias returns the alias of the target that a first login request names.
@@ -404,12 +449,12 @@ func (srv *Server) Close(ctx context.Context) {
 	portals := srv.portals
 	srv.portals = make(map[string]*portal)
 	for conn := range srv.halfConns {
-		conn.SetDeadline(time.Unix(1, 0))
+		_ = conn.SetDeadline(time.Unix(1, 0))
 	}
 	all := srv.all(nil)
 	srv.mu.Unlock()
 	for _, p := range portals {
-		p.listener.Close()
+		_ = p.listener.Close()
 	}
 	srv.askOut(ctx, all, "server shuts down")
 	close(srv.quit)
@@ -443,7 +488,7 @@ func (srv *Server) askOut(ctx context.Context, list []*session, reason string) {
 		select {
 		case <-s.gone:
 		case <-ctx.Done():
-			s.close(reason)
+			s.drop(reason)
 		}
 	}
 	for _, s := range list {

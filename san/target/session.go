@@ -28,9 +28,8 @@ type session struct {
 	since  time.Time
 	port   scsi.Port // nil in a discovery session
 
-	in        *input
-	memory    atomic.Int64 // bytes reserved
-	memoryMax int64
+	in     *input
+	memory share
 
 	bytesIn, bytesOut, commands atomic.Uint64
 
@@ -42,13 +41,15 @@ type session struct {
 	reason atomic.Pointer[string]
 
 	// Only the reader.
+	closed    bool   // the nexus is: no task begins any more
 	arrived   uint64 // commands and functions seen, in order
 	reorder   map[uint32]*early
 	earlySize int
 	textIn    []byte // text request so far (C bit)
 	textOut   []byte // text answer not yet sent
 	textTag   uint32
-	unchecked int // PDUs since the batch's size was looked at
+	refusing  bool // memory was overdrawn for longer than easeMax
+	unchecked int  // PDUs since the batch's size was looked at
 
 	mu          sync.Mutex
 	left        sync.Cond // a task left, or the sender stopped; signalled while waiters > 0
@@ -73,11 +74,12 @@ type session struct {
 	writeTry   bool
 	writeReady func(fd uintptr) bool // made once
 
-	pinging   bool // our NOP-In is unanswered
-	silent    time.Duration
-	stalled   time.Duration
-	lastOut   uint64 // bytesOut at the last tick
-	askedQuit bool
+	pinging bool // our NOP-In is unanswered
+	silent  time.Duration
+	stalled time.Duration
+	lastIn  uint64 // bytesIn and bytesOut at the last tick
+	lastOut uint64
+	quit    time.Duration // what the initiator is given to log out; 0: it was not asked
 }
 
 // newSession returns a session in its login's last step.
@@ -94,8 +96,9 @@ func (srv *Server) newSession(conn net.Conn, portal listening) (*session, error)
 		srv: srv, conn: conn, raw: raw, portal: portal, remote: hostOf(conn.RemoteAddr()), since: time.Now(),
 		dying: make(chan struct{}), gone: make(chan struct{}),
 		collect: make(map[uint32]*command), reorder: make(map[uint32]*early),
-		out: new(batch), spare: new(batch), memoryMax: srv.limits.SessionMemory,
+		out: new(batch), spare: new(batch),
 	}
+	s.memory.limit = srv.limits.SessionMemory
 	s.left.L = &s.mu
 	s.tasks.prev, s.tasks.next = &s.tasks, &s.tasks
 	s.writeReady = s.writeReadyFunc
@@ -121,8 +124,22 @@ func (s *session) close(reason string) {
 		s.reason.Store(&reason)
 		close(s.dying)
 		// The reader, or a sender that waits for the socket, wakes with an error.
-		s.conn.SetDeadline(time.Unix(1, 0))
+		_ = s.conn.SetDeadline(time.Unix(1, 0))
 	})
+}
+
+// drop ends the session as close does, and tells the initiator, if its socket
+// takes that at once. RFC 7143, 11.9.1, event 3.
+func (s *session) drop(reason string) {
+	s.mu.Lock()
+	if s.running && !s.broken {
+		h := s.async(iscsi.AsyncDropSession)
+		h.SetAsyncParameter(2, uint16(s.params.DefaultTime2Wait))
+		h.SetAsyncParameter(3, uint16(s.params.DefaultTime2Retain))
+		s.endHeader()
+	}
+	s.sendNow()
+	s.close(reason)
 }
 
 // errDone ends the reader without a complaint.
@@ -132,11 +149,8 @@ var errDone = errors.New("session over")
 // if the peer does not take it, nothing more is read.
 func (s *session) ready() {
 	s.mu.Lock()
-	if !s.sending && !s.out.empty() {
-		s.sending = true
-		s.sendLoop(true)
-		s.mu.Lock()
-	}
+	s.sendNow()
+	s.mu.Lock()
 	for s.sending && s.out.bytes > backlogMax {
 		s.waiters++
 		s.left.Wait()
@@ -145,23 +159,29 @@ func (s *session) ready() {
 	s.mu.Unlock()
 }
 
+// easeMax is how long data may stay in the socket for want of memory. It is
+// short, since what would free memory may wait behind it.
+const easeMax = 500 * time.Millisecond
+
 // ease waits until the server's memory is not overdrawn any further: data
-// stays in the socket meanwhile. When nothing comes free in time the
-// connection ends: its own data may be what others wait behind.
-func (s *session) ease() error {
+// stays in the socket meanwhile. It returns false when nothing came free; until
+// something does, it does not wait again.
+func (s *session) ease() bool {
 	const step = 10 * time.Millisecond
 	for waited := time.Duration(0); s.srv.budget.overdrawn(); waited += step {
-		if waited > s.srv.times.WriteStall {
-			return fmt.Errorf("no memory for data-out")
+		if waited >= easeMax || s.refusing {
+			s.refusing = true
+			return false
 		}
 		s.ready()
 		select {
 		case <-s.dying:
-			return errDone
+			return false
 		case <-time.After(step):
 		}
 	}
-	return nil
+	s.refusing = false
+	return true
 }
 
 // run reads until the connection ends, and then cleans up. When it returns,
@@ -169,25 +189,51 @@ func (s *session) ease() error {
 func (s *session) run() {
 	s.mu.Lock()
 	s.running = true
+	if s.quit > 0 {
+		s.appendQuit()
+	}
 	s.mu.Unlock()
 	var err error
 	for err == nil {
 		err = s.readPDU()
 	}
-	select {
-	case <-s.dying:
-	default:
-		if !errors.Is(err, errDone) {
-			s.close(err.Error())
-		} else {
-			s.close("logged out")
-		}
+	reason := "logged out"
+	if !errors.Is(err, errDone) {
+		reason = causeOf(err)
+		s.mu.Lock()
+		s.sendNow() // a Reject may say what was wrong
 	}
+	s.close(reason) // unless it was closed: then that reason stands
+	// The initiator learns at once, however long the tasks take to land.
+	s.hangUp()
+	s.giveEarly(s.earlySize)
 	s.shut()
-	s.conn.Close()
+	_ = s.conn.Close()
 	s.in.release()
 	s.srv.forget(s)
 	close(s.gone)
+}
+
+// hangUp ends the outgoing side of the connection, behind what was sent.
+// Closing it would make the system discard that, if there is input left that
+// nobody will read.
+func (s *session) hangUp() {
+	s.mu.Lock()
+	s.broken = true
+	s.waitSent()
+	s.mu.Unlock()
+	if c, ok := s.conn.(interface{ CloseWrite() error }); ok {
+		_ = c.CloseWrite() // fails only when the peer is gone
+	}
+}
+
+// waitSent waits until nobody sends. Under s.mu.
+func (s *session) waitSent() {
+	for s.sending {
+		s.waiters++
+		s.left.Wait()
+		s.waiters--
+	}
 }
 
 // shut ends every task: those that wait for data or memory at once, the
@@ -195,9 +241,9 @@ func (s *session) run() {
 // can. It may be called twice.
 func (s *session) shut() {
 	s.dropWaiting(func(*command) bool { return true })
-	if s.port != nil {
+	if s.port != nil && !s.closed {
+		s.closed = true
 		s.port.Close()
-		s.port = closedPort{s.port}
 	}
 	s.mu.Lock()
 	for s.tasks.next != &s.tasks || s.managing > 0 {
@@ -214,11 +260,7 @@ func (s *session) shut() {
 	s.mu.Unlock()
 	s.flush()
 	s.mu.Lock()
-	for s.sending {
-		s.waiters++
-		s.left.Wait()
-		s.waiters--
-	}
+	s.waitSent()
 	s.mu.Unlock()
 }
 
@@ -241,11 +283,11 @@ func (s *session) readPDU() error {
 	if s.params.HeaderDigest && iscsi.Digest(raw[:size]) != binary.LittleEndian.Uint32(raw[size:]) {
 		// The length in a broken header cannot be trusted: there is no way
 		// to find the next PDU. RFC 7143, 7.7.
-		return fmt.Errorf("header digest error")
+		return errors.New("header digest error")
 	}
 	h := iscsi.Header(raw)
 	if n := h.DataLength(); n > s.params.MaxRecvLength {
-		return fmt.Errorf("%v with a data segment of %d bytes, over %d", h.Opcode(), n, s.params.MaxRecvLength)
+		return errors.New("data segment longer than declared")
 	}
 	ahs := raw[iscsi.HeaderSize:size]
 	if ahsLen > 0 {
@@ -424,10 +466,8 @@ func (s *session) logoutRequest(h *iscsi.Header, n int) error {
 	if result != iscsi.LogoutDone {
 		return nil
 	}
+	s.mu.Lock()
+	s.waitSent()
+	s.mu.Unlock()
 	return errDone
 }
-
-// closedPort stands for a nexus that is closed: it takes nothing any more.
-type closedPort struct{ scsi.Port }
-
-func (closedPort) Close() {}

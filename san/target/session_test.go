@@ -148,6 +148,8 @@ func TestPings(t *testing.T) {
 
 func TestRejects(t *testing.T) {
 	r := newRig(t, Config{})
+	got := make(chan int, 1)
+	r.disk.Gate = func(t *scsi.Task) { got <- len(t.CDB) }
 	c, _ := r.login("")
 	for _, tc := range []struct {
 		op   iscsi.Opcode
@@ -178,8 +180,6 @@ func TestRejects(t *testing.T) {
 	}
 	r.expect(c, iscsi.OpReject)
 	// An extended CDB reaches the logical unit whole.
-	got := make(chan int, 1)
-	r.disk.Gate = func(t *scsi.Task) { got <- len(t.CDB) }
 	h = c.Command(iscsi.FlagFinal|iscsi.FlagRead, 512, targettest.Read10(0, 1)...)
 	if err := c.Send(h, iscsi.AppendAHS(nil, iscsi.AHS{ExtendedCDB: make([]byte, 16)}), nil); err != nil {
 		t.Fatal(err)
@@ -332,13 +332,13 @@ func TestPortals(t *testing.T) {
 	// In a normal session: the own target only.
 	c, _ := r.login("")
 	own := "TargetName=" + testTarget + "\nTargetAddress=" + r.addr + ",1\nTargetAddress=" + six.String() + ",2\n"
-	for _, q := range []string{"SendTargets=", "SendTargets=All", "SendTargets=" + testTarget} {
+	for _, q := range []string{"SendTargets=", "SendTargets=" + testTarget} {
 		if diff := cmp.Diff(own, ask(c, q)); diff != "" {
 			t.Error(q, diff)
 		}
 	}
 	for q, want := range map[string]string{
-		"SendTargets=iqn.2026-11.test:two": "SendTargets=Reject\n", "SendTargets=A": "SendTargets=Reject\n",
+		"SendTargets=iqn.2026-11.test:two": "SendTargets=Reject\n", "SendTargets=All": "SendTargets=Reject\n",
 		"sENDtARGETS=All": "sENDtARGETS=NotUnderstood\n", "MaxBurstLength=512": "MaxBurstLength=Reject\n",
 		"MaxRecvDataSegmentLength=1024": "",
 	} {

@@ -91,14 +91,13 @@ func (s *session) sendText(req *iscsi.Header) {
 }
 
 // sendTargets answers SendTargets with the targets the initiator may log in
-// to. A normal session learns of its own target only: the RFC allows its name
-// or an empty value there, and All is answered the same, as initiators send it.
+// to. A normal session learns of its own target only, by its name or an empty
+// value; All must not be answered there. RFC 7143, appendix C.
 func (s *session) sendTargets(b []byte, value string) []byte {
-	want := value
+	var want string
 	switch {
 	case value == "All" && s.id.Discovery:
-		want = ""
-	case value == "All" || value == "" && !s.id.Discovery:
+	case value == "" && !s.id.Discovery:
 		want = s.id.TargetName
 	default:
 		name, err := iscsi.NormalizeName(value)

@@ -34,13 +34,11 @@ func (srv *Server) tickLoop() {
 // One tick for all sessions spares the data path its timers.
 func (s *session) tick(dt time.Duration) {
 	s.mu.Lock()
-	out := s.bytesOut.Load()
-	if s.sending && out == s.lastOut {
+	if s.stalls() {
 		s.stalled += dt
 	} else {
 		s.stalled = 0
 	}
-	s.lastOut = out
 	if s.heard.Swap(false) {
 		s.silent, s.pinging = 0, false
 	} else {
@@ -54,11 +52,15 @@ func (s *session) tick(dt time.Duration) {
 	switch {
 	case s.stalled >= times.WriteStall:
 		s.mu.Unlock()
-		s.close("the initiator takes no data")
+		s.close("the initiator moves no data")
+	case times.NopInterval > 0 && s.port == nil && s.silent >= times.NopInterval:
+		// Who discovers asks and goes; a place held is one less for others.
+		s.mu.Unlock()
+		s.close("discovery session idle")
 	case times.NopInterval > 0 && s.pinging && s.silent >= times.NopInterval+times.NopTimeout:
 		s.mu.Unlock()
 		s.close("the initiator does not answer pings")
-	case times.NopInterval > 0 && !s.pinging && s.silent >= times.NopInterval && !s.sending && !s.broken && s.running:
+	case times.NopInterval > 0 && !s.pinging && s.silent >= times.NopInterval && !s.broken && s.running:
 		s.pinging = true
 		s.lastTag++
 		if s.lastTag == iscsi.NoTag {
@@ -69,6 +71,35 @@ func (s *session) tick(dt time.Duration) {
 	default:
 		s.mu.Unlock()
 	}
+}
+
+// slowest is how many bytes a peer that holds memory must move in a tick while
+// the server is short of it.
+const slowest = 64 << 10
+
+// stalls reports whether the peer moved less data since the last tick than it
+// has to: a byte of what is sent to it; and while others wait for memory, an
+// amount that gives hope, of what is sent and of what was asked for by R2T.
+// Under s.mu.
+func (s *session) stalls() bool {
+	out, in := s.bytesOut.Load(), s.bytesIn.Load()
+	sent, came := out-s.lastOut, in-s.lastIn
+	s.lastOut, s.lastIn = out, in
+	if !s.srv.budget.short() {
+		return s.sending && sent == 0
+	}
+	if s.sending && sent < slowest {
+		return true
+	}
+	if came >= slowest {
+		return false
+	}
+	for _, c := range s.collect {
+		if c.nseqs > 0 || c.unsolicited && c.granted {
+			return true
+		}
+	}
+	return false
 }
 
 // nopIn adds a NOP-In: one that wants an answer, or with NoTag one that only
@@ -99,21 +130,33 @@ func (s *session) sendAside() {
 	}()
 }
 
-// askOut asks the initiator to log out within d. RFC 7143, 11.9.1, event 1.
-func (s *session) askOut(d time.Duration) {
-	s.mu.Lock()
-	if s.askedQuit || s.broken || !s.running {
-		s.mu.Unlock()
-		return
-	}
-	s.askedQuit = true
+// async begins an asynchronous message. Under s.mu. RFC 7143, 11.9.
+func (s *session) async(event uint8) *iscsi.Header {
 	h := s.header()
 	h.SetOpcode(iscsi.OpAsync)
 	h.SetFlags(iscsi.FlagFinal)
 	h.SetInitiatorTag(iscsi.NoTag)
 	s.stat(h)
-	h.SetAsyncEvent(iscsi.AsyncLogout)
-	h.SetAsyncParameter(3, uint16(max(1, d/time.Second)))
-	s.endHeader()
+	h.SetAsyncEvent(event)
+	return h
+}
+
+// askOut asks the initiator to log out within d. RFC 7143, 11.9.1, event 1.
+func (s *session) askOut(d time.Duration) {
+	s.mu.Lock()
+	if s.quit == 0 && !s.broken {
+		s.quit = max(d, time.Second)
+		s.appendQuit()
+	}
 	s.sendAside()
+}
+
+// appendQuit adds the request to log out, once the login is over. Under s.mu.
+func (s *session) appendQuit() {
+	if !s.running {
+		return // run will
+	}
+	h := s.async(iscsi.AsyncLogout)
+	h.SetAsyncParameter(3, uint16(s.quit/time.Second))
+	s.endHeader()
 }

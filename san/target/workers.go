@@ -1,6 +1,9 @@
 package target
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // maxIdleWorkers bounds the goroutines kept for the next burst.
 const maxIdleWorkers = 256
@@ -8,49 +11,91 @@ const maxIdleWorkers = 256
 // job is something a worker does: a command or a task management function.
 type job interface{ work() }
 
-// workers runs jobs that may block. Goroutines are reused, the most
-// recently idle first: its stack has grown to what a command needs and is
-// still in the cache. The number of busy ones is bounded by the commands in
-// the sessions' windows.
+// workers runs jobs that may block, in the order they came. At most one worker
+// is on its way to the queue at any time: it wakes the next when it finds more
+// than it can take. So jobs that block get a goroutine each, and a burst of
+// jobs that do not costs one or two wake-ups instead of one each. The number
+// of busy goroutines is bounded by the commands in the sessions' windows.
 type workers struct {
-	mu     sync.Mutex
-	idle   []chan job
+	mu    sync.Mutex
+	queue []job // queue[head:] waits
+	head  int
+	// coming says that a worker was woken or started and has not taken a job:
+	// whatever is in the queue, it will see.
+	coming bool
+	// idle workers wait on their channels; the most recent is woken first: its
+	// stack has grown to what a command needs and is still in the cache.
+	idle   []chan struct{}
 	closed bool
 	wg     sync.WaitGroup
 }
 
-// submit runs c on a worker.
-func (w *workers) submit(c job) {
+// submit runs j on a worker.
+func (w *workers) submit(j job) {
 	w.mu.Lock()
+	w.queue = append(w.queue, j)
+	w.call()
+	w.mu.Unlock()
+}
+
+// call gets a worker to come, unless one does. Under mu.
+func (w *workers) call() {
+	if w.coming {
+		return
+	}
+	w.coming = true
 	if n := len(w.idle); n > 0 {
 		ch := w.idle[n-1]
-		w.idle[n-1] = nil
 		w.idle = w.idle[:n-1]
-		w.mu.Unlock()
-		ch <- c // has room for one, and is ours alone: never blocks
+		ch <- struct{}{} // has room for one, and is ours alone: never blocks
 		return
 	}
 	w.wg.Add(1)
-	w.mu.Unlock()
-	go w.run(c)
+	go w.run()
+}
+
+// take returns the next job, or nil. Under mu.
+func (w *workers) take() job {
+	if w.head == len(w.queue) {
+		return nil
+	}
+	j := w.queue[w.head]
+	w.queue[w.head] = nil
+	if w.head++; w.head == len(w.queue) {
+		w.queue, w.head = w.queue[:0], 0
+	} else if w.head >= 1024 && w.head*2 >= len(w.queue) {
+		// A queue that never runs dry must not grow at its front.
+		w.queue = slices.Delete(w.queue, 0, w.head)
+		w.head = 0
+	}
+	return j
 }
 
 // run works until there are idle workers enough, or the pool closes.
-func (w *workers) run(c job) {
+func (w *workers) run() {
 	defer w.wg.Done()
-	ch := make(chan job, 1)
+	ch := make(chan struct{}, 1)
+	w.mu.Lock()
+	w.coming = false
 	for {
-		c.work()
-		w.mu.Lock()
+		if j := w.take(); j != nil {
+			if w.head < len(w.queue) {
+				w.call()
+			}
+			w.mu.Unlock()
+			j.work()
+			w.mu.Lock()
+			continue
+		}
 		if w.closed || len(w.idle) >= maxIdleWorkers {
 			w.mu.Unlock()
 			return
 		}
 		w.idle = append(w.idle, ch)
 		w.mu.Unlock()
-		if c = <-ch; c == nil {
-			return
-		}
+		<-ch
+		w.mu.Lock()
+		w.coming = false
 	}
 }
 
@@ -60,7 +105,7 @@ func (w *workers) close() {
 	w.mu.Lock()
 	w.closed = true
 	for _, ch := range w.idle {
-		ch <- nil
+		ch <- struct{}{}
 	}
 	w.idle = nil
 	w.mu.Unlock()

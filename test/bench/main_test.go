@@ -59,4 +59,11 @@ func TestCPUTime(t *testing.T) {
 	if used <= 0 || used > time.Hour {
 		t.Errorf("this process has used %v", used)
 	}
+	busy, err := busyTime()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if busy < used {
+		t.Errorf("all processes together have used %v, this one alone %v", busy, used)
+	}
 }

@@ -5,63 +5,70 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"steadfast/test/testbed"
 )
 
-// rawRow is one limit of the drive under the folder we measure in.
+// rawRow is one limit of the drive under the folder we measure in: what fio
+// reaches through a file on the same filesystem, past the page cache.
 type rawRow struct {
 	load
 	dsync bool // every write stable before its answer
 }
 
-// raw measures with fio what the drive itself can do, through a file on the
-// same filesystem, written whole before, past the page cache. The result is
-// I/Os a second by load; "-dsync" follows the name where writes were O_DSYNC.
-func (b *bench) raw() (map[string]float64, error) {
-	limits := map[string]float64{}
+func (r rawRow) name() string {
+	if r.dsync {
+		return r.load.name + "-dsync"
+	}
+	return r.load.name
+}
+
+// measured tells whether the limit is held against a row of this mode and
+// set. Stable random writes are: against durable ones on the large set.
+func (r rawRow) measured(m mode, s set) bool {
+	return !r.dsync || r.write && r.random && !m.writeCache && s.size == largeBytes
+}
+
+// rawFile is what the limits are measured on.
+func (b *bench) rawFile() string { return filepath.Join(b.dir, "raw.img") }
+
+// prepareRaw writes the file whole.
+func (b *bench) prepareRaw() error {
 	if _, err := exec.LookPath("fio"); err != nil {
-		fmt.Println("SKIP raw: fio is not installed: no shares of the raw limit")
-		return limits, nil
+		return errors.New("fio is not installed: there is nothing to measure the drive itself with")
 	}
-	var rows []rawRow
-	for _, l := range loads() {
-		rows = append(rows, rawRow{load: l})
-		if l.write && l.random {
-			rows = append(rows, rawRow{load: l, dsync: true})
+	fmt.Println("fill  raw.img")
+	_, err := b.fio("--name=fill", "--filename="+b.rawFile(), fmt.Sprintf("--size=%d", largeBytes), "--rw=write", "--bs=1M", "--iodepth=8", "--end_fsync=1")
+	return err
+}
+
+// rawRows are the limits that a row is held against and nobody measured yet.
+func (b *bench) rawRows(m mode, s set, l load) []rawRow {
+	var todo []rawRow
+	for _, r := range []rawRow{{load: l}, {load: l, dsync: true}} {
+		if _, known := b.limits[r.name()]; !known && r.measured(m, s) {
+			todo = append(todo, r)
 		}
 	}
-	file := filepath.Join(b.dir, "raw.img")
-	defer func() { _ = os.Remove(file) }()
-	if _, err := b.fio("--name=fill", "--filename="+file, fmt.Sprintf("--size=%d", largeBytes), "--rw=write", "--bs=1M", "--iodepth=8", "--end_fsync=1"); err != nil {
-		return nil, err
+	return todo
+}
+
+// rawTurn measures a limit once, in I/Os a second, while the servers are
+// stopped.
+func (b *bench) rawTurn(r rawRow, servers [2]testbed.Server) (float64, error) {
+	resume, err := b.quiet(servers[:]...)
+	if err != nil {
+		return 0, err
 	}
-	for _, r := range rows {
-		name, wanted := r.name, false
-		if r.dsync {
-			name += "-dsync"
-		}
-		for _, m := range modes() {
-			wanted = wanted || b.rows.MatchString(rowName(m, sets()[1], r.load))
-		}
-		if !wanted {
-			continue
-		}
-		var values []float64
-		for range b.rounds {
-			v, err := b.fio(r.arguments(file, b.seconds)...)
-			if err != nil {
-				return nil, fmt.Errorf("raw %s: %w", name, err)
-			}
-			values = append(values, v)
-		}
-		limits[name] = medianOf(values)
-		fmt.Printf("raw   %s iops=%.0f MB/s=%.1f\n", name, limits[name], limits[name]*float64(r.bs)/1e6)
+	v, err := b.fio(r.arguments(b.rawFile(), b.seconds)...)
+	if err != nil {
+		err = fmt.Errorf("raw %s: %w", r.name(), err)
 	}
-	return limits, nil
+	return v, errors.Join(err, resume())
 }
 
 // arguments says a row in fio's words.
@@ -72,7 +79,7 @@ func (r rawRow) arguments(file string, seconds float64) []string {
 	args := []string{
 		"--name=raw", "--filename=" + file, fmt.Sprintf("--size=%d", largeBytes), "--rw=" + rw,
 		fmt.Sprintf("--bs=%d", r.bs), fmt.Sprintf("--iodepth=%d", r.qd),
-		"--time_based", fmt.Sprintf("--runtime=%d", max(1, int(seconds))), "--ramp_time=0.5", "--norandommap",
+		"--time_based", fmt.Sprintf("--runtime=%dms", int(1000*seconds)), "--ramp_time=300ms", "--norandommap",
 	}
 	if r.dsync {
 		args = append(args, "--sync=dsync")

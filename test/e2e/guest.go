@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -19,15 +20,16 @@ import (
 // The guest's identity and secrets. They guard nothing: the node they admit
 // to lives for one run, on loopback.
 const (
-	guestName      = "iqn.2026-11.io.steadfast.test:guest"
-	guestUser      = "guest"
-	guestSecret    = "guest-secret-16b"
-	guestUserBack  = "node"
-	guestSecretBak = "node-secret-16by"
+	guestName       = "iqn.2026-11.io.steadfast.test:guest"
+	guestUser       = "guest"
+	guestSecret     = "guest-secret-16b"
+	guestUserBack   = "node"
+	guestSecretBack = "node-secret-16by"
 )
 
-// outage is how long the node stays away in the guest's restarts.
-const outage = 10 * time.Second
+// silence is how long the guest may say nothing: no step of it takes half as
+// long.
+const silence = 4 * time.Minute
 
 // guestDrive boots a guest whose drive QEMU holds over iscsi://.
 func (r *run) guestDrive() error {
@@ -39,9 +41,9 @@ func (r *run) guestDrive() error {
 	if err != nil {
 		return err
 	}
-	return r.boot(5*time.Minute, "job=drive",
+	return r.boot("job=drive",
 		"-iscsi", "initiator-name="+guestName,
-		"-drive", "file="+r.server.URL(0, lunData)+",if=virtio,format=raw,cache=none")
+		"-drive", "file="+r.server.URL(0, lunData)+",if=virtio,format=raw,cache=none,discard=unmap")
 }
 
 // kernelInitiator boots a guest that logs in by itself.
@@ -51,23 +53,17 @@ func (r *run) kernelInitiator() error {
 	}
 	err := r.serve("kernel", []testbed.Volume{{Name: "data", Size: 256 << 20, LUN: lunData}},
 		[]testbed.Initiator{{
-			Name: guestName, User: guestUser, Secret: guestSecret, MutualUser: guestUserBack, MutualSecret: guestSecretBak,
+			Name: guestName, User: guestUser, Secret: guestSecret, MutualUser: guestUserBack, MutualSecret: guestSecretBack,
 		}})
 	if err != nil {
 		return err
 	}
-	url := r.server.URL(0, lunData)
-	port := url[strings.LastIndexByte(url[:strings.Index(url, "/iqn.")], ':')+1 : strings.Index(url, "/iqn.")]
-	digests := "CRC32C,None"
-	if r.peer != "steadfast" {
-		digests = "None" // tgt offers no digest by itself
-	}
 	// QEMU's user network answers for the host's loopback at 10.0.2.2.
 	job := strings.Join([]string{
-		"job=iscsi", "initiator=" + guestName, "target=" + testbed.Target, "portal=10.0.2.2:" + port,
-		"user=" + guestUser, "secret=" + guestSecret, "user_in=" + guestUserBack, "secret_in=" + guestSecretBak, "digests=" + digests,
+		"job=iscsi", "initiator=" + guestName, "target=" + testbed.Target, fmt.Sprintf("portal=10.0.2.2:%d", r.port),
+		"user=" + guestUser, "secret=" + guestSecret, "user_in=" + guestUserBack, "secret_in=" + guestSecretBack,
 	}, " ")
-	return r.boot(20*time.Minute, job, "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0")
+	return r.boot(job, "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile=")
 }
 
 // guestReady builds the guest, or says why there will be none.
@@ -87,11 +83,11 @@ func (r *run) guestReady(what string) bool {
 
 // boot runs the guest, without hardware help (what runs this may itself be a
 // guest), and counts what it tells.
-func (r *run) boot(patience time.Duration, job string, more ...string) error {
-	ctx, cancel := context.WithTimeout(r.ctx, patience)
-	defer cancel()
+func (r *run) boot(job string, more ...string) error {
+	ctx, cancel := context.WithCancelCause(r.ctx)
+	defer cancel(nil)
 	argv := append([]string{
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-m", "768", "-smp", "2", "-nographic", "-no-reboot", "-monitor", "none",
+		"-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-m", "512", "-smp", "2", "-no-reboot", "-monitor", "none",
 		"-serial", "stdio", "-nodefaults", "-display", "none",
 		"-kernel", filepath.Join(r.cache, "vmlinuz"), "-initrd", filepath.Join(r.cache, "initrd"),
 		"-append", "console=ttyS0 quiet loglevel=4 panic=-1 " + job,
@@ -111,48 +107,61 @@ func (r *run) boot(patience time.Duration, job string, more ...string) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	ended, actErr := r.listen(io.TeeReader(pipe, console))
+	quiet := time.AfterFunc(silence, func() { cancel(fmt.Errorf("the guest said nothing for %v", silence)) })
+	defer quiet.Stop()
+	ended, actErr := r.listen(io.TeeReader(pipe, console), func() { quiet.Reset(silence) })
 	if actErr != nil {
-		cancel()
+		cancel(actErr)
 	}
 	waitErr := cmd.Wait()
-	switch {
-	case actErr != nil:
-		return actErr
-	case !ended:
-		return fmt.Errorf("the guest did not come to its end (its console: %s): %w", console.Name(), errors.Join(ctx.Err(), waitErr))
+	if !ended || actErr != nil {
+		r.tail("the guest's console", console.Name())
+		return fmt.Errorf("the guest did not come to its end: %w", errors.Join(context.Cause(ctx), waitErr))
 	}
 	return nil
 }
 
 // listen reads the guest's console, counts its steps and does what it asks
-// for. It tells whether the guest came to its end.
-func (r *run) listen(console io.Reader) (ended bool, err error) {
-	scan := bufio.NewScanner(console)
-	for scan.Scan() {
+// for; heard is called for each of its lines. It tells whether the guest came
+// to its end.
+func (r *run) listen(console io.Reader, heard func()) (ended bool, err error) {
+	last := time.Now()
+	for scan := bufio.NewScanner(console); scan.Scan(); {
 		_, line, ok := strings.Cut(strings.TrimSpace(scan.Text()), "GUEST ")
 		if !ok {
 			continue
 		}
+		heard()
 		verb, rest, _ := strings.Cut(line, " ")
 		switch verb {
 		case "ok":
-			r.ok("guest: " + rest)
+			r.ok(fmt.Sprintf("guest: %s (%.1f s)", rest, time.Since(last).Seconds()))
 		case "fail":
 			r.fail("guest", "%s", rest)
+		case "say":
+			fmt.Println("     guest: " + rest)
 		case "do":
 			if err := r.outage(rest); err != nil {
 				return false, err
 			}
+			heard()
+			continue // its time is the next step's
 		case "end":
 			ended = true
 		}
+		last = time.Now()
 	}
 	return ended, nil
 }
 
-// outage takes the node away for a while, as asked or as in a crash.
-func (r *run) outage(how string) error {
+// outage takes the node away: "term SECONDS" as an admin would, "kill SECONDS"
+// as a crash would.
+func (r *run) outage(order string) error {
+	how, text, _ := strings.Cut(order, " ")
+	seconds, err := strconv.Atoi(text)
+	if err != nil {
+		return fmt.Errorf("the guest asks for %q: %w", order, err)
+	}
 	end := r.server.Stop
 	if how == "kill" {
 		end = r.server.Kill
@@ -163,10 +172,11 @@ func (r *run) outage(how string) error {
 	select {
 	case <-r.ctx.Done():
 		return r.ctx.Err()
-	case <-time.After(outage):
+	case <-time.After(time.Duration(seconds) * time.Second):
 	}
 	if err := r.server.Start(r.ctx); err != nil {
 		return fmt.Errorf("start after %s: %w", how, err)
 	}
+	fmt.Println("     the node is back")
 	return nil
 }

@@ -32,6 +32,7 @@ type run struct {
 	cache  string // where the guest's kernel and initrd are kept between runs
 	peer   string
 	server testbed.Server
+	port   int // of the server, on the loopback addresses
 
 	passed, failed, skipped int
 }
@@ -66,7 +67,10 @@ func (r *run) all(tools, guest bool) (err error) {
 			err = errors.Join(err, r.server.Close())
 		}
 		if err != nil || r.failed > 0 {
-			r.tail()
+			logs, _ := filepath.Glob(filepath.Join(r.dir, "*", "server.log"))
+			for _, log := range logs {
+				r.tail("the server", log)
+			}
 		}
 		err = errors.Join(err, os.RemoveAll(r.dir))
 	}()
@@ -82,19 +86,16 @@ func (r *run) all(tools, guest bool) (err error) {
 	return r.guestDrive()
 }
 
-// tail prints the end of what the server said.
-func (r *run) tail() {
-	logs, _ := filepath.Glob(filepath.Join(r.dir, "*", "server.log"))
-	for _, name := range logs {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			continue
-		}
-		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-		fmt.Println("     the server's last lines:")
-		for _, l := range lines[max(0, len(lines)-25):] {
-			fmt.Println("     " + l)
-		}
+// tail prints the end of a file that tells why something failed.
+func (r *run) tail(what, name string) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	fmt.Println("     the last lines of " + what + ":")
+	for _, l := range lines[max(0, len(lines)-25):] {
+		fmt.Println("     " + strings.TrimRight(l, "\r"))
 	}
 }
 
@@ -107,13 +108,13 @@ func (r *run) serve(name string, volumes []testbed.Volume, initiators []testbed.
 		}
 		r.server = nil
 	}
-	port, err := testbed.FreePort("127.0.0.1", "::1")
-	if err != nil {
+	var err error
+	if r.port, err = testbed.FreePort("127.0.0.1", "::1"); err != nil {
 		return err
 	}
 	r.server, err = testbed.New(r.ctx, r.peer, testbed.Config{
 		Dir:     filepath.Join(r.dir, name),
-		Portals: []string{fmt.Sprintf("127.0.0.1:%d", port), fmt.Sprintf("[::1]:%d", port)},
+		Portals: []string{fmt.Sprintf("127.0.0.1:%d", r.port), fmt.Sprintf("[::1]:%d", r.port)},
 		Volumes: volumes, Initiators: initiators,
 	})
 	return err
@@ -140,6 +141,7 @@ func (r *run) skip(name, why string) {
 // expect is what a command must do.
 type expect struct {
 	contains string // in its output
+	lacks    string // not in its output
 	fails    bool   // it must be refused
 }
 
@@ -164,6 +166,8 @@ func (r *run) step(name string, want expect, argv ...string) (string, bool) {
 		r.fail(name, "%s: %v\n%s", strings.Join(argv, " "), err, out)
 	case !strings.Contains(out, want.contains):
 		r.fail(name, "%s: no %q in\n%s", strings.Join(argv, " "), want.contains, out)
+	case want.lacks != "" && strings.Contains(out, want.lacks):
+		r.fail(name, "%s: %q in\n%s", strings.Join(argv, " "), want.lacks, out)
 	default:
 		r.ok(name)
 		return out, true

@@ -4,7 +4,8 @@
 //
 // Everything a server makes lies in its Dir; every process it starts is in a
 // group of its own, dies with the harness (PDEATHSIG) and is reaped by Stop or
-// Kill. Nothing stays behind a harness that was itself killed.
+// Kill. No process stays behind a harness that was itself killed; its folder
+// and its control groups do.
 package testbed
 
 import (

@@ -105,6 +105,10 @@ func (t *tgt) Start(ctx context.Context) error {
 // configure defines the target, its units and who may use them.
 func (t *tgt) configure(ctx context.Context) error {
 	steps := [][]string{{"--op", "new", "--mode", "target", "--tid", "1", "-T", Target}}
+	// An initiator may have digests; by itself tgt has none.
+	for _, digest := range []string{"HeaderDigest", "DataDigest"} {
+		steps = append(steps, []string{"--op", "update", "--mode", "target", "--tid", "1", "--name", digest, "--value", "CRC32C,None"})
+	}
 	for _, p := range t.cfg.Portals[1:] {
 		steps = append(steps, []string{"--op", "new", "--mode", "portal", "--param", "portal=" + p})
 	}

@@ -297,7 +297,7 @@ type Rollback struct{ Volume, Name string }
 func (o Rollback) Apply(s *State, _ uint64) {
 	v := s.Volumes[o.Volume]
 	snap := v.Snapshot(o.Name)
-	v.Size, v.History = snap.Size, snap.clone()
+	v.Size, v.History, v.RolledBack = snap.Size, snap.clone(), true
 	v.Line = append(v.Line, snap.Key)
 }
 

@@ -41,6 +41,7 @@ type Volume struct {
 	WriteCache, ReadOnly bool
 	Origin               uint64 // Key of the snapshot it was cloned from, or 0
 	OriginName           string // what a pool says about that; "" in a model
+	RolledBack           bool   // ever
 	Attributes           map[string]string
 	Snapshots            []*Snapshot
 	History

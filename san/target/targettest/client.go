@@ -42,7 +42,7 @@ func Dial(address string) (*Client, error) {
 }
 
 // Close drops the connection.
-func (c *Client) Close() { c.Conn.Close() }
+func (c *Client) Close() { _ = c.Conn.Close() }
 
 // Send sends a PDU with the digests agreed on. The header's lengths are set.
 func (c *Client) Send(h iscsi.Header, ahs, data []byte) error {
@@ -73,7 +73,7 @@ func (c *Client) Send(h iscsi.Header, ahs, data []byte) error {
 
 // Recv receives a PDU and checks its digests.
 func (c *Client) Recv() (h iscsi.Header, data []byte, err error) {
-	c.Conn.SetReadDeadline(time.Now().Add(patience))
+	_ = c.Conn.SetReadDeadline(time.Now().Add(patience))
 	if _, err = io.ReadFull(c.Conn, h[:]); err != nil {
 		return h, nil, err
 	}

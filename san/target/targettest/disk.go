@@ -23,6 +23,9 @@ type Disk struct {
 	// Gate, if set, is called by Execute before a command touches data; it
 	// may block.
 	Gate func(*scsi.Task)
+	// Marked, if set, is called by Manage when the tasks it ends are marked
+	// and it is about to wait for them.
+	Marked func()
 	// Deny, if set, refuses a nexus.
 	Deny func(scsi.Nexus) error
 
@@ -117,6 +120,9 @@ func (p *port) Manage(f scsi.Function, lun scsi.LUN, tag uint32) scsi.FunctionRe
 		}
 		*aborted = true
 		hit = append(hit, t)
+	}
+	if p.d.Marked != nil {
+		p.d.Marked()
 	}
 	if f == scsi.AbortTask && len(hit) == 0 {
 		return scsi.TaskDoesNotExist

@@ -8,10 +8,11 @@
  *     initiator=IQN
  *
  * One connection, one thread: the generator is never more than one core, for
- * either server alike. Written data is incompressible, and no two writes carry
- * the same 4 KiB: each takes a window of a random pool and stamps every
- * 512-byte sector. Latency is kept in a histogram of 1/64 relative width, so
- * that measuring allocates nothing. The result is one line of JSON.
+ * either server alike. Written data is incompressible, and no two sectors of
+ * 512 bytes are alike: each I/O slot has random bytes of its own, and stamps
+ * every sector anew before a write. Latency is kept in a histogram of 1/64
+ * relative width, so that measuring allocates nothing. The result is one line
+ * of JSON.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -63,8 +64,6 @@ struct load {
 	uint64_t from;    /* ns: measure completions from here on */
 	uint64_t ops, total, errors, reads, max; /* total: with the warm-up */
 	uint64_t hist[HIST_SIZE];
-	unsigned char *pool; /* random bytes, twice the I/O size and more */
-	size_t pool_size;
 };
 
 static void die(const char *fmt, ...)
@@ -125,12 +124,10 @@ static double percentile(const struct load *l, double p)
 	return (double)l->max / 1000.0;
 }
 
-/* Data of one write: a window of the pool, stamped so that it is unique. */
-static void dress(struct load *l, unsigned char *data)
+/* Makes the slot's data unlike that of every write before it. */
+static void stamp(struct load *l, unsigned char *data)
 {
-	uint64_t off = draw(&l->rng) % (l->pool_size - l->cfg.bs);
 	uint32_t i;
-	memcpy(data, l->pool + (off & ~7ull), l->cfg.bs);
 	for (i = 0; i + 8 <= l->cfg.bs; i += 512) {
 		uint64_t s = ++l->stamp * 0x9e3779b97f4a7c15u;
 		memcpy(data + i, &s, 8);
@@ -183,7 +180,7 @@ static void submit(struct slot *s)
 	s->write = l->cfg.mode == MODE_WRITE || l->cfg.mode == MODE_FILL ||
 		(l->cfg.mode == MODE_MIXED && draw(&l->rng) % 10 < 3);
 	if (s->write)
-		dress(l, s->data);
+		stamp(l, s->data);
 	s->started = now();
 	if (s->write) {
 		task = iscsi_write16_task(l->iscsi, l->lun, lba, s->data, l->cfg.bs, (int)l->block, 0, 0, 0, 0, 0, completed, s);
@@ -232,6 +229,22 @@ static void open_volume(struct load *l)
 	iscsi_destroy_url(url);
 }
 
+/* A slot, its data random. */
+static struct slot *new_slot(struct load *l)
+{
+	struct slot *s = calloc(1, sizeof(*s));
+	uint32_t i;
+
+	if (!s || posix_memalign((void **)&s->data, 4096, l->cfg.bs))
+		die("no memory");
+	for (i = 0; i + 8 <= l->cfg.bs; i += 8) {
+		uint64_t r = draw(&l->rng);
+		memcpy(s->data + i, &r, 8);
+	}
+	s->load = l;
+	return s;
+}
+
 /* Serves the connection until the time is over and nothing is under way. */
 static double drive(struct load *l)
 {
@@ -240,13 +253,8 @@ static double drive(struct load *l)
 
 	l->from = start + (uint64_t)(l->cfg.warmup * 1e9);
 	end = l->cfg.mode == MODE_FILL ? UINT64_MAX : l->from + (uint64_t)(l->cfg.seconds * 1e9);
-	for (i = 0; i < l->cfg.qd; i++) {
-		struct slot *s = calloc(1, sizeof(*s));
-		if (!s || posix_memalign((void **)&s->data, 4096, l->cfg.bs))
-			die("no memory");
-		s->load = l;
-		submit(s);
-	}
+	for (i = 0; i < l->cfg.qd; i++)
+		submit(new_slot(l));
 	last = start;
 	while (l->inflight) {
 		struct pollfd p = { .fd = iscsi_get_fd(l->iscsi), .events = (short)iscsi_which_events(l->iscsi) };
@@ -305,7 +313,6 @@ int main(int argc, char **argv)
 {
 	static struct load l;
 	double elapsed;
-	size_t i;
 
 	if (argc < 2) {
 		fprintf(stderr, "usage: generator URL [KEY=VALUE...]; see the top of generator.c\n");
@@ -316,13 +323,6 @@ int main(int argc, char **argv)
 		l.cfg.warmup = 0;
 	l.rng = l.cfg.seed * 0x9e3779b97f4a7c15u + 88172645463325252u;
 	l.stamp = (l.rng ^ now()) << 20; /* apart from every other run's stamps */
-	l.pool_size = (size_t)l.cfg.bs * 2 + (8u << 20);
-	if (!(l.pool = malloc(l.pool_size)))
-		die("no memory");
-	for (i = 0; i + 8 <= l.pool_size; i += 8) {
-		uint64_t r = draw(&l.rng);
-		memcpy(l.pool + i, &r, 8);
-	}
 	open_volume(&l);
 	elapsed = drive(&l);
 	printf("{\"ops\":%" PRIu64 ",\"total\":%" PRIu64 ",\"errors\":%" PRIu64 ",\"reads\":%" PRIu64 ",\"seconds\":%.6f,\"iops\":%.1f,\"mb_per_s\":%.3f,"
