@@ -8,7 +8,7 @@ import (
 	"steadfast/iscsi"
 )
 
-// AnyInitiator, as an Access's initiator name, admits every initiator. It is
+// AnyInitiator as an Access's initiator name admits every initiator. It is
 // for trials on a loopback portal.
 const AnyInitiator = "*"
 

@@ -56,6 +56,7 @@ func (l *logs) write(level slog.Level, most int, msg, cause, address string, arg
 	if cause != "" {
 		args = append(args, "cause", cause)
 	}
+	//nolint:sloglint // The messages are constants where this is called from.
 	l.log.Log(context.Background(), level, msg, append(args, "address", address)...)
 }
 

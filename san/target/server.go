@@ -316,7 +316,7 @@ func (srv *Server) room(s *session) bool {
 		}
 	}
 	l := &srv.limits
-	return len(srv.sessions) < l.Sessions && address < l.SessionsPerAddress && !(s.id.Discovery && discovery >= l.DiscoverySessions)
+	return len(srv.sessions) < l.Sessions && address < l.SessionsPerAddress && (!s.id.Discovery || discovery < l.DiscoverySessions)
 }
 
 // ended waits for the session's end, and reports whether it came in time:
