@@ -35,6 +35,7 @@ type catalog struct {
 //	          +------------> a child branch: its blocks, and below them ours
 type branch struct {
 	id        uint32
+	owner     ID // the volume it was made for
 	parent    *branch
 	parentLSN uint64
 	head      *volume
@@ -157,9 +158,9 @@ func (b *branch) setMaxPin() {
 	b.maxPin.Store(top)
 }
 
-// newBranch makes a branch that forks from parent at lsn, or from nothing.
-func (c *catalog) newBranch(parent *branch, lsn uint64) *branch {
-	b := &branch{id: c.nextBranch, parent: parent, parentLSN: lsn}
+// newBranch makes a branch of v that forks from parent at lsn, or from nothing.
+func (c *catalog) newBranch(v *volume, parent *branch, lsn uint64) *branch {
+	b := &branch{id: c.nextBranch, owner: v.id, parent: parent, parentLSN: lsn}
 	c.nextBranch++
 	c.branches[b.id] = b
 	if parent != nil {
@@ -213,24 +214,12 @@ func (c *catalog) clones(s *snapshot) (out []*volume) {
 		if b.parent != s.branch || b.parentLSN != s.pin.lsn {
 			continue
 		}
-		// A rolled-back clone keeps its first branch for its snapshots.
-		for _, v := range c.volumes {
-			if v != s.volume && v.standsOn(b) && !slices.Contains(out, v) {
-				out = append(out, v)
-			}
+		if v := c.volumes[b.owner]; v != nil && v != s.volume && !slices.Contains(out, v) {
+			out = append(out, v)
 		}
 	}
 	slices.SortFunc(out, func(a, b *volume) int { return strings.Compare(a.name, b.name) })
 	return out
-}
-
-// standsOn tells whether b is an own branch of v: its head's line, or that of
-// one of its snapshots.
-func (v *volume) standsOn(b *branch) bool {
-	if v.branch == b {
-		return true
-	}
-	return slices.ContainsFunc(v.snapshots, func(s *snapshot) bool { return s.branch == b })
 }
 
 // check tells whether an operation can be done, before it is logged and again
@@ -321,7 +310,7 @@ func (c *catalog) apply(o *format.Op, lsn uint64) error {
 	case format.OpCreateVolume:
 		v = c.addVolume(o.Volume, o.Name, o.Size, o.Time)
 		v.setFlags(o.Flags)
-		v.setHead(c.newBranch(nil, 0))
+		v.setHead(c.newBranch(v, nil, 0))
 	case format.OpChangeVolume:
 		delete(c.byName, v.name)
 		v.name = o.Name
@@ -342,7 +331,7 @@ func (c *catalog) apply(o *format.Op, lsn uint64) error {
 	case format.OpRollback:
 		s, _ := v.findSnapshot(o.Name)
 		old := v.branch
-		v.setHead(c.newBranch(s.branch, s.pin.lsn))
+		v.setHead(c.newBranch(v, s.branch, s.pin.lsn))
 		c.abandon(old)
 		v.size.Store(s.size)
 		v.referenced = s.referenced
@@ -351,7 +340,7 @@ func (c *catalog) apply(o *format.Op, lsn uint64) error {
 		n := c.addVolume(o.NewID, o.NewName, uint64(s.size), o.Time)
 		n.clone, n.referenced = true, s.referenced
 		n.writeCache.Store(v.writeCache.Load())
-		n.setHead(c.newBranch(s.branch, s.pin.lsn))
+		n.setHead(c.newBranch(n, s.branch, s.pin.lsn))
 	case format.OpThresholds:
 		c.thresholds = o.Value
 	case format.OpAttribute:
@@ -421,7 +410,7 @@ func (c *catalog) encode() []byte {
 	out := format.Catalog{Thresholds: c.thresholds, NextBranch: c.nextBranch}
 	for _, id := range slices.Sorted(maps.Keys(c.branches)) {
 		b := c.branches[id]
-		fb := format.Branch{ID: b.id, ParentLSN: b.parentLSN, Entries: uint64(b.entries), Exclusive: uint64(b.exclusive)}
+		fb := format.Branch{ID: b.id, Owner: b.owner, ParentLSN: b.parentLSN, Entries: uint64(b.entries), Exclusive: uint64(b.exclusive)}
 		if b.parent != nil {
 			fb.Parent = b.parent.id
 		}
@@ -466,7 +455,7 @@ func decodeCatalog(p []byte) (*catalog, error) {
 		return fault.New(fault.Corrupt, "the catalog contradicts itself: %s", what)
 	}
 	for _, fb := range in.Branches {
-		b := &branch{id: fb.ID, parentLSN: fb.ParentLSN, entries: int64(fb.Entries), exclusive: int64(fb.Exclusive)}
+		b := &branch{id: fb.ID, owner: fb.Owner, parentLSN: fb.ParentLSN, entries: int64(fb.Entries), exclusive: int64(fb.Exclusive)}
 		for _, p := range fb.Pins {
 			b.pins = append(b.pins, &pin{lsn: p.LSN, exclusive: int64(p.Exclusive)})
 		}

@@ -151,7 +151,7 @@ func (c *checker) name(e maptree.Entry) string {
 		return fmt.Sprintf("shared block %d", e.LBA)
 	}
 	if b := c.p.cat.branches[e.Branch]; b != nil {
-		if v := c.p.cat.ownerOf(b); v != nil {
+		if v := c.p.cat.volumes[b.owner]; v != nil {
 			return fmt.Sprintf("volume %q, byte %d", v.name, e.LBA*format.BlockSize)
 		}
 	}

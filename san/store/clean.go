@@ -64,7 +64,7 @@ func (p *Pool) nextVictim() *victim {
 		return v
 	}
 	r := p.room()
-	if r.free > r.low || r.free+r.dead >= r.high {
+	if r.free+r.spare > r.low || r.free+r.spare+r.dead >= r.high {
 		return nil
 	}
 	return p.pickVictim()

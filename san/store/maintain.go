@@ -27,7 +27,7 @@ func (p *Pool) maintainOnce() (more bool, err error) {
 	if p.checkpointDue() {
 		return true, p.checkpoint()
 	}
-	for _, step := range []func() (bool, error){p.cleanStep, p.reclaimStep, p.scrubStep} {
+	for _, step := range []func() (bool, error){p.prepareStep, p.cleanStep, p.reclaimStep, p.scrubStep} {
 		if more, err = step(); more || err != nil {
 			return more, err
 		}
@@ -84,12 +84,12 @@ func (p *Pool) checkpointDue() bool {
 	limit, _ := p.tree.CacheNodes()
 	r := p.room()
 	return broken || blocks > logBlocksMax || p.tree.DirtyNodes() > limit/2 ||
-		r.free <= r.low && r.dead > 0 && !p.cleanable(r) || r.dead >= max(4, r.total/16)
+		r.free+r.spare <= r.low && r.dead > 0 && !p.cleanable(r) || r.dead >= max(4, r.total/16)
 }
 
 // cleanable tells whether cleaning should go on before the next checkpoint.
 func (p *Pool) cleanable(r room) bool {
-	return r.free > r.floor && r.free+r.dead < r.high && p.pickVictim() != nil
+	return r.free > r.floor && r.free+r.spare+r.dead < r.high && p.pickVictim() != nil
 }
 
 // wantsWork tells, cheaply, whether Maintain would find work.
@@ -123,8 +123,8 @@ func (p *Pool) ensureRoom(sealing bool) error {
 				return nil
 			}
 			r := p.room()
-			if r.free <= r.low {
-				p.wanted.Store(true)
+			if r.free <= r.high {
+				p.wanted.Store(true) // to reserve, or to clean
 			}
 			if r.free > r.floor {
 				return nil
@@ -158,6 +158,8 @@ func (p *Pool) makeRoom(pressed bool) (progress bool, err error) {
 		return true, p.checkpoint()
 	case pressed, r.free > r.floor:
 		return true, nil // somebody else made it
+	case r.spare > 0:
+		return p.space.prepare(), nil
 	}
 	progress, err = p.cleanStep()
 	if progress || err != nil || p.bg.lastResort {
@@ -181,10 +183,43 @@ func (p *Pool) recapacity() {
 	t := p.space.tally()
 	if t.total == 0 {
 		p.capacity.Store(0)
+		p.reserved.Store(0)
 		return
 	}
-	reserve := max(t.total*reservePercent/100, reserveSegmentsMin)
-	p.capacity.Store(max(0, t.blocks/int64(t.total)*int64(t.total-reserve)))
+	users := func(segments int) int64 {
+		reserve := max(segments*reservePercent/100, reserveSegmentsMin)
+		return max(0, t.blocks/int64(t.total)*int64(segments-reserve))
+	}
+	p.capacity.Store(users(t.total))
+	p.reserved.Store(users(t.ready))
+}
+
+// prepareStep reserves segments ahead of need: while writers wait for a
+// filesystem to find space, they wait for nothing else. Under work.
+func (p *Pool) prepareStep() (more bool, err error) {
+	r := p.room()
+	ahead := p.reserved.Load() - p.used.Load() - p.pending.Load()
+	if r.spare == 0 || r.free > r.high && ahead > r.blocks/64 {
+		return false, nil
+	}
+	more = p.space.prepare()
+	p.recapacity()
+	return more, nil
+}
+
+// reserveFor makes sure that what users store, and the cleaner's room beside
+// it, is reserved in the filesystems below: a pool that believed in space that
+// is not there could not even delete when it learns so. It reports whether n
+// blocks fit.
+func (p *Pool) reserveFor(n int64) bool {
+	for p.used.Load()+n > p.reserved.Load() {
+		if !p.space.prepare() {
+			p.recapacity()
+			return p.used.Load()+n <= p.reserved.Load()
+		}
+		p.recapacity()
+	}
+	return true
 }
 
 // admit sets n blocks aside, or refuses with fault.Full. The caller gives them
@@ -193,7 +228,7 @@ func (p *Pool) admit(n int64) error {
 	if n == 0 {
 		return nil
 	}
-	if p.used.Load()+p.pending.Add(n) <= p.capacity.Load() {
+	if all := p.pending.Add(n); p.used.Load()+all <= p.capacity.Load() && p.reserveFor(all) {
 		if p.full.Load() && p.full.CompareAndSwap(true, false) {
 			p.notify(Event{Kind: EventSpaceBack, Text: "the pool takes writes again"})
 		}

@@ -86,6 +86,7 @@ type Pool struct {
 	blobBlocks  atomic.Int64 // live blocks of catalog and table
 	used        atomic.Int64 // blocks, as last computed
 	capacity    atomic.Int64 // blocks for users
+	reserved    atomic.Int64 // what of it is reserved below
 	pending     atomic.Int64 // blocks set aside for operations under way
 	wanted      atomic.Bool  // background work is due
 	full        atomic.Bool  // a write was refused since the last event
@@ -156,6 +157,12 @@ func Create(name string, opt Options, drives []NamedDrive) (*Pool, error) {
 	p.tail = tail{sequence: 1, lsn: 1, broken: true, sealed: true}
 	p.work.Lock()
 	defer p.work.Unlock()
+	for range reserveSegmentsMin {
+		p.space.prepare()
+	}
+	if p.space.tally().ready < reserveSegmentsMin {
+		return nil, closing(p, fault.New(fault.Full, "the drives' filesystems have no room for a pool"))
+	}
 	if err := p.checkpoint(); err != nil {
 		return nil, closing(p, err)
 	}

@@ -199,7 +199,7 @@ func (p *Pool) reportCorrupt(e maptree.Entry, a format.Addr) CorruptBlock {
 	c := CorruptBlock{Drive: p.driveName(a), DriveOffset: off(a)}
 	p.mu.RLock()
 	if b := p.cat.branches[e.Branch]; b != nil {
-		if v := p.cat.ownerOf(b); v != nil {
+		if v := p.cat.volumes[b.owner]; v != nil {
 			v.corrupt.Add(1)
 			c.Volume, c.Offset = v.name, int64(e.LBA)*format.BlockSize
 		}
@@ -207,17 +207,4 @@ func (p *Pool) reportCorrupt(e maptree.Entry, a format.Addr) CorruptBlock {
 	p.mu.RUnlock()
 	p.notify(Event{Kind: EventCorrupt, Volume: c.Volume, Offset: c.Offset, Drive: c.Drive, Text: "a block on " + p.space.where(a) + " does not match its checksum"})
 	return c
-}
-
-// ownerOf returns the volume that a branch is, or was, the content of.
-func (c *catalog) ownerOf(b *branch) *volume {
-	if b.head != nil {
-		return b.head
-	}
-	for _, p := range b.pins {
-		if p.snapshot != nil {
-			return p.snapshot.volume
-		}
-	}
-	return nil
 }

@@ -51,6 +51,7 @@ type dev struct {
 	state     devState
 	segs      []segment
 	free      int
+	freeReady int  // of these, reserved ones
 	dead      int  // full segments with nothing live in them
 	ready     int  // segments that are reserved
 	limited   bool // the filesystem below is full: only reserved segments count
@@ -117,6 +118,9 @@ func (d *dev) edit(seg int, fn func(*segment)) {
 func (d *dev) sum(g *segment, n int) {
 	if g.state == segFree {
 		d.free += n
+		if g.ready {
+			d.freeReady += n
+		}
 	}
 	if g.state == segFull && g.live == 0 {
 		d.dead += n
@@ -140,75 +144,81 @@ func (s *space) count(a format.Addr, n int32) {
 	d.live += int64(n)
 }
 
-// take opens a free segment, of the drive with most of them, and reserves it.
-// Reserving may write, so it happens without the lock.
+// take opens a free segment that is reserved, of the drive with most of them.
+// With none it reserves one first.
 func (s *space) take() (place, error) {
 	for {
 		s.mu.Lock()
-		d := s.emptiest()
-		if d == nil {
+		if d := s.best(func(d *dev) int { return d.freeReady }); d != nil {
+			seg := d.find(true)
+			d.edit(seg, func(g *segment) { g.state, g.stuck = segOpen, false })
 			s.mu.Unlock()
+			return place{d: d, seg: seg}, nil
+		}
+		s.mu.Unlock()
+		if !s.prepare() {
 			return place{}, fault.New(fault.Full, "the pool has no free segment; delete something or add a drive")
 		}
-		seg := d.nextFree()
-		d.edit(seg, func(g *segment) { g.state, g.stuck = segOpen, false })
-		ready := d.segs[seg].ready
-		s.mu.Unlock()
-		if ready {
-			return place{d: d, seg: seg}, nil
+	}
+}
+
+// prepare reserves one more free segment, of the drive with most of them, and
+// reports whether it did. A drive whose filesystem is full is left alone from
+// then on; one that fails is out. Reserving writes, so no lock is held.
+func (s *space) prepare() bool {
+	for {
+		s.mu.Lock()
+		d := s.best(func(d *dev) int {
+			if d.limited {
+				return 0
+			}
+			return d.free - d.freeReady
+		})
+		if d == nil {
+			s.mu.Unlock()
+			return false
 		}
+		seg := d.find(false)
+		d.edit(seg, func(g *segment) { g.state = segOpen })
+		s.mu.Unlock()
 		err := d.drive.Reserve(off(d.start(seg)), int64(d.segBlocks)*format.BlockSize)
 		s.mu.Lock()
+		d.edit(seg, func(g *segment) { g.state, g.ready = segFree, err == nil })
 		switch {
 		case err == nil:
-			d.edit(seg, func(g *segment) { g.ready = true })
-			s.mu.Unlock()
-			return place{d: d, seg: seg}, nil
 		case fault.Is(err, fault.Full):
 			d.limited = true
 		default:
 			d.state, d.lastErr = devFailed, err.Error()
 		}
-		d.edit(seg, func(g *segment) { g.state = segFree })
 		s.mu.Unlock()
+		if err == nil {
+			return true
+		}
 	}
 }
 
-// emptiest returns the drive with most segments that can be taken, or nil.
-func (s *space) emptiest() *dev {
+// best returns the drive that can be written with the greatest count above
+// zero, or nil.
+func (s *space) best(count func(*dev) int) *dev {
 	var best *dev
 	most := 0
 	for _, d := range s.devs {
 		if d == nil || d.state != devOnline {
 			continue
 		}
-		if n := d.takeable(); n > most {
+		if n := count(d); n > most {
 			best, most = d, n
 		}
 	}
 	return best
 }
 
-// takeable returns how many segments of d can be taken now.
-func (d *dev) takeable() int {
-	if !d.limited {
-		return d.free
-	}
-	n := 0
-	for i := range d.segs {
-		if d.segs[i].state == segFree && d.segs[i].ready {
-			n++
-		}
-	}
-	return n
-}
-
-// nextFree finds a segment to take; there is one. Reserved ones come first
-// when the drive is limited, and else whatever is next.
-func (d *dev) nextFree() int {
+// find returns the next free segment that is, or is not, reserved. There is one.
+func (d *dev) find(ready bool) int {
 	for {
 		d.hand = (d.hand + 1) % len(d.segs)
-		if g := &d.segs[d.hand]; g.state == segFree && (g.ready || !d.limited) {
+		if g := &d.segs[d.hand]; g.state == segFree && g.ready == ready {
 			return d.hand
 		}
 	}
@@ -258,8 +268,12 @@ func (s *space) release(list []place) {
 
 // tally sums the pool's segments.
 type tally struct {
-	total, free, dead int   // segments of drives that are written; limited ones count what is reserved
-	blocks            int64 // capacity of total
+	total  int   // segments of drives that are written; limited ones count what is reserved
+	ready  int   // of these, reserved ones
+	free   int   // of these, free ones
+	spare  int   // free ones that can still be reserved
+	dead   int   // full ones with nothing live in them
+	blocks int64 // that total holds
 }
 
 func (s *space) tally() (t tally) {
@@ -275,7 +289,11 @@ func (s *space) tally() (t tally) {
 		}
 		t.total += n
 		t.blocks += int64(n) * int64(d.segBlocks)
-		t.free += d.takeable()
+		t.ready += d.ready
+		t.free += d.freeReady
+		if !d.limited {
+			t.spare += d.free - d.freeReady
+		}
 		t.dead += d.dead
 	}
 	return t

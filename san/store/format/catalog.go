@@ -14,7 +14,8 @@ type Catalog struct {
 // Branch is a line of history. Its Parent, if any, is where it forked.
 type Branch struct {
 	ID        uint32
-	Parent    uint32 // 0: none
+	Owner     [16]byte // the volume it was made for
+	Parent    uint32   // 0: none
 	ParentLSN uint64
 	Entries   uint64 // map entries that hold data
 	Exclusive uint64 // of these, newer than every pin and not shared
@@ -87,6 +88,7 @@ func (c *Catalog) Encode() []byte {
 	w.u32(uint32(len(c.Branches)))
 	for _, b := range c.Branches {
 		w.u32(b.ID)
+		w.raw(b.Owner[:])
 		w.u32(b.Parent)
 		w.u64(b.ParentLSN)
 		w.u64(b.Entries)
@@ -143,8 +145,8 @@ func (w *writer) volume(v *Volume) {
 func DecodeCatalog(p []byte) (*Catalog, error) {
 	r := &reader{b: p}
 	c := &Catalog{Thresholds: r.bytes(), NextBranch: r.u32()}
-	for range r.count(36) {
-		b := Branch{ID: r.u32(), Parent: r.u32(), ParentLSN: r.u64(), Entries: r.u64(), Exclusive: r.u64()}
+	for range r.count(52) {
+		b := Branch{ID: r.u32(), Owner: r.id(), Parent: r.u32(), ParentLSN: r.u64(), Entries: r.u64(), Exclusive: r.u64()}
 		for range r.count(16) {
 			b.Pins = append(b.Pins, Pin{LSN: r.u64(), Exclusive: r.u64()})
 		}

@@ -93,7 +93,7 @@ func TestSuperblockRoundTrip(t *testing.T) {
 func sampleCatalog() *Catalog {
 	return &Catalog{
 		Thresholds: []byte{70, 90}, NextBranch: 5,
-		Branches: []Branch{{ID: 1, Entries: 3, Exclusive: 1, Pins: []Pin{{LSN: 4, Exclusive: 2}}}, {ID: 4, Parent: 1, ParentLSN: 4}},
+		Branches: []Branch{{ID: 1, Entries: 3, Exclusive: 1, Pins: []Pin{{LSN: 4, Exclusive: 2}}}, {ID: 4, Owner: [16]byte{9}, Parent: 1, ParentLSN: 4}},
 		Volumes: []Volume{{
 			ID: [16]byte{9}, Name: "v", Size: 1 << 40, Flags: VolumeWriteCache, Created: 5, Branch: 4, Referenced: 6, Clone: true,
 			Attributes: []Attribute{{Key: "pr", Value: []byte{1, 2}}},
