@@ -211,21 +211,32 @@ func (r *logReader) whole(c *format.Chunk) bool {
 }
 
 // witness looks behind the end of the log for chunks that know of more: it
-// returns the greatest sequence that one of them knew to be durable. Chunks of
+// returns the greatest sequence that one of them knew to be durable. It follows
+// the log from segment to segment as the chunks it finds name them. Chunks of
 // earlier uses of the segments have lower sequences.
 func (r *logReader) witness(end logCursor) (greatest uint64) {
-	look := func(from format.Addr, to format.Addr) {
-		for a := from; a < to; a++ {
-			if c := r.header(a); c != nil && c.Sequence > end.sequence {
-				greatest = max(greatest, c.Durable)
-			}
+	type stretch struct {
+		segment format.Addr
+		used    uint64
+	}
+	seen := map[format.Addr]bool{end.segment: true, end.next: true}
+	for todo := []stretch{{end.segment, end.used}, {end.next, 0}}; len(todo) > 0; todo = todo[1:] {
+		d, _ := r.p.space.at(todo[0].segment)
+		if d == nil {
+			continue
 		}
-	}
-	if d, _ := r.p.space.at(end.segment); d != nil {
-		look(end.segment+format.Addr(end.used), end.segment+format.Addr(d.segBlocks))
-	}
-	if d, _ := r.p.space.at(end.next); d != nil {
-		look(end.next, end.next+format.Addr(d.segBlocks))
+		for i := todo[0].used; i < uint64(d.segBlocks); i++ {
+			c := r.header(todo[0].segment + format.Addr(i))
+			if c == nil || c.Sequence <= end.sequence {
+				continue
+			}
+			greatest = max(greatest, c.Durable)
+			if !seen[c.Next] {
+				seen[c.Next] = true
+				todo = append(todo, stretch{c.Next, 0})
+			}
+			i += uint64(c.Blocks() - 1)
+		}
 	}
 	return greatest
 }

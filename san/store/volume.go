@@ -258,7 +258,14 @@ func (v *Volume) Zero(off, n int64, flags block.Flags) error {
 			}
 		}
 	}
-	return v.trimBlocks(uint64(from/block.BlockSize), uint64(to/block.BlockSize), v.durable(flags))
+	if err := v.trimBlocks(uint64(from/block.BlockSize), uint64(to/block.BlockSize), v.durable(flags)); err != nil {
+		return err
+	}
+	if v.durable(flags) && v.p.anyUnsynced() {
+		// What was a hole already may be one by a trim that is not stable yet.
+		return v.p.syncDrives()
+	}
+	return nil
 }
 
 // zeroPart overwrites a part of one block with zeros, if it holds data.
