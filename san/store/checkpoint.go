@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 
 	"github.com/zeebo/xxh3"
 
@@ -64,7 +65,7 @@ func (p *Pool) freeze() (*frozen, error) {
 	if p.tailBroken() || !p.writable(p.tail.at.d) || !p.writable(p.tail.next.d) {
 		if err := p.restartLog(); err != nil {
 			p.noteFailed()
-			return nil, err
+			return nil, cmp.Or(p.usable(), err)
 		}
 	}
 	p.applyMu.Lock()

@@ -24,6 +24,9 @@ func (p *Pool) maintainOnce() (more bool, err error) {
 		return false, err
 	}
 	p.wanted.Store(false)
+	if r := p.room(); r.free <= r.floor && p.space.clearLimits() {
+		p.recapacity() // perhaps the filesystem below has room again
+	}
 	if p.checkpointDue() {
 		return true, p.checkpoint()
 	}
@@ -49,6 +52,9 @@ func (p *Pool) seal() error {
 	p.logMu.Unlock()
 	if !idle {
 		return nil
+	}
+	if err := p.flushLog(); err != nil {
+		return err
 	}
 	err := p.commit(&op{sealing: true, durable: true})
 	if fault.Is(err, fault.Full) {
@@ -244,7 +250,10 @@ func (p *Pool) admit(n int64) error {
 
 // tellThresholds tells of thresholds that use has crossed upwards.
 func (p *Pool) tellThresholds() {
-	used, capacity := p.used.Load(), max(1, p.capacity.Load())
+	used, capacity := p.used.Load(), p.capacity.Load()
+	if capacity == 0 {
+		return // no drive can be written: other events tell that
+	}
 	p.mu.RLock()
 	above := int32(0)
 	crossed := uint8(0)

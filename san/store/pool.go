@@ -288,6 +288,21 @@ func (p *Pool) syncDrives() error {
 	return nil
 }
 
+// flushLog is syncDrives for the log's sake: later chunks then tell that those
+// before the call were durable.
+func (p *Pool) flushLog() error {
+	p.logMu.Lock()
+	before := p.tail.sequence - 1
+	p.logMu.Unlock()
+	if err := p.syncDrives(); err != nil {
+		return err
+	}
+	p.logMu.Lock()
+	p.tail.durable = max(p.tail.durable, before)
+	p.logMu.Unlock()
+	return nil
+}
+
 // flushDrives flushes the drives that work.
 func (p *Pool) flushDrives() error {
 	p.flushMu.Lock()

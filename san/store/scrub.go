@@ -147,7 +147,11 @@ func (p *Pool) scrubBlocks(s *scrub) (done int64, bad []CorruptBlock, finished b
 		return p.scrubTake(s, e, &batch, &finished)
 	})
 	if err != nil {
-		return 0, nil, false, p.noteNode(err)
+		// A damaged node was counted when the nodes were verified: pass over
+		// what is beneath it.
+		if finished, err = p.passDamage(s); err != nil {
+			return 0, nil, false, err
+		}
 	}
 	buf := bufpool.Get(format.BlockSize)
 	defer bufpool.Put(buf)
@@ -158,6 +162,21 @@ func (p *Pool) scrubBlocks(s *scrub) (done int64, bad []CorruptBlock, finished b
 		}
 	}
 	return done, bad, finished, nil
+}
+
+// passDamage moves the scrub's cursor behind the next damaged node. It reports
+// whether nothing is left.
+func (p *Pool) passDamage(s *scrub) (finished bool, err error) {
+	for {
+		_, damaged, next, more, err := p.tree.Verify(s.cursor)
+		if err != nil {
+			return false, err
+		}
+		s.cursor = next
+		if !more || len(damaged) > 0 {
+			return !more, nil
+		}
+	}
 }
 
 // scrubTake gathers entries that refer to blocks, up to a batch.

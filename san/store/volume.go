@@ -233,7 +233,7 @@ func (v *Volume) Flush() error {
 	if err := v.p.admitting(); err != nil {
 		return err
 	}
-	return v.p.syncDrives()
+	return v.p.flushLog()
 }
 
 // Trim implements block.Device.

@@ -222,9 +222,11 @@ func (h *Handle) write(bufs [][]byte, off int64, durable bool) error {
 		h.fail("writing", off)
 		return h.failed
 	case LoseWrite:
+		w.say("%s loses the write", d.name)
 		return nil
 	case MisdirectWrite:
 		first = d.elsewhere(first, int64(len(pages)))
+		w.say("%s writes to %d instead", d.name, first)
 	}
 	w.writes++
 	for i, p := range pages {

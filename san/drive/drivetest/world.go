@@ -76,6 +76,13 @@ func (w *World) Watch(fn func(line string)) {
 	w.watch = fn
 }
 
+// say tells the watcher. Called with mu held.
+func (w *World) say(format string, args ...any) {
+	if w.watch != nil {
+		w.watch(fmt.Sprintf(format, args...))
+	}
+}
+
 // Lie makes drives answer durable writes and flushes without doing them. No
 // store can stand on such drives; it shows that a judge notices.
 func (w *World) Lie() {
@@ -124,9 +131,7 @@ func (w *World) begin(h *Handle, verb string, b, n int64) (inFlight bool, err er
 		return false, err
 	}
 	w.boundaries++
-	if w.watch != nil {
-		w.watch(fmt.Sprintf("boundary %d: %s %s %d blocks at %d", w.boundaries, h.disk.name, verb, n, b))
-	}
+	w.say("boundary %d: %s %s %d blocks at %d", w.boundaries, h.disk.name, verb, n, b)
 	if w.end != 0 && w.boundaries >= w.end {
 		w.ended = true
 		return true, errEnded
