@@ -19,9 +19,8 @@ type logCursor struct {
 // replayed is one chunk of the log as recovery found it.
 type replayed struct {
 	*format.Chunk
-	at    logCursor // before the chunk
-	after logCursor
-	whole bool // all its data blocks match
+	after logCursor // where the log goes on
+	whole bool      // all its data blocks match
 }
 
 // replay enters the log from a checkpoint on into memory. It ends at the first
@@ -169,13 +168,15 @@ func (r *logReader) readAll(at logCursor) (chunks []replayed, durable uint64) {
 			return chunks, durable
 		}
 		durable = max(durable, c.Durable)
-		chunks = append(chunks, replayed{Chunk: c, at: at, after: after, whole: r.whole(c)})
+		chunks = append(chunks, replayed{Chunk: c, after: after, whole: r.whole(c)})
 		at = after
 	}
 }
 
 // follow finds the chunk that continues the log at a place: there, or at the
-// start of the next segment.
+// start of the next segment. What a crash tore stays where it is, and when what
+// was written instead did not fit there it is at the other place: so a chunk that
+// is not whole counts only if nothing else does.
 func (r *logReader) follow(at logCursor) (*format.Chunk, logCursor) {
 	d, _ := r.p.space.at(at.segment)
 	if d == nil {
@@ -184,15 +185,21 @@ func (r *logReader) follow(at logCursor) (*format.Chunk, logCursor) {
 	continues := func(c *format.Chunk) bool {
 		return c != nil && c.Sequence == at.sequence && c.Chain == at.chain
 	}
+	var here *format.Chunk
 	if at.used < uint64(d.segBlocks) {
 		if c := r.header(at.segment + format.Addr(at.used)); continues(c) && c.Next == at.next {
-			return c, logCursor{at.segment, at.used + uint64(c.Blocks()), at.next, at.sequence + 1, c.Sum}
+			here = c
 		}
 	}
-	if c := r.header(at.next); continues(c) {
-		return c, logCursor{at.next, uint64(c.Blocks()), c.Next, at.sequence + 1, c.Sum}
+	if here == nil || !r.whole(here) {
+		if c := r.header(at.next); continues(c) {
+			return c, logCursor{at.next, uint64(c.Blocks()), c.Next, at.sequence + 1, c.Sum}
+		}
 	}
-	return nil, at
+	if here == nil {
+		return nil, at
+	}
+	return here, logCursor{at.segment, at.used + uint64(here.Blocks()), at.next, at.sequence + 1, here.Sum}
 }
 
 // whole tells whether all data blocks of a chunk match their hashes.
