@@ -147,13 +147,13 @@ func (p *Pool) writeCheckpoint(c *frozen) error {
 		return fault.New(fault.Failed, "a drive failed during the checkpoint")
 	}
 	sb := &format.Superblock{
-		Pool: p.id, Sequence: p.sequence + 1, Name: p.name, Log: c.start, Table: tableBlob, Catalog: catalogBlob,
+		Pool: p.id, Sequence: p.sequence.Load() + 1, Name: p.name, Log: c.start, Table: tableBlob, Catalog: catalogBlob,
 		Root: format.RootEntry{Addr: uint64(root.Addr), Sum: root.Sum, Level: root.Level, Entries: root.Entries, Nodes: root.Nodes},
 	}
 	if err := p.writeSuperblocks(sb); err != nil {
 		return err
 	}
-	p.sequence++
+	p.sequence.Add(1)
 	for _, b := range old {
 		p.eachBlock(b, func(a format.Addr) { p.space.count(a, -1) })
 	}
@@ -290,7 +290,6 @@ func (p *Pool) writeSuperblocks(sb *format.Superblock) error {
 	back := bufpool.Get(format.SuperblockSize)
 	defer bufpool.Put(buf)
 	defer bufpool.Put(back)
-	at := int64(format.SuperblockBlock(int(sb.Sequence&1))) * format.BlockSize
 	var first error
 	done := 0
 	for _, d := range freshFirst(p.space.healthy()) {
@@ -300,10 +299,10 @@ func (p *Pool) writeSuperblocks(sb *format.Superblock) error {
 			return err
 		}
 		copy(buf, b)
-		err = d.drive.WriteDurable([][]byte{buf}, at)
-		if err == nil {
-			if err = d.drive.ReadAt(back, at); err == nil && !bytes.Equal(buf, back) {
-				err = fault.New(fault.Failed, "drive %s does not return the superblock just written", d.name)
+		for _, backup := range []bool{false, true} {
+			at := int64(format.SuperblockBlock(format.SuperblockSlot(sb.Sequence, backup))) * format.BlockSize
+			if err == nil {
+				err = writeBack(d, buf, back, at)
 			}
 		}
 		if fault.Is(err, fault.Full) {
@@ -317,12 +316,26 @@ func (p *Pool) writeSuperblocks(sb *format.Superblock) error {
 		d.fresh = false
 		done++
 	}
-	p.written.Add(uint64(done * format.SuperblockSize))
+	p.written.Add(uint64(done * 2 * format.SuperblockSize))
 	if done == 0 {
 		return fault.Wrap(fault.Failed, first, "no drive took the superblock")
 	}
 	// A drive that failed just now is in the list as online. The next
 	// checkpoint says it; until then it is as if it had failed a moment later.
+	return nil
+}
+
+// writeBack stores buf durably and reads it back, into back.
+func writeBack(d *dev, buf, back []byte, at int64) error {
+	if err := d.drive.WriteDurable([][]byte{buf}, at); err != nil {
+		return err
+	}
+	if err := d.drive.ReadAt(back, at); err != nil {
+		return err
+	}
+	if !bytes.Equal(buf, back) {
+		return fault.New(fault.Failed, "drive %s does not return the superblock just written", d.name)
+	}
 	return nil
 }
 

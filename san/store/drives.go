@@ -168,7 +168,7 @@ func (p *Pool) logElsewhere(d *dev) error {
 // keeps them is known by the other drives' newer ones not to belong.
 func (p *Pool) eraseSuperblocks(d *dev) {
 	zero := split(make([]byte, format.SuperblockSize))
-	for slot := range 2 {
+	for slot := range format.SuperblockSlots {
 		_ = d.drive.WriteDurable(zero, int64(format.SuperblockBlock(slot))*format.BlockSize)
 	}
 }

@@ -168,7 +168,7 @@ func (p *Pool) writeGroup() {
 // buildChunk gives the group's records their generations, and operations that
 // cannot go (their volume is gone) an error. Under logMu.
 func (p *Pool) buildChunk(group []*op) (*format.Chunk, []error) {
-	c := &format.Chunk{Pool: p.tag, Durable: p.tail.durable}
+	c := &format.Chunk{Pool: p.tag, Durable: p.tail.durable, Checkpoint: p.sequence.Load()}
 	errs := make([]error, len(group))
 	p.mu.RLock()
 	defer p.mu.RUnlock()

@@ -30,10 +30,18 @@ func (p *Pool) maintainOnce() (more bool, err error) {
 	if p.checkpointDue() {
 		return true, p.checkpoint()
 	}
+	// What fails in one must not keep the others from their work.
 	for _, step := range []func() (bool, error){p.prepareStep, p.cleanStep, p.reclaimStep, p.scrubStep} {
-		if more, err = step(); more || err != nil {
-			return more, err
+		m, e := step()
+		if err == nil {
+			err = e
 		}
+		if m {
+			return true, err
+		}
+	}
+	if err != nil {
+		return false, err
 	}
 	p.space.clearLimits()
 	p.recapacity()

@@ -80,7 +80,7 @@ type Pool struct {
 	broken atomic.Pointer[error] // why nothing can be changed any more
 
 	flushMu  sync.Mutex
-	sequence uint64 // of the last checkpoint; under work
+	sequence atomic.Uint64 // of the last checkpoint
 
 	dataBlocks  atomic.Int64 // live data blocks
 	blobBlocks  atomic.Int64 // live blocks of catalog and table
@@ -185,7 +185,7 @@ func (p *Pool) formatDrive(i int, nd NamedDrive) (*dev, error) {
 	}
 	buf := bufpool.Get(format.SuperblockSize)
 	defer bufpool.Put(buf)
-	for slot := range 2 {
+	for slot := range format.SuperblockSlots {
 		if err := nd.Drive.ReadAt(buf, int64(format.SuperblockBlock(slot))*format.BlockSize); err != nil {
 			return nil, fault.Wrap(fault.KindOf(err), err, "drive "+nd.Name)
 		}

@@ -75,7 +75,7 @@ func newestSuperblock(drives []NamedDrive) (*format.Superblock, error) {
 	var all []ownSuperblock
 	var trouble error
 	for i, d := range drives {
-		for slot := range 2 {
+		for slot := range format.SuperblockSlots {
 			at := int64(format.SuperblockBlock(slot)) * format.BlockSize
 			if at+format.SuperblockSize > d.Drive.Size() {
 				continue
@@ -122,7 +122,8 @@ func driveNames(drives []NamedDrive) string {
 // restore makes memory what the superblock says.
 func (p *Pool) restore(sb *format.Superblock, drives []NamedDrive) error {
 	p.setID(sb.Pool)
-	p.name, p.sequence = sb.Name, sb.Sequence
+	p.name = sb.Name
+	p.sequence.Store(sb.Sequence)
 	byID, err := identify(sb.Pool, drives)
 	if err != nil {
 		return err
@@ -184,7 +185,7 @@ func identify(pool ID, drives []NamedDrive) (map[ID]NamedDrive, error) {
 	defer bufpool.Put(buf)
 	out := map[ID]NamedDrive{}
 	for _, d := range drives {
-		for slot := range 2 {
+		for slot := range format.SuperblockSlots {
 			if err := d.Drive.ReadAt(buf, int64(format.SuperblockBlock(slot))*format.BlockSize); err != nil {
 				continue
 			}

@@ -32,6 +32,9 @@ func (p *Pool) replay(start format.LogStart) error {
 	defer bufpool.Put(r.buf)
 	at := logCursor{start.Segment, start.Used, start.Next, start.Sequence, start.Chain}
 	chunks, durable := r.readAll(at)
+	if r.checkpoint > p.sequence.Load() {
+		return fault.New(fault.Corrupt, "the superblocks of checkpoint %d are damaged on all drives, and older ones will not do", r.checkpoint)
+	}
 	keep := len(chunks)
 	for i, c := range chunks {
 		if !c.whole && c.Sequence > durable {
@@ -112,6 +115,8 @@ type logReader struct {
 	buf  []byte
 	from format.Addr // of the window; 0 when it is empty
 	n    int         // blocks in it
+	// checkpoint is the greatest that any chunk tells of.
+	checkpoint uint64
 }
 
 // window returns n blocks from a, or nil when they cannot be read.
@@ -167,7 +172,7 @@ func (r *logReader) readAll(at logCursor) (chunks []replayed, durable uint64) {
 		if c == nil {
 			return chunks, durable
 		}
-		durable = max(durable, c.Durable)
+		durable, r.checkpoint = max(durable, c.Durable), max(r.checkpoint, c.Checkpoint)
 		chunks = append(chunks, replayed{Chunk: c, after: after, whole: r.whole(c)})
 		at = after
 	}

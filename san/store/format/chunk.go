@@ -99,7 +99,8 @@ func (r *Record) Size() int {
 //	48  greatest sequence known to be durable
 //	56  address of the segment after this one
 //	64  sequence number of the mirror's write-intent; 0 so far
-//	72  bytes of records, uint32; 76 zero
+//	72  bytes of records, uint32; 76 zero, uint32
+//	80  sequence of the last checkpoint that stood when this was written
 //	88  xxh3-64 of the header with this field zero
 //	96  records
 type Chunk struct {
@@ -110,11 +111,13 @@ type Chunk struct {
 	Durable  uint64
 	Next     Addr
 	Mirror   uint64
-	Cleaner  bool
-	Header   int // blocks
-	Data     int // blocks
-	Sum      uint64
-	Records  []Record
+	// Checkpoint tells recovery that no older superblock will do.
+	Checkpoint uint64
+	Cleaner    bool
+	Header     int // blocks
+	Data       int // blocks
+	Sum        uint64
+	Records    []Record
 }
 
 // Blocks returns the length of the chunk in blocks.
@@ -154,6 +157,7 @@ func (c *Chunk) Encode(p []byte) []byte {
 		le.PutUint64(p[16+8*i:], v)
 	}
 	le.PutUint32(p[72:], uint32(used-chunkFixed))
+	le.PutUint64(p[80:], c.Checkpoint)
 	c.Sum = xxh3.Hash(p)
 	le.PutUint64(p[chunkSumOff:], c.Sum)
 	return p
@@ -217,7 +221,7 @@ func DecodeChunk(p []byte) (*Chunk, error) {
 	c := &Chunk{
 		Header: int(le.Uint16(p[6:])), Data: int(le.Uint32(p[8:])), Cleaner: p[5]&1 != 0,
 		Pool: le.Uint64(p[16:]), At: Addr(le.Uint64(p[24:])), Sequence: le.Uint64(p[32:]), Chain: le.Uint64(p[40:]),
-		Durable: le.Uint64(p[48:]), Next: Addr(le.Uint64(p[56:])), Mirror: le.Uint64(p[64:]), Sum: le.Uint64(p[chunkSumOff:]),
+		Durable: le.Uint64(p[48:]), Next: Addr(le.Uint64(p[56:])), Mirror: le.Uint64(p[64:]), Checkpoint: le.Uint64(p[80:]), Sum: le.Uint64(p[chunkSumOff:]),
 	}
 	if c.Header*BlockSize != len(p) || c.sum(p) != c.Sum {
 		return nil, corrupt("the chunk's header does not match its checksum")

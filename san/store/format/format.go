@@ -21,7 +21,7 @@ const Version = 1
 // Sizes of the layout, in bytes and in blocks of BlockSize.
 const (
 	BlockSize = 4096
-	// SuperblockSize is the size of each of the two slots.
+	// SuperblockSize is the size of a slot.
 	SuperblockSize = 64 << 10
 	// FirstBlock is where segments begin: everything before is the slots' and
 	// is left alone otherwise, so that a stray boot sector harms nothing.
@@ -39,7 +39,20 @@ const (
 	ChunkHeaderBlocksMax = 24
 )
 
-// SuperblockBlock returns the block at which slot 0 or 1 begins.
+// SuperblockSlots is how many slots a drive has: superblocks alternate between
+// the first two, and each has a copy in the other two.
+const SuperblockSlots = 4
+
+// SuperblockSlot returns the slot of a checkpoint's superblock, or of its copy.
+func SuperblockSlot(sequence uint64, backup bool) int {
+	slot := int(sequence & 1)
+	if backup {
+		slot += 2
+	}
+	return slot
+}
+
+// SuperblockBlock returns the block at which a slot begins.
 func SuperblockBlock(slot int) uint64 { return uint64(16 + 16*slot) }
 
 // SegmentBlocks returns the segment size for a drive of so many blocks: about

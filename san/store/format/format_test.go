@@ -12,7 +12,7 @@ import (
 
 func sampleChunk() *Chunk {
 	return &Chunk{
-		Pool: 7, At: MakeAddr(1, 300), Sequence: 9, Chain: 4, Durable: 8, Next: MakeAddr(0, 512),
+		Pool: 7, At: MakeAddr(1, 300), Sequence: 9, Chain: 4, Durable: 8, Checkpoint: 3, Next: MakeAddr(0, 512),
 		Records: []Record{
 			{Kind: RecordWrite, Branch: 3, LBA: 5, Gen: 70, N: 2, Hashes: []uint64{1, 2}},
 			{Kind: RecordTrim, Branch: 3, LBA: 1 << 33, Gen: 72, N: 1 << 20},

@@ -79,7 +79,8 @@ func (m *Model) Recover(got *State, lost bool) error {
 			d := s.differ(got, may)
 			if d == "" {
 				found = k
-				fit, open = may.settle(s, got)
+				parted, same := may.settle(s, got)
+				fit, open = parted, open || same
 			}
 			last += fmt.Sprintf("\n  after %s: %s", m.describe(k), d)
 		}
