@@ -40,6 +40,7 @@ func (p *Pool) checkpoint() error {
 		d.unsynced.Store(false) // recovery does not go by it any more
 	}
 	p.logMu.Lock()
+	p.tail.broken = false
 	p.tail.durable = max(p.tail.durable, c.start.Sequence-1)
 	p.tail.blocks -= c.logBlocks
 	p.logMu.Unlock()
@@ -62,7 +63,8 @@ type frozen struct {
 func (p *Pool) freeze() (*frozen, error) {
 	p.logMu.Lock()
 	defer p.logMu.Unlock()
-	if p.tailBroken() || !p.writable(p.tail.at.d) || !p.writable(p.tail.next.d) {
+	leaving := !p.tailBroken() && (!p.writable(p.tail.at.d) || !p.writable(p.tail.next.d))
+	if r := p.room(); p.tailBroken() || leaving && r.free > r.floor+2 {
 		if err := p.restartLog(); err != nil {
 			p.noteFailed()
 			return nil, cmp.Or(p.usable(), err)
@@ -102,7 +104,9 @@ func (p *Pool) restartLog() error {
 	}
 	p.space.fill(p.tail.at)
 	p.space.fill(p.tail.next)
-	p.tail.at, p.tail.next, p.tail.broken = at, next, false
+	// Broken it stays until a superblock names the new place: nothing may be
+	// acknowledged there before.
+	p.tail.at, p.tail.next, p.tail.broken = at, next, true
 	// The chain starts anew: a chunk of the old end must not follow.
 	p.tail.chain = xxh3.Hash(p.id[:]) ^ uint64(p.opt.Now())
 	return nil

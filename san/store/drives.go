@@ -94,7 +94,7 @@ func (p *Pool) EvacuateDrive(name string) error {
 		p.recapacity()
 		return err
 	}
-	if t := p.space.tally(); t.total == 0 || p.used.Load() > p.capacity.Load() {
+	if r := p.room(); r.total == 0 || p.used.Load() > p.capacity.Load() || r.free+r.spare+r.dead <= r.floor+2 {
 		return undo(fault.New(fault.Full, "the pool's other drives have no room for what drive %s holds; add a drive first", name))
 	}
 	for _, pl := range []*place{&p.bg.nodes, &p.bg.moves} {
@@ -103,8 +103,9 @@ func (p *Pool) EvacuateDrive(name string) error {
 			pl.d = nil
 		}
 	}
-	// The checkpoint moves the log's tail too.
-	if err := p.checkpoint(); err != nil {
+	// The checkpoint moves the log's tail too, when there is room for it; else a
+	// later one does, after some cleaning.
+	if err := p.checkpoint(); err != nil && !fault.Is(err, fault.Full) {
 		return undo(err)
 	}
 	p.wanted.Store(true)

@@ -134,6 +134,12 @@ func (p *Pool) writeGroup() {
 	p.queueMu.Unlock()
 	roomErr := p.ensureRoom(sealing)
 	p.logMu.Lock()
+	for roomErr == nil && p.tailBroken() {
+		// A checkpoint moves the log just now: go on where it will be.
+		p.logMu.Unlock()
+		roomErr = p.ensureRoom(sealing)
+		p.logMu.Lock()
+	}
 	group := p.takeGroup()
 	c, errs := p.buildChunk(group)
 	var err error
@@ -207,9 +213,6 @@ func (p *Pool) writeChunk(c *format.Chunk, group []*op, errs []error) error {
 	header := bufpool.Get(format.HeaderBlocks(bytes) * format.BlockSize)
 	defer bufpool.Put(header)
 	t := &p.tail
-	if p.tailBroken() {
-		return fault.New(fault.Failed, "a drive failed while the log was written")
-	}
 	total := uint32(len(header)/format.BlockSize + len(bufs) - 1)
 	if t.at.room() < total {
 		if err := p.advance(); err != nil {
