@@ -356,8 +356,6 @@ func (p *Pool) Status() PoolStatus {
 func (c *catalog) reclaimable() (n int64) {
 	for _, j := range c.jobs {
 		switch {
-		case j.Started:
-			n += int64(j.Left)
 		case !j.Head:
 			n += j.pin.exclusive
 		case slices.ContainsFunc(j.branch.pins, func(p *pin) bool { return p.snapshot != nil || p.children > 0 }):

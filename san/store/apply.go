@@ -47,7 +47,11 @@ func (a *applier) set(b *branch, lba, gen uint64, ref format.Ref, sum uint64) er
 	if hole && !visible {
 		return nil
 	}
-	replaced := ok && old.Gen > b.maxPin.Load()
+	replaced := false
+	if ok {
+		n, _ := b.needed(lba, old.Gen, gen)
+		replaced = n == 0
+	}
 	entry := maptree.Entry{Key: maptree.Key{Branch: b.id, LBA: lba, Gen: gen}, Ref: uint64(ref), Sum: sum}
 	switch {
 	case replaced && hole:
@@ -108,27 +112,12 @@ func (a *applier) recount(b *branch, old maptree.Entry, had, replaced, visible b
 		return
 	}
 	if replaced {
-		if !a.p.cat.uncounted(b, old, gone) {
-			b.exclusive--
-		}
+		b.exclusive--
 		return
 	}
-	if n, p := b.needed(old.Gen, now.Gen); n == 1 {
+	if n, p := b.needed(old.LBA, old.Gen, now.Gen); n == 1 {
 		p.exclusive++
 	}
-}
-
-// uncounted tells whether an entry is in no exclusive count because the running
-// job of its branch has yet to come by.
-func (c *catalog) uncounted(b *branch, e maptree.Entry, next uint64) bool {
-	if len(c.jobs) == 0 || c.jobs[0].branch != b || !c.jobs[0].Started || e.LBA < c.jobs[0].Cursor {
-		return false
-	}
-	j := c.jobs[0]
-	if next != gone && next >= j.Start {
-		return false // overwritten since: counted then
-	}
-	return e.Gen > j.Low && e.Gen <= j.LSN || e.Gen > j.Floor && e.Gen <= j.Low && next > j.LSN && j.reaches(next)
 }
 
 // release gives back what an entry that left the map referred to.
@@ -188,14 +177,12 @@ func (a *applier) uncountShared(b *branch, e maptree.Entry) error {
 	if err != nil {
 		return err
 	}
-	if a.p.cat.uncounted(b, e, next) {
-		return nil
-	}
-	n, p := b.needed(e.Gen, next)
+	n, p := b.needed(e.LBA, e.Gen, next)
+	head := next == gone && b.headReads(e.LBA)
 	switch {
-	case n == 0 && next == gone:
+	case n == 0 && head:
 		b.exclusive--
-	case n == 1 && (next != gone || b.head == nil):
+	case n == 1 && !head:
 		p.exclusive--
 	}
 	return nil

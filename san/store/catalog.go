@@ -43,6 +43,10 @@ type branch struct {
 	entries   int64  // map entries that hold data
 	exclusive int64  // of these, newer than every pin and not shared
 	maxPin    atomic.Uint64
+	// job is what is being reclaimed of the branch now, or nil; leaving tells
+	// that the head is gone and not reclaimed yet.
+	job     *job
+	leaving bool
 }
 
 // pin is a moment of a branch that a snapshot or child branches read.
@@ -121,18 +125,25 @@ func newCatalog() *catalog {
 	return &catalog{nextBranch: format.BranchShared + 1, branches: map[uint32]*branch{}, volumes: map[ID]*volume{}, byName: map[string]*volume{}}
 }
 
-// needed counts the pins that read an entry of generation gen whose next newer
-// one is of generation next, stopping at two, and returns the first.
-func (b *branch) needed(gen, next uint64) (int, *pin) {
+// needed counts the pins that read an entry of block lba of generation gen
+// whose next newer one is of generation next, stopping at two, and returns the
+// first. A pin that is being reclaimed reads only what the job has not reached.
+func (b *branch) needed(lba, gen, next uint64) (n int, first *pin) {
 	i, _ := slices.BinarySearchFunc(b.pins, gen, func(p *pin, g uint64) int { return cmp.Compare(p.lsn, g) })
-	n := 0
-	for j := i; j < len(b.pins) && b.pins[j].lsn < next && n < 2; j++ {
-		n++
+	for ; i < len(b.pins) && b.pins[i].lsn < next && n < 2; i++ {
+		if b.job != nil && b.job.pin == b.pins[i] && lba < b.job.Cursor {
+			continue
+		}
+		if n++; n == 1 {
+			first = b.pins[i]
+		}
 	}
-	if n == 0 {
-		return 0, nil
-	}
-	return n, b.pins[i]
+	return n, first
+}
+
+// headReads tells whether a head reads the newest entry of a block.
+func (b *branch) headReads(lba uint64) bool {
+	return b.head != nil || b.leaving && (b.job == nil || !b.job.Head || lba >= b.job.Cursor)
 }
 
 // pinAt returns the pin at lsn, made if it is not there.
@@ -177,7 +188,7 @@ func (v *volume) setHead(b *branch) {
 
 // abandon takes the head away from a branch and has it reclaimed.
 func (c *catalog) abandon(b *branch) {
-	b.head = nil
+	b.head, b.leaving = nil, true
 	c.jobs = append(c.jobs, &job{Job: format.Job{Branch: b.id, Head: true}, branch: b})
 }
 
@@ -487,8 +498,13 @@ func decodeCatalog(p []byte) (*catalog, error) {
 		if j.branch == nil {
 			return nil, bad("a job without its branch")
 		}
-		if !fj.Head && !fj.Started {
+		if fj.Head {
+			j.branch.leaving = true
+		} else {
 			j.pin = j.branch.pinAt(fj.LSN)
+		}
+		if fj.Started {
+			j.branch.job = j
 		}
 		c.jobs = append(c.jobs, j)
 	}

@@ -58,7 +58,7 @@ func (p *Pool) firstJob() (*job, uint64) {
 	}
 	j := p.cat.jobs[0]
 	if !j.Started {
-		p.cat.start(j, p.applied+1)
+		p.cat.start(j)
 	}
 	return j, j.Cursor
 }
@@ -80,30 +80,22 @@ func (p *Pool) blocksSince(branch uint32, from, gen uint64, limit int) ([]uint64
 	return out, err
 }
 
-// start fixes what a job is about: from now on its pin is not there, and
-// writes treat what it read accordingly. next is the generation of the next
-// write.
-func (c *catalog) start(j *job, next uint64) {
+// start begins a job. From now on its pin or head is gone for the blocks
+// before the cursor, and only for those: so every count is exact at every moment.
+func (c *catalog) start(j *job) {
 	b := j.branch
-	j.Started, j.Alive, j.Start = true, b.head != nil, next
+	j.Started, b.job = true, j
+	j.LSN = format.GenMax
 	if j.Head {
 		c.dropDying(b)
-		j.LSN = format.GenMax
-		j.Left = uint64(b.exclusive)
-		if len(b.pins) == 0 {
-			j.Left = uint64(b.entries)
-		}
 	} else {
-		j.Left = uint64(j.pin.exclusive)
-		b.removePin(j.pin)
-		j.pin = nil
+		j.LSN = j.pin.lsn
 	}
+	// An entry is affected if the pin before, at the least, reads it too.
+	low := uint64(0)
 	for _, p := range b.pins {
-		switch {
-		case p.lsn < j.LSN:
-			j.Floor, j.Low = j.Low, p.lsn
-		case j.High == 0:
-			j.High = p.lsn
+		if p.lsn < j.LSN {
+			j.Floor, low = low, p.lsn
 		}
 	}
 }
@@ -119,24 +111,8 @@ func (c *catalog) dropDying(b *branch) {
 	c.jobs = slices.DeleteFunc(c.jobs, func(j *job) bool { return j.branch == b && !j.Head })
 }
 
-// reaches tells whether, with the job's pin gone, nobody reads an entry newer
-// than Low whose successor is next.
-func (j *job) reaches(next uint64) bool {
-	switch {
-	case j.High != 0:
-		return next <= j.High
-	case j.Alive:
-		return next < j.Start
-	}
-	return true
-}
-
-// sweep looks at all entries of one block. With the pin p between q (Low) and r
-// (High, or the head), and next being the generation that overwrote an entry:
-//
-//	q < gen <= p, next <= r: nobody reads it any more
-//	q < gen <= p, next > r:  p's going may leave r, or the head, as the only reader
-//	gen <= q, p < next <= r: p's going may leave q as the only reader
+// sweep makes the job's pin or head go from one block: entries that nobody else
+// reads leave the map, and those with one reader left count as that one's.
 func (a *applier) sweep(j *job, lba uint64) error {
 	b := j.branch
 	entries, err := a.entriesOf(b.id, lba)
@@ -146,24 +122,25 @@ func (a *applier) sweep(j *job, lba uint64) error {
 	next := gone
 	var oldest *maptree.Entry
 	for i, e := range entries {
+		before, _ := b.needed(lba, e.Gen, next)
+		head := next == gone && b.headReads(lba)
+		j.Cursor = lba + 1 // from here on the job's own pin or head does not count
+		after, p := b.needed(lba, e.Gen, next)
+		stays := next == gone && b.headReads(lba)
+		j.Cursor = lba
 		switch {
-		case e.Gen > j.Low && e.Gen <= j.LSN && j.reaches(next):
-			if _, err := a.tx.Delete(e.Key); err != nil {
-				return err
-			}
-			if err := a.release(e); err != nil {
-				return err
-			}
-			if kindOf(e) != format.KindHole && j.Left > 0 {
-				j.Left--
-			}
-			if j.Head && kindOf(e) == format.KindData {
-				b.exclusive--
-			}
-		default:
-			if kindOf(e) == format.KindData {
-				a.nowAlone(j, e, next)
-			}
+		case after == 0 && !stays:
+			err = a.sweepAway(b, e, before, head)
+		case kindOf(e) != format.KindData || before == after && head == stays:
+		case after == 0:
+			b.exclusive++
+		case after == 1 && !stays:
+			p.exclusive++
+		}
+		if err != nil {
+			return err
+		}
+		if after > 0 || stays {
 			oldest = &entries[i]
 		}
 		next = e.Gen
@@ -173,6 +150,23 @@ func (a *applier) sweep(j *job, lba uint64) error {
 		_, err = a.tx.Delete(oldest.Key)
 	}
 	return err
+}
+
+// sweepAway takes an entry that nobody reads out of the map, and out of the
+// count of who read it last.
+func (a *applier) sweepAway(b *branch, e maptree.Entry, pins int, head bool) error {
+	if kindOf(e) == format.KindData {
+		switch {
+		case head && pins == 0:
+			b.exclusive--
+		case pins == 1 && !head && b.job.pin != nil:
+			b.job.pin.exclusive--
+		}
+	}
+	if _, err := a.tx.Delete(e.Key); err != nil {
+		return err
+	}
+	return a.release(e)
 }
 
 // entriesOf returns the entries of a block, newest first.
@@ -191,31 +185,16 @@ func (a *applier) entriesOf(branch uint32, lba uint64) (out []maptree.Entry, err
 	}
 }
 
-// nowAlone counts an entry for the pin or head that is its only reader since
-// the job's pin went. What was overwritten after that was counted then.
-func (a *applier) nowAlone(j *job, e maptree.Entry, next uint64) {
-	b := j.branch
-	if next != gone && next >= j.Start {
-		return
-	}
-	n, p := b.needed(e.Gen, next)
-	if j.Alive && next == gone {
-		// The head reads it too.
-		if e.Gen > j.Low && e.Gen <= j.LSN && n == 0 {
-			b.exclusive++
-		}
-		return
-	}
-	affected := e.Gen > j.Low && e.Gen <= j.LSN || e.Gen <= j.Low && next > j.LSN
-	if affected && n == 1 {
-		p.exclusive++
-	}
-}
-
 // finish ends a job, and forgets the branch when it was the last of it.
 func (p *Pool) finish(j *job) {
 	c, b := p.cat, j.branch
 	c.jobs = c.jobs[1:]
+	b.job = nil
+	if j.Head {
+		b.leaving, b.exclusive = false, 0
+	} else {
+		b.removePin(j.pin)
+	}
 	idle := !slices.ContainsFunc(c.jobs, func(k *job) bool { return k.branch == b })
 	if b.head == nil && len(b.pins) == 0 && idle {
 		c.dropBranch(b)

@@ -65,19 +65,15 @@ type Attribute struct {
 }
 
 // Job is reclaiming that is under way or waits: of a pin of a branch that
-// nobody reads any more, or (Head) of a head that is gone.
+// nobody reads any more, or (Head) of a head that is gone. For the blocks before
+// Cursor it is done, and for the others it is as if nothing had gone.
 type Job struct {
 	Branch  uint32
 	LSN     uint64 // of the pin
 	Head    bool
 	Started bool
-	Alive   bool   // the branch had a head when the job started
-	Low     uint64 // the pin before: what it sees stays
-	High    uint64 // the next one, or 0 when that is the head or there is none
-	Floor   uint64 // the pin before Low
-	Start   uint64 // the first generation written after the start
+	Floor   uint64 // nothing this old is affected
 	Cursor  uint64 // block reached
-	Left    uint64 // blocks that it has still to free
 }
 
 // Encode returns c as bytes.
@@ -108,8 +104,7 @@ func (c *Catalog) Encode() []byte {
 		w.u32(j.Branch)
 		w.bool(j.Head)
 		w.bool(j.Started)
-		w.bool(j.Alive)
-		for _, v := range []uint64{j.LSN, j.Low, j.High, j.Floor, j.Start, j.Cursor, j.Left} {
+		for _, v := range []uint64{j.LSN, j.Floor, j.Cursor} {
 			w.u64(v)
 		}
 	}
@@ -155,9 +150,9 @@ func DecodeCatalog(p []byte) (*Catalog, error) {
 	for range r.count(58) {
 		c.Volumes = append(c.Volumes, r.volume())
 	}
-	for range r.count(63) {
-		j := Job{Branch: r.u32(), Head: r.bool(), Started: r.bool(), Alive: r.bool()}
-		for _, v := range []*uint64{&j.LSN, &j.Low, &j.High, &j.Floor, &j.Start, &j.Cursor, &j.Left} {
+	for range r.count(30) {
+		j := Job{Branch: r.u32(), Head: r.bool(), Started: r.bool()}
+		for _, v := range []*uint64{&j.LSN, &j.Floor, &j.Cursor} {
 			*v = r.u64()
 		}
 		c.Jobs = append(c.Jobs, j)

@@ -99,7 +99,7 @@ func sampleCatalog() *Catalog {
 			Attributes: []Attribute{{Key: "pr", Value: []byte{1, 2}}},
 			Snapshots:  []Snapshot{{Name: "s", Branch: 1, LSN: 4, Size: 1 << 30, Created: 7, Referenced: 8}},
 		}},
-		Jobs: []Job{{Branch: 1, LSN: 2, Head: true, Started: true, Alive: true, Low: 3, High: 4, Floor: 5, Start: 6, Cursor: 7, Left: 8}},
+		Jobs: []Job{{Branch: 1, LSN: 2, Head: true, Started: true, Floor: 5, Cursor: 7}},
 	}
 }
 
