@@ -63,8 +63,7 @@ type frozen struct {
 func (p *Pool) freeze() (*frozen, error) {
 	p.logMu.Lock()
 	defer p.logMu.Unlock()
-	leaving := !p.tailBroken() && (!p.writable(p.tail.at.d) || !p.writable(p.tail.next.d))
-	if r := p.room(); p.tailBroken() || leaving && r.free > r.floor+2 {
+	if p.tailBroken() || p.tailLeaves(p.room()) {
 		if err := p.restartLog(); err != nil {
 			p.noteFailed()
 			return nil, cmp.Or(p.usable(), err)
@@ -88,6 +87,12 @@ func (p *Pool) freeze() (*frozen, error) {
 		}
 	}
 	return c, nil
+}
+
+// tailLeaves tells whether the log is on a drive that is to be emptied and can
+// go on elsewhere. Under logMu.
+func (p *Pool) tailLeaves(r room) bool {
+	return r.free > r.floor+2 && !p.tailBroken() && (!p.writable(p.tail.at.d) || !p.writable(p.tail.next.d))
 }
 
 // restartLog takes new segments for the log; the checkpoint being frozen will

@@ -94,6 +94,11 @@ func (p *Pool) EvacuateDrive(name string) error {
 		p.recapacity()
 		return err
 	}
+	for r := p.room(); r.free <= r.floor+2 && p.space.prepare(); r = p.room() {
+		// What the drive had ready, the others need ready now.
+		continue
+	}
+	p.recapacity()
 	if r := p.room(); r.total == 0 || p.used.Load() > p.capacity.Load() || r.free+r.spare+r.dead <= r.floor+2 {
 		return undo(fault.New(fault.Full, "the pool's other drives have no room for what drive %s holds; add a drive first", name))
 	}

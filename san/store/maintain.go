@@ -30,14 +30,15 @@ func (p *Pool) maintainOnce() (more bool, err error) {
 	if p.checkpointDue() {
 		return true, p.checkpoint()
 	}
-	// What fails in one must not keep the others from their work.
+	// What fails in one must not keep the others from their work; it is told
+	// when they have none.
 	for _, step := range []func() (bool, error){p.prepareStep, p.cleanStep, p.reclaimStep, p.scrubStep} {
 		m, e := step()
 		if err == nil {
 			err = e
 		}
 		if m {
-			return true, err
+			return true, nil
 		}
 	}
 	if err != nil {
@@ -92,11 +93,11 @@ func (p *Pool) room() room {
 // to move, recovery would take long, changed nodes fill the cache, or segments
 // wait to be free.
 func (p *Pool) checkpointDue() bool {
-	p.logMu.Lock()
-	blocks, broken := p.tail.blocks, p.tailBroken()
-	p.logMu.Unlock()
 	limit, _ := p.tree.CacheNodes()
 	r := p.room()
+	p.logMu.Lock()
+	blocks, broken := p.tail.blocks, p.tailBroken() || p.tailLeaves(r)
+	p.logMu.Unlock()
 	return broken || blocks > logBlocksMax || p.tree.DirtyNodes() > limit/2 ||
 		r.free+r.spare <= r.low && r.dead > 0 && !p.cleanable(r) || r.dead >= max(4, r.total/16)
 }

@@ -33,31 +33,44 @@ type event struct {
 
 // goTest runs go test and counts tests and subtests.
 func (s *suite) goTest(ctx context.Context, args ...string) (tally, error) {
+	t, _, err := s.goTestSaying(ctx, "", args...)
+	return t, err
+}
+
+// goTestSaying is goTest, and shows the lines that tests print with a prefix
+// (unless that is empty). It returns the last of them.
+func (s *suite) goTestSaying(ctx context.Context, prefix string, args ...string) (t tally, last string, err error) {
 	cmd := s.command(ctx, append([]string{"go", "test", "-json"}, args...)...)
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {
-		return tally{}, err
+		return t, "", err
 	}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
-		return tally{}, err
+		return t, "", err
 	}
-	t, err := countEvents(pipe)
+	t, err = countEvents(pipe, func(line string) {
+		if prefix != "" && strings.HasPrefix(line, prefix) {
+			last = line
+			fmt.Println("    " + line)
+		}
+	})
 	waitErr := cmd.Wait()
 	if err != nil {
-		return t, err
+		return t, last, err
 	}
 	var exit *exec.ExitError
 	if waitErr != nil && (t.failed == 0 || !errors.As(waitErr, &exit)) {
-		return t, fmt.Errorf("go test: %w", waitErr)
+		return t, last, fmt.Errorf("go test: %w", waitErr)
 	}
-	return t, nil
+	return t, last, nil
 }
 
 // countEvents reads go test's events, prints what failed and the reason of
 // every skip, and counts. A package that fails without a failing test (it did
-// not build, panicked outside of a test or ran out of time) counts as one.
-func countEvents(r io.Reader) (tally, error) {
+// not build, panicked outside of a test or ran out of time) counts as one. see
+// is called with each piece of output, which is a line or less.
+func countEvents(r io.Reader, see func(text string)) (tally, error) {
 	var sum tally
 	text := map[string]*strings.Builder{} // output by package and test
 	failedTests := map[string]int{}       // by package
@@ -78,6 +91,7 @@ func countEvents(r io.Reader) (tally, error) {
 				text[key] = &strings.Builder{}
 			}
 			text[key].WriteString(e.Output)
+			see(strings.TrimSuffix(e.Output, "\n"))
 			continue
 		case "pass":
 			if e.Test != "" {

@@ -20,14 +20,18 @@ func TestCountEvents(t *testing.T) {
 {"Action":"fail","Package":"c","FailedBuild":"c [c.test]"}
 {"Action":"skip","Package":"d"}
 `
-	got, err := countEvents(strings.NewReader(events))
+	seen := ""
+	got, err := countEvents(strings.NewReader(events), func(text string) { seen += text })
 	if err != nil {
 		t.Fatal(err)
 	}
 	if want := (tally{passed: 2, failed: 2, skipped: 1}); got != want {
 		t.Errorf("counted %+v, want %+v", got, want)
 	}
-	if _, err := countEvents(strings.NewReader("panic: no json\n")); err == nil {
+	if want := "    y_test.go:3: needs rootc.go:1: no"; seen != want {
+		t.Errorf("saw %q, want %q", seen, want)
+	}
+	if _, err := countEvents(strings.NewReader("panic: no json\n"), func(string) {}); err == nil {
 		t.Error("output that is no event was taken")
 	}
 }

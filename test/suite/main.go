@@ -46,6 +46,7 @@ type suite struct {
 	tmp      string // folder of this run; all its processes carry it as TMPDIR
 	fuzztime time.Duration
 	seeds    int
+	closing  string // last line of a stage that has one of its own
 }
 
 func main() {
@@ -62,6 +63,9 @@ func main() {
 		sum.failed++
 	}
 	fmt.Printf("test: %d passed, %d failed, %d skipped\n", sum.passed, sum.failed, sum.skipped)
+	if *only == "sim" && s.closing != "" {
+		fmt.Println(s.closing)
+	}
 	if sum.failed > 0 {
 		os.Exit(1)
 	}
