@@ -10,6 +10,21 @@ package drive
 // BlockSize is the unit of every offset and length, in bytes.
 const BlockSize = 4096
 
+// Read is one read of a batch.
+type Read struct {
+	P   []byte
+	Off int64 // bytes
+	Err error // as ReadAt would have returned it
+}
+
+// ReadEach does a batch one read after the other, for drives that know no
+// better.
+func ReadEach(d interface{ ReadAt([]byte, int64) error }, reads []Read) {
+	for i := range reads {
+		reads[i].Err = d.ReadAt(reads[i].P, reads[i].Off)
+	}
+}
+
 // Drive is one storage device of a pool. Offsets and lengths are bytes and
 // multiples of BlockSize; buffers start at multiples of BlockSize (package
 // bufpool makes such). Methods may be called from several goroutines;
@@ -21,6 +36,10 @@ const BlockSize = 4096
 type Drive interface {
 	// ReadAt fills p from off.
 	ReadAt(p []byte, off int64) error
+
+	// ReadBatch does several reads at once, each into its P from its Off, and
+	// sets each one's Err. Drives that can have them in flight together.
+	ReadBatch(reads []Read)
 
 	// WriteAt stores bufs one after the other from off. When it returns the
 	// data survives the death of this process, but not the loss of power.

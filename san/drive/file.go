@@ -149,6 +149,27 @@ func (d *File) ReadAt(p []byte, off int64) error {
 	return nil
 }
 
+// ReadBatch implements Drive. What comes back short is read again alone.
+func (d *File) ReadBatch(reads []Read) {
+	if d.ring == nil || len(reads) == 1 {
+		ReadEach(d, reads)
+		return
+	}
+	for i := range reads {
+		d.check(reads[i].Off, len(reads[i].P))
+	}
+	d.reading.Add(1)
+	defer d.reading.Add(-1)
+	results := make([]int32, len(reads))
+	d.ring.readBatch(reads, results)
+	for i := range reads {
+		reads[i].Err = nil
+		if int(results[i]) != len(reads[i].P) {
+			reads[i].Err = d.ReadAt(reads[i].P, reads[i].Off)
+		}
+	}
+}
+
 func (d *File) pread(p []byte, off int64) (int, error) {
 	return unix.Pread(int(d.direct.Fd()), p, off)
 }

@@ -158,12 +158,7 @@ func at[T any](b []byte, off uint32) *T { return (*T)(unsafe.Pointer(&b[off])) }
 func (r *ring) read(p []byte, off int64) (int, error) {
 	id := <-r.free
 	r.mu.Lock()
-	tail := *r.sqTail // only written under mu
-	i := tail & r.sqMask
-	r.sqes[i] = sqe{opcode: opRead, fd: int32(r.target), off: uint64(off), addr: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(p)))), len: uint32(len(p)), userData: uint64(id)}
-	r.sqArray[i] = i
-	atomic.StoreUint32(r.sqTail, tail+1) // publishes the entry to the kernel
-	r.queued++
+	r.enqueue(id, p, off)
 	r.submit()
 	n := <-r.slots[id]
 	r.free <- id
@@ -172,6 +167,62 @@ func (r *ring) read(p []byte, off int64) (int, error) {
 		return 0, unix.Errno(-n)
 	}
 	return int(n), nil
+}
+
+// enqueue makes an entry for one read. Called with mu held.
+func (r *ring) enqueue(id uint32, p []byte, off int64) {
+	tail := *r.sqTail // only written under mu
+	i := tail & r.sqMask
+	r.sqes[i] = sqe{opcode: opRead, fd: int32(r.target), off: uint64(off), addr: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(p)))), len: uint32(len(p)), userData: uint64(id)}
+	r.sqArray[i] = i
+	atomic.StoreUint32(r.sqTail, tail+1) // publishes the entry to the kernel
+	r.queued++
+}
+
+// batchMax is how many entries one batch has in flight.
+const batchMax = 16
+
+// readBatch does several reads and sets their results: bytes, or a negative
+// errno.
+func (r *ring) readBatch(reads []Read, results []int32) {
+	for len(reads) > 0 {
+		n := min(len(reads), batchMax)
+		r.readSome(reads[:n], results[:n])
+		reads, results = reads[n:], results[n:]
+	}
+}
+
+func (r *ring) readSome(reads []Read, results []int32) {
+	var ids [batchMax]uint32
+	// Wait for the first slot only: two batches that each hold some and wait for
+	// more would wait for ever.
+	ids[0] = <-r.free
+	n := 1
+	for n < len(reads) && r.tryTake(&ids[n]) {
+		n++
+	}
+	r.mu.Lock()
+	for i := range n {
+		r.enqueue(ids[i], reads[i].P, reads[i].Off)
+	}
+	r.submit()
+	for i := range n {
+		results[i] = <-r.slots[ids[i]]
+		r.free <- ids[i]
+		runtime.KeepAlive(reads[i].P)
+	}
+	if n < len(reads) {
+		r.readSome(reads[n:], results[n:])
+	}
+}
+
+func (r *ring) tryTake(id *uint32) bool {
+	select {
+	case *id = <-r.free:
+		return true
+	default:
+		return false
+	}
 }
 
 // submit hands queued entries to the kernel, unless another goroutine is at it

@@ -6,6 +6,7 @@ import (
 	"steadfast/block"
 	"steadfast/fault"
 	"steadfast/internal/bufpool"
+	"steadfast/san/drive"
 	"steadfast/san/store/format"
 	"steadfast/san/store/maptree"
 )
@@ -64,6 +65,7 @@ func (v *Volume) readBlocks(p []byte, lba uint64) error {
 	if err := v.locate(lba, places); err != nil {
 		return err
 	}
+	var runs []run
 	for i := 0; i < n; {
 		b := p[i*block.BlockSize : (i+1)*block.BlockSize]
 		f := &places[i]
@@ -76,29 +78,44 @@ func (v *Volume) readBlocks(p []byte, lba uint64) error {
 			i++
 			continue
 		}
-		run := 1
-		for i+run < n && places[i+run].addr == f.addr+format.Addr(run) {
-			run++
+		k := 1
+		for i+k < n && places[i+k].addr == f.addr+format.Addr(k) {
+			k++
 		}
-		if err := v.readRun(p[i*block.BlockSize:(i+run)*block.BlockSize], lba+uint64(i), places[i:i+run]); err != nil {
-			return err
-		}
-		i += run
+		runs = append(runs, run{i, k})
+		i += k
 	}
-	return nil
+	return v.readRuns(p, lba, places, runs)
 }
 
-// readRun reads blocks that lie next to each other on a drive, and verifies
-// each. One that does not match may have moved since it was looked up.
-func (v *Volume) readRun(p []byte, lba uint64, places []found) error {
-	err := v.p.space.read(places[0].addr, p)
-	for i := range places {
-		b := p[i*block.BlockSize : (i+1)*block.BlockSize]
-		if err == nil && v.p.verify(&places[i], b) {
-			continue
-		}
-		if err := v.readAgain(b, lba+uint64(i), places[i]); err != nil {
-			return err
+// run is blocks that lie next to each other on a drive, by place in a request.
+type run struct{ first, blocks int }
+
+// readRuns reads runs, all at once, and verifies each block. One that does not
+// match may have moved since it was looked up.
+func (v *Volume) readRuns(p []byte, lba uint64, places []found, runs []run) error {
+	if len(runs) == 0 {
+		return nil
+	}
+	reads, addrs := make([]drive.Read, len(runs)), make([]format.Addr, len(runs))
+	for i, r := range runs {
+		reads[i].P = p[r.first*block.BlockSize : (r.first+r.blocks)*block.BlockSize]
+		addrs[i] = places[r.first].addr
+	}
+	if len(runs) == 1 {
+		reads[0].Err = v.p.space.read(addrs[0], reads[0].P)
+	} else {
+		v.p.space.readBatch(addrs, reads)
+	}
+	for k, r := range runs {
+		for i := r.first; i < r.first+r.blocks; i++ {
+			b := p[i*block.BlockSize : (i+1)*block.BlockSize]
+			if reads[k].Err == nil && v.p.verify(&places[i], b) {
+				continue
+			}
+			if err := v.readAgain(b, lba+uint64(i), places[i]); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -473,6 +473,38 @@ func (s *space) read(a format.Addr, p []byte) error {
 	return d.drive.ReadAt(p, off(a))
 }
 
+// readBatch reads several runs: those of one drive together.
+func (s *space) readBatch(addrs []format.Addr, reads []drive.Read) {
+	for len(reads) > 0 {
+		s.mu.Lock()
+		d, _ := s.at(addrs[0])
+		s.mu.Unlock()
+		n := 1
+		for n < len(reads) && addrs[n].Drive() == addrs[0].Drive() {
+			n++
+		}
+		if d == nil || d.drive == nil || !d.holds(addrs[:n], reads[:n]) {
+			for i := range n {
+				reads[i].Err = s.read(addrs[i], reads[i].P)
+			}
+		} else {
+			d.drive.ReadBatch(reads[:n])
+		}
+		addrs, reads = addrs[n:], reads[n:]
+	}
+}
+
+// holds sets the reads' offsets, and tells whether all are within the drive.
+func (d *dev) holds(addrs []format.Addr, reads []drive.Read) bool {
+	for i := range reads {
+		reads[i].Off = off(addrs[i])
+		if uint64(reads[i].Off)+uint64(len(reads[i].P)) > d.blocks*format.BlockSize {
+			return false
+		}
+	}
+	return true
+}
+
 // where says an address as people want it.
 func (s *space) where(a format.Addr) string {
 	s.mu.Lock()

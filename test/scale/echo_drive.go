@@ -61,6 +61,9 @@ func (d *echoDrive) ReadAt(p []byte, off int64) error {
 	return nil
 }
 
+// ReadBatch implements drive.Drive.
+func (d *echoDrive) ReadBatch(reads []drive.Read) { drive.ReadEach(d, reads) }
+
 // WriteAt implements drive.Drive. Runs of blocks that are kept go out as one.
 func (d *echoDrive) WriteAt(bufs [][]byte, off int64) error {
 	for _, b := range bufs {

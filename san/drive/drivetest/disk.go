@@ -187,6 +187,9 @@ func (h *Handle) ReadAt(p []byte, off int64) error {
 	return nil
 }
 
+// ReadBatch implements drive.Drive, one read after the other.
+func (h *Handle) ReadBatch(reads []drive.Read) { drive.ReadEach(h, reads) }
+
 // WriteAt implements drive.Drive.
 func (h *Handle) WriteAt(bufs [][]byte, off int64) error { return h.write(bufs, off, false) }
 
