@@ -17,8 +17,9 @@ import (
 
 // bufferedMax is the largest WriteAt, in bytes, that goes through the page
 // cache. A small write that need not be stable is answered faster from there
-// than from any drive; a large one would only push useful pages out.
-const bufferedMax = 64 << 10
+// than from any drive; a larger one, which many wait for together, costs less
+// when the kernel does not copy it and write it back later.
+const bufferedMax = 12 << 10
 
 // iovMax is how many buffers one system call takes. Linux: UIO_MAXIOV.
 const iovMax = 1024

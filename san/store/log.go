@@ -24,8 +24,8 @@ type op struct {
 	sealing bool  // part of background work: it must not wait for space
 	from    *Volume
 
-	done chan error
-	lead chan struct{}
+	err  error
+	wake chan bool // true: lead; false: done
 }
 
 // tail is where the log goes on. Under Pool.logMu.
@@ -48,8 +48,8 @@ type tail struct {
 // that waits; when its chunk is written it hands on to one who came meanwhile.
 func (p *Pool) commit(ops ...*op) error {
 	for _, o := range ops {
-		o.done = make(chan error, 1)
-		o.lead = make(chan struct{}, 1)
+		// One may be asked to lead and then hear of its end.
+		o.wake = make(chan bool, 2)
 	}
 	p.queueMu.Lock()
 	p.queue = append(p.queue, ops...)
@@ -70,19 +70,10 @@ func (p *Pool) commit(ops ...*op) error {
 
 // await waits for an operation's end, and leads when it is asked to.
 func (p *Pool) await(o *op) error {
-	for {
-		select {
-		case err := <-o.done:
-			return err
-		default:
-		}
-		select {
-		case err := <-o.done:
-			return err
-		case <-o.lead:
-			p.writeGroup()
-		}
+	for <-o.wake {
+		p.writeGroup()
 	}
+	return o.err
 }
 
 // takeGroup takes from the queue what fits into one chunk. A change of the
@@ -122,7 +113,7 @@ func (p *Pool) passOn() {
 		p.leading = false
 		return
 	}
-	p.queue[0].lead <- struct{}{}
+	p.queue[0].wake <- true
 }
 
 // writeGroup writes one chunk for those who wait, and enters it into the map.
@@ -166,7 +157,8 @@ func (p *Pool) writeGroup() {
 			e = err
 		}
 		p.pending.Add(-o.reserve)
-		o.done <- e
+		o.err = e
+		o.wake <- false
 	}
 	p.afterGroup()
 }
@@ -240,7 +232,11 @@ func anySealing(group []*op) bool { return len(group) == 1 && group[0].sealing }
 
 // gather lists the chunk's buffers, the first of them to be the header.
 func (p *Pool) gather(c *format.Chunk, group []*op, errs []error) (bufs [][]byte, durable bool, bytes int) {
-	bufs = make([][]byte, 1, 1+format.ChunkBlocksMax)
+	blocks := 1
+	for _, o := range group {
+		blocks += o.blocks
+	}
+	bufs = make([][]byte, 1, blocks)
 	for i, o := range group {
 		if errs[i] != nil {
 			continue

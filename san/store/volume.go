@@ -208,11 +208,16 @@ func isZero(b []byte) bool {
 func (v *Volume) need(o *op) (int64, error) {
 	b := v.vol.view.Load().head
 	maxPin := b.maxPin.Load()
-	entries, found := make([]maptree.Entry, opBlocksMax), make([]bool, opBlocksMax)
+	var fewEntries [4]maptree.Entry
+	var fewFound [4]bool
+	entries, found := fewEntries[:], fewFound[:]
 	need := int64(0)
 	for i := range o.records {
 		r := &o.records[i]
-		n := int(min(r.N, opBlocksMax))
+		n := int(r.N)
+		if n > len(entries) {
+			entries, found = make([]maptree.Entry, opBlocksMax), make([]bool, opBlocksMax)
+		}
 		if err := v.p.tree.LookupRange(b.id, r.LBA, n, format.GenMax, entries[:n], found[:n]); err != nil {
 			return 0, v.p.noteNode(err)
 		}
