@@ -91,7 +91,7 @@ const (
 // the group code in its upper three bits, and 0 for groups that have none
 // fixed. SAM-5, 5.2.2; SPC-4, 4.2.5.1.
 func CDBLength(op Opcode) int {
-	switch op >> 5 {
+	switch uint8(op) >> 5 {
 	case 0:
 		return 6
 	case 1, 2:

@@ -69,7 +69,7 @@ func OpenFile(path string) (*File, error) {
 		return nil, err
 	}
 	if err := unix.Flock(int(d.plain.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		d.Close()
+		_ = d.Close() // nothing was written
 		return nil, fault.New(fault.Busy, "drive %s is in use by another process; stop it first (fuser -v %s tells which)", path, path)
 	}
 	return d, nil
@@ -106,7 +106,7 @@ func openFile(path string, mode int) (*File, error) {
 	}
 	size, err := d.plain.Seek(0, 2)
 	if err != nil {
-		d.Close()
+		_ = d.Close() // nothing was written
 		return nil, fault.Wrap(fault.Failed, err, "cannot size drive "+path)
 	}
 	d.size = size / BlockSize * BlockSize

@@ -49,13 +49,12 @@ type ring struct {
 // sqe is a submission queue entry, 64 bytes. linux/io_uring.h.
 type sqe struct {
 	opcode   uint8
-	flags    uint8
-	ioprio   uint16
+	_        [3]byte // flags, ioprio
 	fd       int32
 	off      uint64
 	addr     uint64
 	len      uint32
-	rwFlags  uint32
+	_        uint32 // flags of the operation
 	userData uint64
 	_        [24]byte
 }
@@ -64,7 +63,7 @@ type sqe struct {
 type cqe struct {
 	userData uint64
 	res      int32
-	flags    uint32
+	_        uint32 // flags
 }
 
 // params is struct io_uring_params, 120 bytes. linux/io_uring.h.

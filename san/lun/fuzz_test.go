@@ -84,7 +84,7 @@ func TestRandomCommands(t *testing.T) {
 			c := make([]byte, list[7])
 			for i := range c {
 				// Small numbers and zeros, as fields of real CDBs are.
-				c[i] = byte(rnd.Uint32()) & byte(rnd.Uint32()) & -byte(rnd.Uint32()&1)
+				c[i] = byte(rnd.Uint32()) & byte(rnd.Uint32()>>8) & -byte(rnd.Uint32()>>16&1)
 			}
 			c[0], c[len(c)-1] = list[0], 0
 			if list[5]&1 != 0 {

@@ -113,6 +113,7 @@ func verdict(t *scsi.Task) string {
 		if c, ok := scsi.DecodeSense(t.Sense); ok {
 			return fmt.Sprintf("%xh/%02xh/%02xh", c.Key, c.ASC, c.ASCQ)
 		}
+	default:
 	}
 	return fmt.Sprintf("status %02xh, sense % x", t.Status, t.Sense)
 }

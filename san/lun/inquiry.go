@@ -118,8 +118,9 @@ func (k *task) absent() *scsi.Check {
 		return k.reportLUNs()
 	case scsi.OpRequestSense:
 		return k.reply(missing.AppendSense(nil, k.CDB[1]&1 != 0), int(k.CDB[4]))
+	default:
+		return missing
 	}
-	return missing
 }
 
 // reportLUNs is REPORT LUNS. It also takes back what unit attentions there are

@@ -141,6 +141,7 @@ func (p *port) Manage(f scsi.Function, lun scsi.LUN, tag uint32) scsi.FunctionRe
 		return scsi.FunctionComplete
 	case scsi.TaskReassign:
 		return scsi.ReassignUnsupported // error recovery level 0
+	default: // of one logical unit
 	}
 	i := p.lookup(lun)
 	if i == nil {

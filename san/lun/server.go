@@ -11,7 +11,7 @@ import (
 	"steadfast/scsi"
 )
 
-// Any, as the initiator of a view, stands for every initiator. What one sees
+// Any stands, as the initiator of a view, for every initiator. What one sees
 // under its own name takes precedence, number by number.
 const Any = "*"
 

@@ -107,6 +107,7 @@ func (a *applier) recount(b *branch, old maptree.Entry, had, replaced, visible b
 		b.entries++
 	case format.KindShared:
 		b.entries++
+	default: // a hole takes no space
 	}
 	if !had || kindOf(old) != format.KindData {
 		return

@@ -248,7 +248,7 @@ func (c *catalog) check(o *format.Op) error {
 	}
 	switch o.Kind {
 	case format.OpChangeVolume:
-		if o.Name != v.name {
+		if o.Name != v.name && c.byName[o.Name] != nil {
 			return c.nameFree(o.Name)
 		}
 		if int64(o.Size) < v.size.Load() {
@@ -274,6 +274,7 @@ func (c *catalog) check(o *format.Op) error {
 		return c.nameFree(o.NewName)
 	case format.OpDeleteVolume:
 		return c.volumeDeletable(v)
+	default: // an attribute can always be set
 	}
 	return nil
 }

@@ -360,9 +360,10 @@ func (a *applier) record(r *format.Record, at format.Addr) error {
 		return a.trim(b, r)
 	case format.RecordCopy:
 		return a.copyBlocks(b, r)
+	default:
+		invariant.Check(false, "store: a record of kind %d in the log", r.Kind)
+		return nil
 	}
-	invariant.Check(false, "store: a record of kind %d in the log", r.Kind)
-	return nil
 }
 
 // afterGroup wakes the background when there is work for it.

@@ -21,7 +21,6 @@ type scrub struct {
 	status ScrubStatus
 	cursor maptree.Key
 	nodes  bool // the nodes are verified; the blocks are under way
-	level  uint8
 	node   maptree.Key
 }
 

@@ -185,6 +185,7 @@ func (s *session) scsiCommand(h *iscsi.Header, ahs []byte, n int) error {
 	} else {
 		s.outstanding++
 	}
+	s.noteAlone(n)
 	behind := s.managing > 0
 	if !behind {
 		s.begin(c)
@@ -257,14 +258,20 @@ func (s *session) reserveRead(c *command) bool {
 	return false
 }
 
-// dispatch hands a begun command with all its data to a worker.
+// dispatch hands a begun command with all its data to a worker, or leaves it
+// to the reader. On the reader's goroutine.
 func (s *session) dispatch(c *command) {
 	s.mu.Lock()
 	c.state = executing
 	if c.next == nil {
 		s.link(c)
 	}
+	inline := s.mayInline()
 	s.mu.Unlock()
+	if inline {
+		s.inline.next = c
+		return
+	}
 	s.srv.workers.submit(c)
 }
 
@@ -308,8 +315,16 @@ func (c *command) collects() bool {
 	return c.unsolicited || c.nseqs > 0 || c.failure == nil && c.write && c.got < c.length
 }
 
-// work continues c on a worker: its memory came, or it is to be executed.
+// work continues c on a worker, and sends what came of it.
 func (c *command) work() {
+	s := c.s
+	c.perform()
+	s.flush()
+}
+
+// perform continues c: its memory came, or it is to be executed. The caller
+// flushes; c may be gone.
+func (c *command) perform() {
 	s := c.s
 	s.mu.Lock()
 	c.queued = false
@@ -323,7 +338,7 @@ func (c *command) work() {
 		if c.state == collecting {
 			s.proceed(c)
 		}
-		s.send()
+		s.mu.Unlock()
 		return
 	}
 	s.uncollect(c) // its data went wrong while it waited for memory
@@ -335,7 +350,6 @@ func (c *command) work() {
 	s.mu.Unlock()
 	if c.failure != nil {
 		s.fail(c)
-		s.flush()
 		return
 	}
 	if needsMemory && !s.reserveRead(c) {
@@ -348,14 +362,14 @@ func (c *command) work() {
 		// nexus may have ended every task of this one.
 		s.mu.Lock()
 		s.nopIn(iscsi.NoTag)
-		s.send()
+		s.mu.Unlock()
 		return
 	}
 	s.mu.Lock()
 	s.retire(c)
 	s.unlink(c)
 	s.appendResponse(c)
-	s.send()
+	s.mu.Unlock()
 }
 
 // abandon ends a command that will not be answered; nobody else may hold it.

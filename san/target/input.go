@@ -125,6 +125,15 @@ func (in *input) need(n int) error {
 	return nil
 }
 
+// follows reports whether a header is, in part at least, in the buffer behind
+// the n bytes of a data segment and what closes it.
+func (in *input) follows(n int) bool {
+	if n += iscsi.Padding(n); n > 0 && in.digest {
+		n += iscsi.DigestSize
+	}
+	return in.w-in.r > n
+}
+
 // next returns the n bytes that need made available, valid until the next call.
 func (in *input) next(n int) []byte {
 	b := in.buf[in.r : in.r+n : in.r+n]

@@ -29,6 +29,7 @@ type session struct {
 	port   scsi.Port // nil in a discovery session
 
 	in     *input
+	inline inline
 	memory share
 
 	bytesIn, bytesOut, commands atomic.Uint64
@@ -184,8 +185,8 @@ func (s *session) ease() bool {
 	return true
 }
 
-// run reads until the connection ends, and then cleans up. When it returns,
-// the nexus is closed, every task has landed, and the session is forgotten.
+// run serves the connection until it ends. When it returns, the nexus is
+// closed, every task has landed, and the session is forgotten.
 func (s *session) run() {
 	s.mu.Lock()
 	s.running = true
@@ -193,10 +194,24 @@ func (s *session) run() {
 		s.appendQuit()
 	}
 	s.mu.Unlock()
+	s.read()
+	<-s.gone
+}
+
+// read is what the connection's reader does. It returns when the session is
+// over, or when another goroutine has become the reader.
+func (s *session) read() {
 	var err error
 	for err == nil {
-		err = s.readPDU()
+		if err = s.readPDU(); err == nil && !s.executeInline() {
+			return
+		}
 	}
+	s.end(err)
+}
+
+// end cleans up behind the reader, which err stopped.
+func (s *session) end(err error) {
 	reason := "logged out"
 	if !errors.Is(err, errDone) {
 		reason = causeOf(err)

@@ -230,6 +230,7 @@ func (h *Handle) write(bufs [][]byte, off int64, durable bool) error {
 	case MisdirectWrite:
 		first = d.elsewhere(first, int64(len(pages)))
 		w.say("%s writes to %d instead", d.name, first)
+	default:
 	}
 	w.writes++
 	for i, p := range pages {

@@ -272,8 +272,9 @@ func (d *decision) decide(r Request) Verdict {
 		return d.preempt(r)
 	case RegisterAndMove:
 		return d.move(r)
+	default:
+		return InvalidCDB
 	}
-	return InvalidCDB
 }
 
 // step counts a change of registrations. SPC-4, 5.13.6.

@@ -62,8 +62,9 @@ func (r *Record) DataBlocks() int {
 		return len(r.Hashes)
 	case RecordMoved:
 		return len(r.Moved)
+	default:
+		return 0
 	}
-	return 0
 }
 
 // Size returns the bytes r takes in a chunk's header.

@@ -152,7 +152,6 @@ func mix(x uint64) uint64 {
 type writer struct{ b []byte }
 
 func (w *writer) u8(v uint8)   { w.b = append(w.b, v) }
-func (w *writer) u16(v uint16) { w.b = binary.LittleEndian.AppendUint16(w.b, v) }
 func (w *writer) u32(v uint32) { w.b = binary.LittleEndian.AppendUint32(w.b, v) }
 func (w *writer) u64(v uint64) { w.b = binary.LittleEndian.AppendUint64(w.b, v) }
 func (w *writer) raw(p []byte) { w.b = append(w.b, p...) }
@@ -193,13 +192,6 @@ func (r *reader) raw(n int) []byte {
 func (r *reader) u8() uint8 {
 	if p := r.raw(1); p != nil {
 		return p[0]
-	}
-	return 0
-}
-
-func (r *reader) u16() uint16 {
-	if p := r.raw(2); p != nil {
-		return binary.LittleEndian.Uint16(p)
 	}
 	return 0
 }

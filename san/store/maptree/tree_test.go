@@ -112,7 +112,7 @@ func TestModel(t *testing.T) {
 					}
 					if ok && r.IntN(4) > 0 {
 						if done, err := tx.Delete(e.Key); err != nil || !done {
-							return fmt.Errorf("delete %v: %v %v", e.Key, done, err)
+							return fmt.Errorf("delete %v: %v: %w", e.Key, done, err)
 						}
 						delete(model, e.Key)
 					}

@@ -59,7 +59,7 @@ func (r *Reader) readVolume(p Pool, st store.VolumeStatus, out *Observed) (*Volu
 	}
 	one, err := p.Volume(st.Name)
 	if one != st || err != nil {
-		return nil, fmt.Errorf("asked alone it is %+v (error: %v), in the list %+v", one, err, st)
+		return nil, fmt.Errorf("asked alone it is %+v (error: %w), in the list %+v", one, err, st)
 	}
 	dev, err := p.OpenVolume(st.Name)
 	if err != nil {
@@ -80,7 +80,7 @@ func (r *Reader) readVolume(p Pool, st store.VolumeStatus, out *Observed) (*Volu
 	}
 	snaps, err := p.Snapshots(st.Name)
 	if err != nil || len(snaps) != st.Snapshots {
-		return nil, fmt.Errorf("%d snapshots listed (%v), %d counted", len(snaps), err, st.Snapshots)
+		return nil, fmt.Errorf("%d snapshots listed (%w), %d counted", len(snaps), err, st.Snapshots)
 	}
 	out.Snapshots[st.Name] = snaps
 	for _, s := range snaps {
@@ -113,7 +113,7 @@ func (r *Reader) readContent(dev Device, size int64, to Content, bad map[int64]b
 			mapped, n, err = true, min(size-off, 64<<10), nil
 		}
 		if err != nil || n <= 0 || n > size-off || n%block.BlockSize != 0 {
-			return fmt.Errorf("mapped(%d, %d): %v, %d, %v", off, size-off, mapped, n, err)
+			return fmt.Errorf("mapped(%d, %d): %v, %d, %w", off, size-off, mapped, n, err)
 		}
 		if err := r.readRun(dev, off, n, mapped, to, bad, out); err != nil {
 			return err
