@@ -20,9 +20,16 @@ import "time"
 // executes one itself.
 const aloneMin = 16
 
-// aloneSlow is how many commands go to workers after the reader had to be
-// relieved: a drive that hangs now and then costs the connection little.
-const aloneSlow = 1024
+// quickMax is how long an execution may take, and slowMax how many in a row may
+// take longer, before the reader leaves the next aloneSlow commands to workers.
+// Where the drive's own time dominates there is little to save, and on a busy
+// machine a waiting reader is a thread less that the system gives time to:
+// durable writes ran at less than half their rate.
+const (
+	quickMax  = 100 * time.Microsecond
+	slowMax   = 3
+	aloneSlow = 1024
+)
 
 // relieveAfter is the watchdog's period. An execution that began before one
 // period and lasts to its end is taken from the reader: the connection is not
@@ -33,7 +40,8 @@ const relieveAfter = 10 * time.Millisecond
 type inline struct {
 	// Only the reader.
 	next  *command // to be executed when its PDU is dealt with
-	alone int      // commands in a row that had the session to themselves
+	alone int      // commands in a row that had the session to themselves; below 0: that are to pass first
+	slow  int      // executions in a row that were
 
 	// Under session.mu.
 	turn     uint64 // odd while the reader executes
@@ -81,7 +89,9 @@ func (s *session) executeInline() bool {
 		}
 	}
 	s.mu.Unlock()
+	began := time.Now()
 	c.perform()
+	took := time.Since(began)
 	s.mu.Lock()
 	if s.inline.turn != mine {
 		s.send()
@@ -89,6 +99,11 @@ func (s *session) executeInline() bool {
 	}
 	s.inline.turn++
 	s.mu.Unlock()
+	if took < quickMax {
+		s.inline.slow = 0
+	} else if s.inline.slow++; s.inline.slow == slowMax {
+		s.inline.slow, s.inline.alone = 0, -aloneSlow
+	}
 	return true
 }
 
