@@ -260,9 +260,10 @@ func (h *history) copied(s spot) bool {
 // whole one must read well afterwards; and all else must be as it was.
 func (h *history) mend(bad []spot) error {
 	mended := map[spot]bool{}
+	refused := 0 // each one costs a reading of the whole pool: under a damaged node there are many
 	for _, s := range bad {
 		v := h.model.Now().Volumes[s.volume]
-		if s.snapshot != "" || v.ReadOnly || len(mended) > 30 {
+		if s.snapshot != "" || v.ReadOnly || len(mended) > 30 || refused > 3 {
 			continue
 		}
 		dev, err := h.device(s.volume)
@@ -279,6 +280,8 @@ func (h *history) mend(bad []spot) error {
 		err = dev.WriteAt(storetest.Bytes(stamps), off, block.FUA)
 		if err == nil {
 			mended[s] = true
+		} else {
+			refused++
 		}
 		if err := h.settle(op, true, err); err != nil {
 			return err

@@ -184,7 +184,11 @@ func TestOverwriteAtFill(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	blocks := size / 4096
 	last := make([]uint64, blocks)
-	for i := range uint64(blocks) * 3 {
+	passes := uint64(3)
+	if testing.Short() {
+		passes = 2
+	}
+	for i := range uint64(blocks) * passes {
 		lba := r.Uint64N(uint64(blocks))
 		if i < uint64(blocks) {
 			lba = i

@@ -1,6 +1,9 @@
 package target
 
-import "time"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // An initiator that has one command outstanding at a time waits for every
 // goroutine that must wake before its answer leaves. For such a session the
@@ -31,6 +34,25 @@ const (
 	aloneSlow = 1024
 )
 
+// lingerMax is how long the reader waits in poll(2) for the next command before
+// it parks with the runtime. To be woken there costs one switch of threads;
+// through the runtime's poller it costs two or three, and the second processor
+// of a small machine. A wait in vain ends it until the pattern is there again.
+// The session's end is noticed as much later.
+const lingerMax = time.Millisecond
+
+// places counts who does something at a time.
+type places struct {
+	limit int32
+	n     atomic.Int32
+}
+
+// enter takes a place, and returns whether there was one; leave is owed
+// either way.
+func (p *places) enter() bool { return p.n.Add(1) <= p.limit }
+
+func (p *places) leave() { p.n.Add(-1) }
+
 // relieveAfter is the watchdog's period. An execution that began before one
 // period and lasts to its end is taken from the reader: the connection is not
 // read for twice this time at most.
@@ -40,8 +62,9 @@ const relieveAfter = 10 * time.Millisecond
 type inline struct {
 	// Only the reader.
 	next  *command // to be executed when its PDU is dealt with
-	alone int      // commands in a row that had the session to themselves; below 0: that are to pass first
+	alone int      // commands in a row that had the session to themselves
 	slow  int      // executions in a row that were
+	away  int      // commands to pass before the reader executes again
 
 	// Under session.mu.
 	turn     uint64 // odd while the reader executes
@@ -56,7 +79,19 @@ func (s *session) noteAlone(n int) {
 	if s.outstanding+s.immediates == 1 && s.managing == 0 && !s.in.follows(n) {
 		s.inline.alone++
 	} else {
-		s.inline.alone = min(s.inline.alone, 0)
+		s.inline.alone = 0
+	}
+	s.inline.away = max(s.inline.away-1, 0)
+}
+
+// lingerNext decides how the reader waits for the next PDU. Reader only; under
+// s.mu.
+func (s *session) lingerNext() {
+	if s.in.lingered {
+		s.in.lingered, s.inline.alone = false, 0
+	}
+	if s.inline.alone > aloneMin && s.outstanding+s.immediates == 0 && s.managing == 0 {
+		s.in.linger = true
 	}
 }
 
@@ -65,7 +100,7 @@ func (s *session) noteAlone(n int) {
 // it; and what was numbered ahead of its turn, or is read from such a
 // request, has its reader busy already. Reader only; under s.mu.
 func (s *session) mayInline() bool {
-	return s.inline.alone > aloneMin && s.outstanding+s.immediates == 1 && s.managing == 0 &&
+	return s.inline.alone > aloneMin && s.inline.away == 0 && s.outstanding+s.immediates == 1 && s.managing == 0 &&
 		s.out.empty() && !s.in.follows(0) && !s.in.eof && len(s.reorder) == 0
 }
 
@@ -102,7 +137,7 @@ func (s *session) executeInline() bool {
 	if took < quickMax {
 		s.inline.slow = 0
 	} else if s.inline.slow++; s.inline.slow == slowMax {
-		s.inline.slow, s.inline.alone = 0, -aloneSlow
+		s.inline.slow, s.inline.away = 0, aloneSlow
 	}
 	return true
 }
@@ -134,6 +169,6 @@ type relief session
 
 func (r *relief) work() {
 	s := (*session)(r)
-	s.inline.alone = -aloneSlow
+	s.inline.away = aloneSlow
 	s.read()
 }

@@ -29,9 +29,14 @@ type input struct {
 	r, w int    // unread bytes are buf[r:w]
 
 	// idle is called before a read that may block: to send what is ready.
-	idle   func()
-	digest bool // data segments carry a digest
-	eof    bool // there is nothing behind what is in the buffer
+	idle func()
+	// linger asks the next read to wait a while in a system call of its own
+	// before it parks with the runtime; lingered says that it did so in vain.
+	linger   bool
+	lingered bool
+	lingers  *places // bounds how many do so at a time
+	digest   bool    // data segments carry a digest
+	eof      bool    // there is nothing behind what is in the buffer
 
 	read func(fd uintptr) bool // made once: the closure given to raw.Read
 	vec  [2][]byte             // where a direct read puts its bytes
@@ -46,6 +51,10 @@ func newInput(raw syscall.RawConn, idle func(), seen func(int)) *input {
 	in := &input{raw: raw, idle: idle, seen: seen}
 	in.read = func(fd uintptr) bool {
 		in.resize(inputSize)
+		if in.linger {
+			in.linger = false
+			in.await(int(fd))
+		}
 		for {
 			if in.nvec > 0 {
 				in.vec[1] = in.buf[in.w:]
@@ -64,6 +73,19 @@ func newInput(raw syscall.RawConn, idle func(), seen func(int)) *input {
 		}
 	}
 	return in
+}
+
+// await waits until fd has input, at most for lingerMax, if there is a place
+// for that.
+func (in *input) await(fd int) {
+	defer in.lingers.leave()
+	if !in.lingers.enter() {
+		return
+	}
+	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	timeout := unix.NsecToTimespec(int64(lingerMax))
+	n, err := unix.Ppoll(fds[:], &timeout, nil)
+	in.lingered = err == nil && n == 0 // an interrupted wait says nothing
 }
 
 // resize moves the unread bytes to a buffer of n bytes, or to none.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -30,6 +31,7 @@ type Server struct {
 	logs     logs
 	budget   budget
 	workers  workers
+	lingers  places    // readers that wait in poll(2)
 	commands sync.Pool // *command
 
 	failedLogins, refused atomic.Uint64
@@ -88,6 +90,9 @@ func New(cfg Config, opener scsi.PortOpener) (*Server, error) {
 		half: make(map[string]int), halfConns: make(map[net.Conn]struct{}),
 	}
 	srv.budget.limit = cfg.Limits.Memory
+	// A thread that waits in a system call keeps its processor from the other
+	// goroutines until the runtime takes note: half of them must stay free.
+	srv.lingers.limit = int32(runtime.GOMAXPROCS(0) / 2)
 	if !cfg.stopped {
 		srv.tasks.Add(1)
 		go srv.tickLoop()

@@ -109,6 +109,7 @@ func (srv *Server) newSession(conn net.Conn, portal listening) (*session, error)
 			s.heard.Store(true)
 		}
 	})
+	s.in.lingers = &srv.lingers
 	return s, nil
 }
 
@@ -157,6 +158,7 @@ func (s *session) ready() {
 		s.left.Wait()
 		s.waiters--
 	}
+	s.lingerNext()
 	s.mu.Unlock()
 }
 
