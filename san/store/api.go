@@ -136,8 +136,9 @@ type VolumeStatus struct {
 	Size int64
 	// Referenced is what the volume's own content takes up, shared or not.
 	Referenced int64
-	// Exclusive is the part of Referenced that only this volume reads: what
-	// deleting it (without its snapshots) would give back.
+	// Exclusive is what was written since the newest snapshot, and so the least
+	// that deleting the volume (without its snapshots) would give back. Of a
+	// clone or a volume that was rolled back, that is since it forked.
 	Exclusive  int64
 	WriteCache bool
 	ReadOnly   bool
@@ -155,7 +156,7 @@ type SnapshotStatus struct {
 	LSN        LSN
 	Size       int64 // the volume's size when it was taken
 	Referenced int64
-	Exclusive  int64 // what deleting it would give back
+	Exclusive  int64 // what deleting it would give back; 0 while others stand on it
 	Clones     []string
 	Created    time.Time
 }

@@ -79,7 +79,7 @@ func (p *Pool) freeze() (*frozen, error) {
 	}
 	t := &p.tail
 	c := &frozen{tree: f, catalog: p.cat.encode(), dead: p.space.dead(), logBlocks: t.blocks}
-	c.start = format.LogStart{Segment: t.at.d.start(t.at.seg), Used: uint64(t.at.used), Next: t.next.d.start(t.next.seg), Sequence: t.sequence, Chain: t.chain, LSN: t.lsn}
+	c.start = format.LogStart{Segment: t.at.d.start(t.at.seg), Used: uint64(t.at.used), Next: t.next.d.start(t.next.seg), After: t.after.d.start(t.after.seg), Sequence: t.sequence, Chain: t.chain, LSN: t.lsn}
 	p.bg.table = p.space.copyLive()
 	for _, d := range p.space.list() {
 		if p.space.stateOf(d) == devFailed {
@@ -92,26 +92,37 @@ func (p *Pool) freeze() (*frozen, error) {
 // tailLeaves tells whether the log is on a drive that is to be emptied and can
 // go on elsewhere. Under logMu.
 func (p *Pool) tailLeaves(r room) bool {
-	return r.free > r.floor+2 && !p.tailBroken() && (!p.writable(p.tail.at.d) || !p.writable(p.tail.next.d))
+	if r.free <= r.floor+2 || p.tailBroken() {
+		return false
+	}
+	for _, pl := range p.tail.places() {
+		if !p.writable(pl.d) {
+			return true
+		}
+	}
+	return false
 }
 
 // restartLog takes new segments for the log; the checkpoint being frozen will
 // name them. Under logMu.
 func (p *Pool) restartLog() error {
-	at, err := p.space.take()
-	if err != nil {
-		return err
+	var fresh [3]place
+	for i := range fresh {
+		pl, err := p.space.take()
+		if err != nil {
+			for _, got := range fresh[:i] {
+				p.space.fill(got)
+			}
+			return err
+		}
+		fresh[i] = pl
 	}
-	next, err := p.space.take()
-	if err != nil {
-		p.space.fill(at)
-		return err
+	for _, old := range p.tail.places() {
+		p.space.fill(old)
 	}
-	p.space.fill(p.tail.at)
-	p.space.fill(p.tail.next)
 	// Broken it stays until a superblock names the new place: nothing may be
 	// acknowledged there before.
-	p.tail.at, p.tail.next, p.tail.broken = at, next, true
+	p.tail.at, p.tail.next, p.tail.after, p.tail.broken = fresh[0], fresh[1], fresh[2], true
 	// The chain starts anew: a chunk of the old end must not follow.
 	p.tail.chain = xxh3.Hash(p.id[:]) ^ uint64(p.opt.Now())
 	return nil

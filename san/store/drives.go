@@ -164,8 +164,10 @@ func (p *Pool) RemoveDrive(name string) error {
 func (p *Pool) logElsewhere(d *dev) error {
 	p.logMu.Lock()
 	defer p.logMu.Unlock()
-	if p.tail.at.d == d || p.tail.next.d == d {
-		return fault.New(fault.Busy, "the log is on drive %s", d.name)
+	for _, pl := range p.tail.places() {
+		if pl.d == d {
+			return fault.New(fault.Busy, "the log is on drive %s", d.name)
+		}
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ type op struct {
 type tail struct {
 	at       place
 	next     place
+	after    place
 	sequence uint64 // of the next chunk
 	chain    uint64
 	durable  uint64 // greatest sequence known to be durable
@@ -211,7 +212,8 @@ func (p *Pool) writeChunk(c *format.Chunk, group []*op, errs []error) error {
 			return err
 		}
 	}
-	c.At, c.Next, c.Sequence, c.Chain = t.at.addr(), t.next.d.start(t.next.seg), t.sequence, t.chain
+	c.At, c.Next, c.After = t.at.addr(), t.next.d.start(t.next.seg), t.after.d.start(t.after.seg)
+	c.Sequence, c.Chain = t.sequence, t.chain
 	bufs[0] = c.Encode(header)
 	if err := p.put(t.at.d, bufs, off(c.At), durable); err != nil {
 		return err
@@ -258,18 +260,30 @@ func (p *Pool) gather(c *format.Chunk, group []*op, errs []error) (bufs [][]byte
 // tailBroken tells whether the log cannot go on where it is. Under logMu.
 func (p *Pool) tailBroken() bool {
 	t := &p.tail
-	return t.broken || p.space.stateOf(t.at.d) == devFailed || p.space.stateOf(t.next.d) == devFailed
+	if t.broken {
+		return true
+	}
+	for _, pl := range t.places() {
+		if p.space.stateOf(pl.d) == devFailed {
+			return true
+		}
+	}
+	return false
 }
+
+// places are the segments that the log has taken.
+func (t *tail) places() [3]place { return [3]place{t.at, t.next, t.after} }
 
 // advance moves the tail to the next segment. Under logMu.
 func (p *Pool) advance() error {
-	next, err := p.space.take()
+	after, err := p.space.take()
 	if err != nil {
 		p.noteFailed()
 		return err
 	}
-	p.space.fill(p.tail.at)
-	p.tail.at, p.tail.next = p.tail.next, next
+	t := &p.tail
+	p.space.fill(t.at)
+	t.at, t.next, t.after = t.next, t.after, after
 	return nil
 }
 
@@ -277,16 +291,20 @@ func (p *Pool) advance() error {
 // recovery stops at the first that is missing.
 func (p *Pool) put(d *dev, bufs [][]byte, off int64, durable bool) error {
 	var err error
-	if durable && !p.anyUnsynced() {
+	flush := durable && p.anyUnsynced()
+	if durable && !flush {
 		err = d.drive.WriteDurable(bufs, off)
 	} else {
 		err = d.drive.WriteAt(bufs, off)
 		d.unsynced.Store(true) // after it: a flush meanwhile may have missed it
-		if err == nil && durable {
-			err = p.syncDrives()
-		}
 	}
-	if err != nil && !fault.Is(err, fault.Full) {
+	switch {
+	case err == nil && flush:
+		// Whichever drive fails is taken out by the one that flushes it.
+		if err = p.syncDrives(); err != nil {
+			p.tail.broken = true
+		}
+	case err != nil && !fault.Is(err, fault.Full):
 		p.driveFailed(d, err)
 		p.tail.broken = true
 	}

@@ -83,7 +83,7 @@ type room struct {
 func (p *Pool) room() room {
 	r := room{tally: p.space.tally()}
 	meta := p.tree.DirtyNodes() + int(2*p.blobBlocks.Load()) + 2
-	r.floor = 4 + meta/format.ChunkBlocksMax
+	r.floor = 5 + meta/format.ChunkBlocksMax
 	r.low = r.floor + max(3, r.total/50)
 	r.high = r.low + max(3, r.total/50)
 	return r

@@ -95,6 +95,9 @@ type Pool struct {
 	written     atomic.Uint64
 	aboveBefore atomic.Int32 // thresholds crossed, for the edge
 
+	toldMu sync.Mutex
+	told   map[string]bool // damages that were told, by their text
+
 	scrubMu sync.Mutex
 	scrub   scrub
 }
@@ -124,7 +127,7 @@ func newPool(opt Options) (*Pool, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Limit, err, "no memory for the cache")
 	}
-	return &Pool{opt: opt, blocks: cache, space: &space{}, cat: newCatalog()}, nil
+	return &Pool{opt: opt, blocks: cache, space: &space{}, cat: newCatalog(), told: map[string]bool{}}, nil
 }
 
 // nodeCacheBytes is the part of the cache that holds map nodes.

@@ -166,15 +166,31 @@ func (v *Volume) damaged(lba uint64, f found, err error) error {
 	if err != nil {
 		text = fmt.Sprintf("volume %q, byte %d: the block on %s cannot be read: %v", v.vol.name, lba*block.BlockSize, where, err)
 	}
-	v.p.notify(Event{Kind: EventCorrupt, Volume: v.vol.name, Offset: int64(lba * block.BlockSize), Text: text})
+	v.p.tellOnce(Event{Kind: EventCorrupt, Volume: v.vol.name, Offset: int64(lba * block.BlockSize), Text: text})
 	return fault.New(fault.Corrupt, "%s", text)
+}
+
+// toldMax bounds the damages that are remembered as told.
+const toldMax = 10000
+
+// tellOnce tells of a damage that may be met again and again, the first time.
+func (p *Pool) tellOnce(e Event) {
+	p.toldMu.Lock()
+	known := p.told[e.Text]
+	if !known && len(p.told) < toldMax {
+		p.told[e.Text] = true
+	}
+	p.toldMu.Unlock()
+	if !known {
+		p.notify(e)
+	}
 }
 
 // noteNode counts a map node that cannot be read.
 func (p *Pool) noteNode(err error) error {
 	if fault.Is(err, fault.Corrupt) {
 		p.corrupt.Add(1)
-		p.notify(Event{Kind: EventCorrupt, Text: "the map is damaged: " + err.Error()})
+		p.tellOnce(Event{Kind: EventCorrupt, Text: "the map is damaged: " + err.Error()})
 	}
 	return err
 }

@@ -7,8 +7,12 @@ import (
 	"steadfast/san/store/maptree"
 )
 
-// reclaimBatch is how many blocks one step of reclaiming looks at.
-const reclaimBatch = 256
+// reclaimBatch is how many blocks one step of reclaiming sweeps, and
+// reclaimLook how many entries it looks at to find them.
+const (
+	reclaimBatch = 256
+	reclaimLook  = 32 << 10
+)
 
 // reclaimStep does a piece of the first job: it finds the entries that nobody
 // reads since a pin or a head went, and takes them out of the map. Nothing of
@@ -19,7 +23,7 @@ func (p *Pool) reclaimStep() (more bool, err error) {
 	if j == nil {
 		return false, nil
 	}
-	lbas, err := p.blocksSince(j.branch.id, cursor, j.Floor, reclaimBatch)
+	lbas, next, done, err := p.affected(j, cursor)
 	if err != nil {
 		return false, err
 	}
@@ -35,13 +39,16 @@ func (p *Pool) reclaimStep() (more bool, err error) {
 			}
 			j.Cursor = lba + 1
 		}
+		if !done {
+			j.Cursor = next
+		}
 		return nil
 	})
 	p.refreshUsed()
 	if err != nil {
 		return false, err
 	}
-	if len(lbas) < reclaimBatch {
+	if done {
 		p.finish(j)
 	}
 	return true, nil
@@ -63,21 +70,28 @@ func (p *Pool) firstJob() (*job, uint64) {
 	return j, j.Cursor
 }
 
-// blocksSince lists blocks of a branch, from one on, that have an entry newer
-// than gen: at most limit.
-func (p *Pool) blocksSince(branch uint32, from, gen uint64, limit int) ([]uint64, error) {
-	var out []uint64
-	err := p.tree.Scan(maptree.Key{Branch: branch, LBA: from, Gen: format.GenMax}, maptree.Key{Branch: branch + 1, Gen: format.GenMax}, gen, func(e maptree.Entry) bool {
-		if n := len(out); n > 0 && out[n-1] == e.LBA {
-			return true
-		}
-		if len(out) == limit {
+// affected lists blocks from one on that have an entry which the job's going
+// may change: one that the pin or head reads, so not a newer one, and that is
+// newer than the floor. Thousands of snapshots are mostly newer than the one
+// that goes; to pass over them costs a look instead of a sweep. It returns
+// where the next step goes on, and whether there is nothing left for one.
+func (p *Pool) affected(j *job, from uint64) (lbas []uint64, next uint64, done bool, err error) {
+	looked, at := 0, from
+	to := maptree.Key{Branch: j.branch.id + 1, Gen: format.GenMax}
+	done = true
+	err = p.tree.Scan(maptree.Key{Branch: j.branch.id, LBA: from, Gen: format.GenMax}, to, j.Floor, func(e maptree.Entry) bool {
+		if e.LBA != at && (len(lbas) == reclaimBatch || looked >= reclaimLook) {
+			next, done = e.LBA, false // between two blocks: a step never ends where it began
 			return false
 		}
-		out = append(out, e.LBA)
+		at = e.LBA
+		looked++
+		if n := len(lbas); e.Gen <= j.LSN && (n == 0 || lbas[n-1] != at) {
+			lbas = append(lbas, at)
+		}
 		return true
 	})
-	return out, err
+	return lbas, next, done, err
 }
 
 // start begins a job. From now on its pin or head is gone for the blocks

@@ -12,6 +12,7 @@ type logCursor struct {
 	segment  format.Addr // its first block
 	used     uint64      // blocks of it before this place
 	next     format.Addr // the segment after it
+	after    format.Addr // and the one after that
 	sequence uint64
 	chain    uint64
 }
@@ -30,7 +31,7 @@ type replayed struct {
 func (p *Pool) replay(start format.LogStart) error {
 	r := &logReader{p: p, buf: bufpool.Get(format.ChunkBlocksMax * format.BlockSize)}
 	defer bufpool.Put(r.buf)
-	at := logCursor{start.Segment, start.Used, start.Next, start.Sequence, start.Chain}
+	at := logCursor{start.Segment, start.Used, start.Next, start.After, start.Sequence, start.Chain}
 	chunks, durable := r.readAll(at)
 	if r.checkpoint > p.sequence.Load() {
 		return fault.New(fault.Corrupt, "the superblocks of checkpoint %d are damaged on all drives, and older ones will not do", r.checkpoint)
@@ -82,7 +83,10 @@ func (p *Pool) markLog(start logCursor, chunks []replayed, end logCursor) error 
 		return err
 	}
 	t.at.used = uint32(end.used)
-	t.next, err = p.space.mark(end.next, segOpen)
+	if t.next, err = p.space.mark(end.next, segOpen); err != nil {
+		return err
+	}
+	t.after, err = p.space.mark(end.after, segOpen)
 	return err
 }
 
@@ -192,19 +196,19 @@ func (r *logReader) follow(at logCursor) (*format.Chunk, logCursor) {
 	}
 	var here *format.Chunk
 	if at.used < uint64(d.segBlocks) {
-		if c := r.header(at.segment + format.Addr(at.used)); continues(c) && c.Next == at.next {
+		if c := r.header(at.segment + format.Addr(at.used)); continues(c) && c.Next == at.next && c.After == at.after {
 			here = c
 		}
 	}
 	if here == nil || !r.whole(here) {
 		if c := r.header(at.next); continues(c) {
-			return c, logCursor{at.next, uint64(c.Blocks()), c.Next, at.sequence + 1, c.Sum}
+			return c, logCursor{at.next, uint64(c.Blocks()), c.Next, c.After, at.sequence + 1, c.Sum}
 		}
 	}
 	if here == nil {
 		return nil, at
 	}
-	return here, logCursor{at.segment, at.used + uint64(here.Blocks()), at.next, at.sequence + 1, here.Sum}
+	return here, logCursor{at.segment, at.used + uint64(here.Blocks()), at.next, at.after, at.sequence + 1, here.Sum}
 }
 
 // whole tells whether all data blocks of a chunk match their hashes.
@@ -231,8 +235,8 @@ func (r *logReader) witness(end logCursor) (greatest uint64) {
 		segment format.Addr
 		used    uint64
 	}
-	seen := map[format.Addr]bool{end.segment: true, end.next: true}
-	for todo := []stretch{{end.segment, end.used}, {end.next, 0}}; len(todo) > 0; todo = todo[1:] {
+	seen := map[format.Addr]bool{end.segment: true, end.next: true, end.after: true}
+	for todo := []stretch{{end.segment, end.used}, {end.next, 0}, {end.after, 0}}; len(todo) > 0; todo = todo[1:] {
 		d, _ := r.p.space.at(todo[0].segment)
 		if d == nil {
 			continue
@@ -243,9 +247,11 @@ func (r *logReader) witness(end logCursor) (greatest uint64) {
 				continue
 			}
 			greatest = max(greatest, c.Durable)
-			if !seen[c.Next] {
-				seen[c.Next] = true
-				todo = append(todo, stretch{c.Next, 0})
+			for _, a := range []format.Addr{c.Next, c.After} {
+				if !seen[a] {
+					seen[a] = true
+					todo = append(todo, stretch{a, 0})
+				}
 			}
 			i += uint64(c.Blocks() - 1)
 		}

@@ -21,6 +21,10 @@
 // the sender for all, once those that complete with it have added theirs. One
 // goroutine per server ticks for keep-alives.
 //
+// For an initiator that has one command outstanding at a time, the reader also
+// executes what may wait, as long as that is quick; when one execution is not,
+// a worker reads on in its place. See inline.go.
+//
 // # Memory
 //
 // Data buffers are reserved from a budget per session and one for the server.

@@ -90,9 +90,7 @@ func (s *session) lingerNext() {
 	if s.in.lingered {
 		s.in.lingered, s.inline.alone = false, 0
 	}
-	if s.inline.alone > aloneMin && s.outstanding+s.immediates == 0 && s.managing == 0 {
-		s.in.linger = true
-	}
+	s.in.linger = s.inline.alone > aloneMin && s.outstanding+s.immediates == 0 && s.managing == 0
 }
 
 // mayInline reports whether the reader should execute a command that has

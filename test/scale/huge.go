@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"steadfast/internal/bufpool"
 	"steadfast/san/drive"
 	"steadfast/san/store"
 	"steadfast/test/testbed"
@@ -25,11 +23,8 @@ const (
 	hugeMemory = 256 << 20
 	hugeVolume = 64 << 40
 	hugeCache  = 96 << 20
-	hugeBlock  = 4096
+	hugeBlock  = drive.BlockSize
 )
-
-// hugeWriters is how many writes are under way at once.
-const hugeWriters = 32
 
 // huge runs the work in a child inside a memory cgroup. More memory than that
 // and the kernel ends the child: then the claim is false.
@@ -72,13 +67,16 @@ func ended(err error) string {
 
 // hugeInside writes the mappings, closes the pool, opens it and reads samples.
 func hugeInside(ctx context.Context, dir string, mappings int64) error {
-	d, err := newEchoDrive(filepath.Join(dir, "pool.img"), mappings*hugeBlock*3/2+8<<30)
+	// No larger than the data asks for: what the drive keeps of superseded nodes
+	// is, at the most, what the data leaves of the pool when it first is full.
+	d, err := newEchoDrive(filepath.Join(dir, "pool.img"), mappings*hugeBlock*115/100+2<<30)
 	if err != nil {
 		return err
 	}
 	started := time.Now()
 	drives := []store.NamedDrive{{Name: "echo", Drive: d}}
-	pool, err := store.Create("huge", hugeOptions(), drives)
+	pooled := newLender()
+	pool, err := store.Create("huge", pooled.options(hugeCache), drives)
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
@@ -86,60 +84,26 @@ func hugeInside(ctx context.Context, dir string, mappings int64) error {
 	if err != nil {
 		return fmt.Errorf("create the volume: %w", err)
 	}
-	stop := maintain(pool)
+	stop := pooled.maintain(pool)
 	err = hugeWrite(ctx, pool, mappings)
-	stop()
-	if err := errors.Join(err, pool.Close()); err != nil {
+	if err := errors.Join(err, stop(), pool.Close()); err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
 	fmt.Printf("     %d mappings written in %v, peak resident memory %s\n", mappings, time.Since(started).Round(time.Second), peak())
 
 	started = time.Now()
-	if pool, err = store.Open(hugeOptions(), drives); err != nil {
+	if pool, err = store.Open(pooled.options(hugeCache), drives); err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
 	opened := time.Since(started)
-	stop = maintain(pool)
+	stop = pooled.maintain(pool)
 	n, err := hugeRead(ctx, pool, mappings)
 	took := time.Since(started) - opened
-	stop()
-	if err := errors.Join(err, pool.Close(), d.Close()); err != nil {
+	if err := errors.Join(err, stop(), pool.Close(), d.Close()); err != nil {
 		return fmt.Errorf("read: %w", err)
 	}
 	fmt.Printf("     opened in %v; %d random reads at %.0f a second, peak resident memory %s\n", opened.Round(time.Millisecond), n, float64(n)/took.Seconds(), peak())
 	return nil
-}
-
-func hugeOptions() store.Options {
-	return store.Options{
-		CacheBytes: hugeCache,
-		Now:        func() store.Instant { return store.Instant(time.Now().UnixNano()) },
-		NewID: func() (id store.ID) {
-			_, _ = rand.Read(id[:]) // never fails
-			return id
-		},
-	}
-}
-
-// maintain lends the pool time until the returned function is called.
-func maintain(pool *store.Pool) (stop func()) {
-	quit, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			more, err := pool.Maintain()
-			wait := 20 * time.Millisecond
-			if more && err == nil {
-				wait = 0
-			}
-			select {
-			case <-quit:
-				return
-			case <-time.After(wait):
-			}
-		}
-	}()
-	return func() { close(quit); <-done }
 }
 
 // place scatters n over the volume: a multiplication by an odd number permutes
@@ -151,7 +115,11 @@ func place(n int64) int64 {
 
 // hugeWrite maps the first blocks of the permutation.
 func hugeWrite(ctx context.Context, pool *store.Pool, mappings int64) error {
-	return eachOf(ctx, pool, mappings, func(v *store.Volume, p []byte, n int64) error {
+	started := time.Now()
+	return eachOf(ctx, pool, "huge", mappings, func(v *store.Volume, p []byte, n int64) error {
+		if n > 0 && n%(mappings/10+1) == 0 {
+			fmt.Printf("     %d mappings after %v\n", n, time.Since(started).Round(time.Second))
+		}
 		fillBlock(p, n)
 		return v.WriteAt(p, place(n), 0)
 	})
@@ -161,7 +129,7 @@ func hugeWrite(ctx context.Context, pool *store.Pool, mappings int64) error {
 func hugeRead(ctx context.Context, pool *store.Pool, mappings int64) (int64, error) {
 	samples := min(mappings, 100_000)
 	want := sync.Pool{New: func() any { b := make([]byte, hugeBlock); return &b }}
-	return samples, eachOf(ctx, pool, samples, func(v *store.Volume, p []byte, n int64) error {
+	return samples, eachOf(ctx, pool, "huge", samples, func(v *store.Volume, p []byte, n int64) error {
 		n *= mappings / samples
 		if n%5 == 4 {
 			n += mappings // never written
@@ -188,33 +156,6 @@ func fillBlock(p []byte, n int64) {
 		p[i] = 0xe5
 	}
 	binary.LittleEndian.PutUint64(p, uint64(n)+1)
-}
-
-// eachOf runs work for 0..count-1 on several goroutines and returns the first
-// error.
-func eachOf(ctx context.Context, pool *store.Pool, count int64, work func(v *store.Volume, p []byte, n int64) error) error {
-	v, err := pool.OpenVolume("huge")
-	if err != nil {
-		return err
-	}
-	errs := make(chan error, hugeWriters)
-	for w := range int64(hugeWriters) {
-		go func() {
-			p := bufpool.Get(hugeBlock)
-			defer bufpool.Put(p)
-			for n := w; n < count; n += hugeWriters {
-				if err := errors.Join(ctx.Err(), work(v, p, n)); err != nil {
-					errs <- fmt.Errorf("mapping %d: %w", n, err)
-					return
-				}
-			}
-			errs <- nil
-		}()
-	}
-	for range hugeWriters {
-		err = errors.Join(err, <-errs)
-	}
-	return errors.Join(err, v.Close())
 }
 
 // peak returns the most memory the process ever had resident.

@@ -8,7 +8,7 @@ import (
 
 const (
 	chunkMagic  = 0x6b634653 // "SFck"
-	chunkFixed  = 96         // bytes before the records
+	chunkFixed  = 104        // bytes before the records
 	chunkSumOff = 88
 )
 
@@ -103,7 +103,8 @@ func (r *Record) Size() int {
 //	72  bytes of records, uint32; 76 zero, uint32
 //	80  sequence of the last checkpoint that stood when this was written
 //	88  xxh3-64 of the header with this field zero
-//	96  records
+//	96  address of the segment after that
+//	104 records
 type Chunk struct {
 	Pool     uint64
 	At       Addr
@@ -111,7 +112,10 @@ type Chunk struct {
 	Chain    uint64
 	Durable  uint64
 	Next     Addr
-	Mirror   uint64
+	// After is named too, so that a lost chunk at the start of the next segment
+	// does not hide what follows it there.
+	After  Addr
+	Mirror uint64
 	// Checkpoint tells recovery that no older superblock will do.
 	Checkpoint uint64
 	Cleaner    bool
@@ -159,6 +163,7 @@ func (c *Chunk) Encode(p []byte) []byte {
 	}
 	le.PutUint32(p[72:], uint32(used-chunkFixed))
 	le.PutUint64(p[80:], c.Checkpoint)
+	le.PutUint64(p[96:], uint64(c.After))
 	c.Sum = xxh3.Hash(p)
 	le.PutUint64(p[chunkSumOff:], c.Sum)
 	return p
@@ -222,7 +227,7 @@ func DecodeChunk(p []byte) (*Chunk, error) {
 	c := &Chunk{
 		Header: int(le.Uint16(p[6:])), Data: int(le.Uint32(p[8:])), Cleaner: p[5]&1 != 0,
 		Pool: le.Uint64(p[16:]), At: Addr(le.Uint64(p[24:])), Sequence: le.Uint64(p[32:]), Chain: le.Uint64(p[40:]),
-		Durable: le.Uint64(p[48:]), Next: Addr(le.Uint64(p[56:])), Mirror: le.Uint64(p[64:]), Checkpoint: le.Uint64(p[80:]), Sum: le.Uint64(p[chunkSumOff:]),
+		Durable: le.Uint64(p[48:]), Next: Addr(le.Uint64(p[56:])), Mirror: le.Uint64(p[64:]), Checkpoint: le.Uint64(p[80:]), After: Addr(le.Uint64(p[96:])), Sum: le.Uint64(p[chunkSumOff:]),
 	}
 	if c.Header*BlockSize != len(p) || c.sum(p) != c.Sum {
 		return nil, corrupt("the chunk's header does not match its checksum")

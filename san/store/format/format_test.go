@@ -12,7 +12,7 @@ import (
 
 func sampleChunk() *Chunk {
 	return &Chunk{
-		Pool: 7, At: MakeAddr(1, 300), Sequence: 9, Chain: 4, Durable: 8, Checkpoint: 3, Next: MakeAddr(0, 512),
+		Pool: 7, At: MakeAddr(1, 300), Sequence: 9, Chain: 4, Durable: 8, Checkpoint: 3, Next: MakeAddr(0, 512), After: MakeAddr(0, 768),
 		Records: []Record{
 			{Kind: RecordWrite, Branch: 3, LBA: 5, Gen: 70, N: 2, Hashes: []uint64{1, 2}},
 			{Kind: RecordTrim, Branch: 3, LBA: 1 << 33, Gen: 72, N: 1 << 20},
@@ -54,7 +54,7 @@ func sampleSuperblock() *Superblock {
 	return &Superblock{
 		Pool: [16]byte{1}, Drive: [16]byte{2}, Sequence: 3, Name: "pool",
 		Drives:  []DriveEntry{{ID: [16]byte{2}, Name: "/dev/sdb", Blocks: 1 << 20, SegmentBlocks: 512}, {}},
-		Log:     LogStart{Segment: 256, Used: 7, Next: 512, Sequence: 4, Chain: 5, LSN: 6},
+		Log:     LogStart{Segment: 256, Used: 7, Next: 512, After: 768, Sequence: 4, Chain: 5, LSN: 6},
 		Root:    RootEntry{Addr: 1, Sum: 2, Level: 3, Entries: 4, Nodes: 5},
 		Table:   Blob{Bytes: 10, Sum: 11, Extents: []Extent{{At: 400, Blocks: 1}}},
 		Catalog: Blob{Bytes: 5000, Sum: 12, Extents: []Extent{{At: 401, Blocks: 1}, {At: 500, Blocks: 1}}},

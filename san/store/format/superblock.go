@@ -46,6 +46,7 @@ type LogStart struct {
 	Segment  Addr   // its first block; of the first chunk the checkpoint does not contain
 	Used     uint64 // blocks of the segment before that chunk
 	Next     Addr   // the segment after it
+	After    Addr   // and the one after that
 	Sequence uint64 // of that chunk
 	Chain    uint64 // that chunk's Chain
 	LSN      uint64 // the first generation that is not used yet
@@ -88,7 +89,7 @@ func EncodeSuperblock(s *Superblock) ([]byte, error) {
 		w.u8(d.State)
 	}
 	l, r := s.Log, s.Root
-	for _, v := range []uint64{uint64(l.Segment), l.Used, uint64(l.Next), l.Sequence, l.Chain, l.LSN, r.Addr, r.Sum, uint64(r.Level), r.Entries, r.Nodes} {
+	for _, v := range []uint64{uint64(l.Segment), l.Used, uint64(l.Next), uint64(l.After), l.Sequence, l.Chain, l.LSN, r.Addr, r.Sum, uint64(r.Level), r.Entries, r.Nodes} {
 		w.u64(v)
 	}
 	for _, b := range []Blob{s.Table, s.Catalog} {
@@ -130,7 +131,7 @@ func DecodeSuperblock(p []byte) (s *Superblock, none bool, err error) {
 	for range r.count(33) {
 		s.Drives = append(s.Drives, DriveEntry{ID: r.id(), Name: r.str(), Blocks: r.u64(), SegmentBlocks: r.u32(), State: r.u8()})
 	}
-	s.Log = LogStart{Segment: Addr(r.u64()), Used: r.u64(), Next: Addr(r.u64()), Sequence: r.u64(), Chain: r.u64(), LSN: r.u64()}
+	s.Log = LogStart{Segment: Addr(r.u64()), Used: r.u64(), Next: Addr(r.u64()), After: Addr(r.u64()), Sequence: r.u64(), Chain: r.u64(), LSN: r.u64()}
 	s.Root = RootEntry{Addr: r.u64(), Sum: r.u64(), Level: uint8(r.u64()), Entries: r.u64(), Nodes: r.u64()}
 	for _, b := range []*Blob{&s.Table, &s.Catalog} {
 		b.Bytes, b.Sum = r.u64(), r.u64()
