@@ -57,17 +57,21 @@ func (p *Pool) cleanStep() (more bool, err error) {
 	return true, nil
 }
 
-// nextVictim chooses what to empty: segments of a drive that is to leave, and
-// else, when free ones run low, the one with the least in it.
+// nextVictim chooses what to empty: when free segments run low, the one with
+// the least in it, for that gives room to the rest; and else segments of a drive
+// that is to leave.
 func (p *Pool) nextVictim() *victim {
-	if v := p.pickLeaving(); v != nil {
-		return v
-	}
 	r := p.room()
-	if r.free+r.spare > r.low || r.free+r.spare+r.dead >= r.high {
-		return nil
+	short := r.free+r.spare <= r.low
+	if short && r.free+r.spare+r.dead < r.high {
+		if v := p.pickVictim(); v != nil {
+			return v
+		}
 	}
-	return p.pickVictim()
+	if short && r.free <= r.floor {
+		return nil // what leaves would have nowhere to go
+	}
+	return p.pickLeaving()
 }
 
 // endVictim looks at what is left in a segment that was walked. Map nodes leave
