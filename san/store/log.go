@@ -1,6 +1,8 @@
 package store
 
 import (
+	"runtime"
+
 	"steadfast/fault"
 	"steadfast/internal/bufpool"
 	"steadfast/internal/invariant"
@@ -123,7 +125,13 @@ func (p *Pool) passOn() {
 func (p *Pool) writeGroup() {
 	p.queueMu.Lock()
 	sealing := len(p.queue) > 0 && p.queue[0].sealing
+	hurry := len(p.queue) == 1 && !p.queue[0].durable
 	p.queueMu.Unlock()
+	if hurry {
+		// A write to memory is over before others can join it, and a chunk of
+		// one block is half header. Those who are about to write may do so first.
+		runtime.Gosched()
+	}
 	roomErr := p.ensureRoom(sealing)
 	p.logMu.Lock()
 	for roomErr == nil && p.tailBroken() {

@@ -83,7 +83,10 @@ type room struct {
 func (p *Pool) room() room {
 	r := room{tally: p.space.tally()}
 	meta := p.tree.DirtyNodes() + int(2*p.blobBlocks.Load()) + 2
-	r.floor = 5 + meta/format.ChunkBlocksMax
+	r.floor = 5
+	if r.total > 0 {
+		r.floor += int(int64(meta) * int64(r.total) / r.blocks) // segments that a checkpoint fills
+	}
 	r.low = r.floor + max(3, r.total/50)
 	r.high = r.low + max(3, r.total/50)
 	return r
@@ -116,11 +119,16 @@ func (p *Pool) wantsWork() bool {
 	return p.tree.DirtyNodes() > limit/2
 }
 
+// headwayMax is how many pieces of background work a writer does before it
+// believes that they lead nowhere: enough to empty a hundred of the largest
+// segments.
+const headwayMax = 100 * format.SegmentBlocksMax / cleanWindow
+
 // ensureRoom makes sure that the leader's chunk finds a segment, doing
 // background work itself if nobody else has done it in time. Called with no
 // lock held.
 func (p *Pool) ensureRoom(sealing bool) error {
-	for range 10000 {
+	for range headwayMax {
 		if err := p.usable(); err != nil {
 			return err
 		}
