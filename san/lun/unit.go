@@ -105,32 +105,37 @@ func (i *itl) attach() {
 	u := i.unit
 	u.mu.Lock()
 	u.nexuses[i] = struct{}{}
-	u.refresh()
+	u.allow(i) // the others may what they might before
 	u.mu.Unlock()
 }
 
 // refresh tells every nexus what it may do now. Under mu.
 func (u *unit) refresh() {
 	for i := range u.nexuses {
-		var d uint32
-		access := u.pr.Access(i.nexus)
-		if !access.Read {
-			d |= denyRead
-		}
-		if !access.Write {
-			d |= denyWrite
-		}
-		if u.legacy != nil && u.legacy != i {
-			d |= denyLegacy
-		}
-		if i.readOnly {
-			d |= denyProtect
-		}
-		if i.access != scsi.ActiveOptimized && i.access != scsi.ActiveNonOptimized {
-			d |= denyAccess
-		}
-		i.denied.Store(d)
+		u.allow(i)
 	}
+}
+
+// allow tells one nexus what it may do now. Under mu.
+func (u *unit) allow(i *itl) {
+	var d uint32
+	access := u.pr.Access(i.nexus)
+	if !access.Read {
+		d |= denyRead
+	}
+	if !access.Write {
+		d |= denyWrite
+	}
+	if u.legacy != nil && u.legacy != i {
+		d |= denyLegacy
+	}
+	if i.readOnly {
+		d |= denyProtect
+	}
+	if i.access != scsi.ActiveOptimized && i.access != scsi.ActiveNonOptimized {
+		d |= denyAccess
+	}
+	i.denied.Store(d)
 }
 
 // reset is LOGICAL UNIT RESET: all tasks end, what RESERVE(6) reserved is

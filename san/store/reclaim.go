@@ -19,11 +19,11 @@ const (
 // this is logged: an entry that nobody reads may go at any time, so after a
 // crash the job goes on from the checkpoint's cursor. Under Pool.work.
 func (p *Pool) reclaimStep() (more bool, err error) {
-	j, cursor := p.firstJob()
+	j, cursor, among := p.firstJob()
 	if j == nil {
 		return false, nil
 	}
-	lbas, next, done, err := p.affected(j, cursor)
+	lbas, next, done, err := p.affected(j, cursor, among)
 	if err != nil {
 		return false, err
 	}
@@ -54,39 +54,56 @@ func (p *Pool) reclaimStep() (more bool, err error) {
 	return true, nil
 }
 
-// firstJob returns the job to work on, started, and where it stands.
-func (p *Pool) firstJob() (*job, uint64) {
+// generations are those after the first, up to the last.
+type generations struct{ after, upTo uint64 }
+
+// firstJob returns the job to work on, started, where it stands, and which
+// generations make a block one that it may change.
+func (p *Pool) firstJob() (*job, uint64, generations) {
 	p.applyMu.Lock()
 	defer p.applyMu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.cat.jobs) == 0 {
-		return nil, 0
+		return nil, 0, generations{}
 	}
 	j := p.cat.jobs[0]
 	if !j.Started {
 		p.cat.start(j)
 	}
-	return j, j.Cursor
+	return j, j.Cursor, j.among()
 }
 
-// affected lists blocks from one on that have an entry which the job's going
-// may change: one that the pin or head reads, so not a newer one, and that is
-// newer than the floor. Thousands of snapshots are mostly newer than the one
-// that goes; to pass over them costs a look instead of a sweep. It returns
-// where the next step goes on, and whether there is nothing left for one.
-func (p *Pool) affected(j *job, from uint64) (lbas []uint64, next uint64, done bool, err error) {
+// among returns the generations of which a block has an entry if the job may
+// change something in it. What the job's pin reads and the second pin after it
+// too keeps two readers, and nothing changes; any other block was written
+// between the two. So deleting one of thousands of snapshots costs what was
+// written around it, not what the volume holds. With fewer pins after it, the
+// entries that the pin reads themselves tell, down to the floor.
+func (j *job) among() generations {
+	for i, p := range j.branch.pins {
+		if p == j.pin && i+2 < len(j.branch.pins) {
+			return generations{after: p.lsn, upTo: j.branch.pins[i+2].lsn}
+		}
+	}
+	return generations{after: j.Floor, upTo: j.LSN}
+}
+
+// affected lists blocks from one on that have an entry of the generations. It
+// returns where the next step goes on, and whether there is nothing left for
+// one.
+func (p *Pool) affected(j *job, from uint64, among generations) (lbas []uint64, next uint64, done bool, err error) {
 	looked, at := 0, from
 	to := maptree.Key{Branch: j.branch.id + 1, Gen: format.GenMax}
 	done = true
-	err = p.tree.Scan(maptree.Key{Branch: j.branch.id, LBA: from, Gen: format.GenMax}, to, j.Floor, func(e maptree.Entry) bool {
+	err = p.tree.Scan(maptree.Key{Branch: j.branch.id, LBA: from, Gen: format.GenMax}, to, among.after, func(e maptree.Entry) bool {
 		if e.LBA != at && (len(lbas) == reclaimBatch || looked >= reclaimLook) {
 			next, done = e.LBA, false // between two blocks: a step never ends where it began
 			return false
 		}
 		at = e.LBA
 		looked++
-		if n := len(lbas); e.Gen <= j.LSN && (n == 0 || lbas[n-1] != at) {
+		if n := len(lbas); e.Gen <= among.upTo && (n == 0 || lbas[n-1] != at) {
 			lbas = append(lbas, at)
 		}
 		return true

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"steadfast/fault"
 	"steadfast/san/drive"
 )
@@ -31,7 +33,10 @@ func newEchoDrive(path string, size int64) (*echoDrive, error) {
 	}
 	size &^= drive.BlockSize - 1
 	d := &echoDrive{size: size, whole: whole, table: table}
-	return d, errors.Join(whole.Truncate(size), table.Truncate(size/drive.BlockSize*8))
+	// Nodes are read here and there; what the kernel read ahead of them would
+	// only take memory from the group.
+	return d, errors.Join(whole.Truncate(size), table.Truncate(size/drive.BlockSize*8),
+		unix.Fadvise(int(whole.Fd()), 0, 0, unix.FADV_RANDOM))
 }
 
 // numberOf returns the number of a block that fillBlock made, or 0.

@@ -67,9 +67,9 @@ func ended(err error) string {
 
 // hugeInside writes the mappings, closes the pool, opens it and reads samples.
 func hugeInside(ctx context.Context, dir string, mappings int64) error {
-	// No larger than the data asks for: what the drive keeps of superseded nodes
-	// is, at the most, what the data leaves of the pool when it first is full.
-	d, err := newEchoDrive(filepath.Join(dir, "pool.img"), mappings*hugeBlock*115/100+2<<30)
+	// Half as much again as the data, so that the cleaner has nothing to do with
+	// it: the part is about the map.
+	d, err := newEchoDrive(filepath.Join(dir, "pool.img"), mappings*hugeBlock*3/2+2<<30)
 	if err != nil {
 		return err
 	}

@@ -105,18 +105,17 @@ func dropSnapshots(ctx context.Context, r *report, pool *store.Pool, before int6
 	answered := time.Since(started)
 	// What is left is the volume's own: what it held before, less what was
 	// overwritten of it, and what was written since.
-	for ; ctx.Err() == nil && time.Since(started) < snapshotGoneMax; time.Sleep(50 * time.Millisecond) {
-		if s := pool.Status(); s.Reclaimable == 0 && s.Snapshots == 0 {
-			break
+	gone := false
+	for ; !gone && ctx.Err() == nil && time.Since(started) < snapshotGoneMax; time.Sleep(50 * time.Millisecond) {
+		v, err := pool.Volume("v")
+		if err != nil {
+			return err
 		}
-	}
-	s, err := pool.Volume("v")
-	if err != nil {
-		return err
+		s := pool.Status()
+		gone = s.Reclaimable == 0 && s.Data == v.Referenced && v.Exclusive == v.Referenced
 	}
 	now := pool.Status()
-	r.check(now.Reclaimable == 0 && now.Data == s.Referenced && s.Exclusive == s.Referenced,
-		"%d snapshots deleted in %v, their space back after %v: used %d MiB before, %d MiB with them, %d MiB after", snapshotCount,
+	r.check(gone, "%d snapshots deleted in %v, their space back after %v: used %d MiB before, %d MiB with them, %d MiB after", snapshotCount,
 		answered.Round(time.Millisecond), time.Since(started).Round(time.Millisecond), before>>20, used>>20, now.Used>>20)
 	return ctx.Err()
 }
