@@ -25,6 +25,7 @@ func (srv *Server) tickLoop() {
 			for _, s := range all {
 				s.tick(tickEvery)
 			}
+			srv.workers.trim()
 		}
 	}
 }

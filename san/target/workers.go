@@ -25,7 +25,10 @@ type workers struct {
 	coming bool
 	// idle workers wait on their channels; the most recent is woken first: its
 	// stack has grown to what a command needs and is still in the cache.
-	idle   []chan struct{}
+	idle []chan struct{}
+	// least is how few were idle at any moment since the last trim: so many
+	// were not needed.
+	least  int
 	closed bool
 	wg     sync.WaitGroup
 }
@@ -47,6 +50,7 @@ func (w *workers) call() {
 	if n := len(w.idle); n > 0 {
 		ch := w.idle[n-1]
 		w.idle = w.idle[:n-1]
+		w.least = min(w.least, n-1)
 		ch <- struct{}{} // has room for one, and is ours alone: never blocks
 		return
 	}
@@ -93,10 +97,24 @@ func (w *workers) run() {
 		}
 		w.idle = append(w.idle, ch)
 		w.mu.Unlock()
-		<-ch
+		if _, work := <-ch; !work {
+			return // trimmed: nothing was handed over
+		}
 		w.mu.Lock()
 		w.coming = false
 	}
+}
+
+// trim lets the workers go that were idle all the time since the last call.
+func (w *workers) trim() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := min(w.least, len(w.idle))
+	for _, ch := range w.idle[:n] { // the longest idle are at the front
+		close(ch)
+	}
+	w.idle = slices.Delete(w.idle, 0, n)
+	w.least = len(w.idle)
 }
 
 // close ends the idle workers, and the busy ones when their work is done.
