@@ -59,7 +59,7 @@ bench: build ## SLOW (13 minutes), root: speed against tgt in the same run; BENC
 	@test/need bench || true
 	@$(GO) run ./test/bench
 
-scale: build ## 1,000 sessions and 1,000 volumes on one node, and a 64 TiB volume inside 256 MiB
+scale: build ## SLOW (half an hour), root for a part: 1,000 sessions and volumes, 2,000 snapshots, full pools overwritten, 64 TiB inside 256 MiB
 	@$(GO) run ./test/scale
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s) each

@@ -75,18 +75,24 @@ func (p *Pool) seal() error {
 // room is how the pool stands for free segments.
 type room struct {
 	tally
-	floor, low, high int
+	least, batch, floor, low, high int
 }
 
-// room computes the marks: under floor, writers wait; under low, cleaning
-// begins; at high it may end.
+// room computes the marks: what is free at least is for a checkpoint; under
+// floor, writers wait; under low, cleaning begins; at high it may end. Between
+// least and floor the cleaner has room to empty a batch of segments: several
+// times what the checkpoint fills that frees them. One that freed each segment
+// by itself would write more than it frees.
 func (p *Pool) room() room {
 	r := room{tally: p.space.tally()}
 	meta := p.tree.DirtyNodes() + int(2*p.blobBlocks.Load()) + 2
-	r.floor = 5
+	r.least = 5
 	if r.total > 0 {
-		r.floor += int(int64(meta) * int64(r.total) / r.blocks) // segments that a checkpoint fills
+		fills := int(int64(meta) * int64(r.total) / r.blocks) // segments, by a checkpoint
+		r.least += fills
+		r.batch = min(r.total/50, 4*fills)
 	}
+	r.floor = r.least + r.batch
 	r.low = r.floor + max(3, r.total/50)
 	r.high = r.low + max(3, r.total/50)
 	return r
@@ -101,13 +107,18 @@ func (p *Pool) checkpointDue() bool {
 	p.logMu.Lock()
 	blocks, broken := p.tail.blocks, p.tailBroken() || p.tailLeaves(r)
 	p.logMu.Unlock()
-	return broken || blocks > logBlocksMax || p.tree.DirtyNodes() > limit/2 ||
-		r.free+r.spare <= r.low && r.dead > 0 && !p.cleanable(r) || r.dead >= max(4, r.total/16)
+	return broken || blocks > logBlocksMax || p.tree.DirtyNodes() > limit/2 || p.deadDue(r) || r.dead >= max(4, r.total/16)
 }
 
 // cleanable tells whether cleaning should go on before the next checkpoint.
 func (p *Pool) cleanable(r room) bool {
-	return r.free > r.floor && r.free+r.spare+r.dead < r.high && p.pickVictim() != nil
+	return r.free > r.least && r.free+r.spare+r.dead < r.high && p.pickVictim() != nil
+}
+
+// deadDue tells whether a checkpoint should free the dead segments now: when
+// writers wait and there is a batch of them, or when cleaning cannot go on.
+func (p *Pool) deadDue(r room) bool {
+	return r.dead > 0 && (r.free <= r.floor && r.dead > r.batch || r.free+r.spare <= r.low && !p.cleanable(r))
 }
 
 // wantsWork tells, cheaply, whether Maintain would find work.
@@ -177,7 +188,7 @@ func (p *Pool) makeRoom(pressed bool) (progress bool, err error) {
 	r := p.room()
 	limit, _ := p.tree.CacheNodes()
 	switch {
-	case broken, pressed && (blocks > 3*logBlocksMax || p.tree.DirtyNodes() > limit*3/4), r.free <= r.floor && r.dead > 0:
+	case broken, pressed && (blocks > 3*logBlocksMax || p.tree.DirtyNodes() > limit*3/4), p.deadDue(r):
 		return true, p.checkpoint()
 	case pressed, r.free > r.floor:
 		return true, nil // somebody else made it

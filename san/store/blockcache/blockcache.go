@@ -13,6 +13,7 @@ package blockcache
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -29,7 +30,10 @@ const shards = 16
 
 // Cache is a bounded set of blocks. It is safe for concurrent use.
 type Cache struct {
-	arena  []byte
+	arena []byte
+	// lost gives the memory back when nobody closed the cache: a pool that is
+	// abandoned, as by a crash in a simulation, must not keep it.
+	lost   runtime.Cleanup
 	shards [shards]shard
 	hits   atomic.Uint64
 	misses atomic.Uint64
@@ -60,6 +64,7 @@ func New(bytes int64) (*Cache, error) {
 		return nil, fmt.Errorf("block cache of %d bytes: %w", bytes, err)
 	}
 	c.arena = arena
+	c.lost = runtime.AddCleanup(c, func(arena []byte) { _ = unix.Munmap(arena) }, arena)
 	tab := 1
 	for tab < 2*per {
 		tab *= 2
@@ -86,6 +91,7 @@ func (c *Cache) Close() error {
 		s.data, s.ref, s.tag, s.used, s.tab = nil, nil, nil, nil, nil
 		s.mu.Unlock()
 	}
+	c.lost.Stop()
 	arena := c.arena
 	c.arena = nil
 	return unix.Munmap(arena)

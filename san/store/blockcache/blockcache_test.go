@@ -3,9 +3,13 @@ package blockcache
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"runtime"
 	"sync"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
 
@@ -115,4 +119,24 @@ func BenchmarkGet(b *testing.B) {
 		ref = ref*2862933555777941757 + 3037000493
 		c.Get(ref%8192+1, 0, p)
 	}
+}
+
+// TestAbandoned: a cache that nobody closed gives its memory back with the
+// garbage, as the pool of a simulated crash must.
+func TestAbandoned(t *testing.T) {
+	c, err := New(shards * BlockSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Put(1, 1, fill(1, 1))
+	arena := c.arena
+	runtime.KeepAlive(c)
+	for range 100 {
+		runtime.GC()
+		if err := unix.Msync(arena, unix.MS_ASYNC); errors.Is(err, unix.ENOMEM) {
+			return // no longer mapped
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("the arena of an abandoned cache is still mapped")
 }
