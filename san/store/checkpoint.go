@@ -40,8 +40,10 @@ func (p *Pool) checkpoint() error {
 		d.unsynced.Store(false) // recovery does not go by it any more
 	}
 	p.logMu.Lock()
-	p.tail.broken = false
-	p.tail.durable = max(p.tail.durable, c.start.Sequence-1)
+	if c.moved {
+		p.tailFailed.Store(false)
+	}
+	raise(&p.durable, c.start.Sequence-1)
 	p.tail.blocks -= c.logBlocks
 	p.logMu.Unlock()
 	p.recapacity()
@@ -57,13 +59,16 @@ type frozen struct {
 	dead      []place
 	failed    []*dev // had failed by then: the log is not on them
 	logBlocks int64
+	moved     bool // the log begins at a new place, which nobody has written to
 }
 
-// freeze fixes the moment: between two chunks, with all written ones in the map.
+// freeze fixes the moment: between two chunks, with all placed ones in the map.
 func (p *Pool) freeze() (*frozen, error) {
 	p.logMu.Lock()
 	defer p.logMu.Unlock()
-	if p.tailBroken() || p.tailLeaves(p.room()) {
+	_ = p.tail.last.await() // whoever waits for it has its error
+	moved := p.tailBroken() || p.tailLeaves(p.room())
+	if moved {
 		if err := p.restartLog(); err != nil {
 			p.noteFailed()
 			return nil, cmp.Or(p.usable(), err)
@@ -78,7 +83,7 @@ func (p *Pool) freeze() (*frozen, error) {
 		return nil, err
 	}
 	t := &p.tail
-	c := &frozen{tree: f, catalog: p.cat.encode(), dead: p.space.dead(), logBlocks: t.blocks}
+	c := &frozen{tree: f, catalog: p.cat.encode(), dead: p.space.dead(), logBlocks: t.blocks, moved: moved}
 	c.start = format.LogStart{Segment: t.at.d.start(t.at.seg), Used: uint64(t.at.used), Next: t.next.d.start(t.next.seg), After: t.after.d.start(t.after.seg), Sequence: t.sequence, Chain: t.chain, LSN: t.lsn}
 	p.bg.table = p.space.copyLive()
 	for _, d := range p.space.list() {
@@ -104,7 +109,7 @@ func (p *Pool) tailLeaves(r room) bool {
 }
 
 // restartLog takes new segments for the log; the checkpoint being frozen will
-// name them. Under logMu.
+// name them. Nothing is under way. Under logMu.
 func (p *Pool) restartLog() error {
 	var fresh [3]place
 	for i := range fresh {
@@ -122,7 +127,9 @@ func (p *Pool) restartLog() error {
 	}
 	// Broken it stays until a superblock names the new place: nothing may be
 	// acknowledged there before.
-	p.tail.at, p.tail.next, p.tail.after, p.tail.broken = fresh[0], fresh[1], fresh[2], true
+	p.tailFailed.Store(true)
+	p.tail.at, p.tail.next, p.tail.after = fresh[0], fresh[1], fresh[2]
+	p.tail.last, p.tail.before = nil, nil // what failed there has no followers here
 	// The chain starts anew: a chunk of the old end must not follow.
 	p.tail.chain = xxh3.Hash(p.id[:]) ^ uint64(p.opt.Now())
 	return nil

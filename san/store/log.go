@@ -2,6 +2,7 @@ package store
 
 import (
 	"runtime"
+	"sync/atomic"
 
 	"steadfast/fault"
 	"steadfast/internal/bufpool"
@@ -37,13 +38,48 @@ type tail struct {
 	after    place
 	sequence uint64 // of the next chunk
 	chain    uint64
-	durable  uint64 // greatest sequence known to be durable
 	lsn      uint64 // next generation
-	// broken: a write failed, so what lies at the tail is unknown. The log goes
-	// on elsewhere, after a checkpoint that names the new place.
-	broken bool
-	sealed bool // the last chunk is an empty one, or there is none
-	blocks int64
+	sealed   bool   // the last chunk is an empty one, or there is none
+	blocks   int64
+	// last and before are the youngest chunks under way, or nil.
+	last, before *flight
+}
+
+// flight is a chunk that has its place and is being written. Two are at a
+// time: the second one's place and sequence follow from the first, and it is
+// entered into the map, and answered, after it. When the first fails, so does
+// the second, whatever became of it: recovery would not find it.
+type flight struct {
+	sequence uint64
+	prev     *flight // nil when it had landed already
+	landed   chan struct{}
+	failed   error // set before landed is closed
+}
+
+// turn waits until the next chunk may be on its way. A durable one follows
+// when the last has landed: what comes meanwhile joins it, and fewer, larger
+// writes cost less than two at a time gain. Under logMu.
+func (t *tail) turn(durable bool) {
+	f := t.before
+	if durable {
+		f = t.last
+	}
+	_ = f.await() // whoever it failed has the error
+}
+
+// land tells that f is over.
+func (f *flight) land(err error) {
+	f.prev, f.failed = nil, err
+	close(f.landed)
+}
+
+// await returns when f is over, if there is one, with what it failed with.
+func (f *flight) await() error {
+	if f == nil {
+		return nil
+	}
+	<-f.landed
+	return f.failed
 }
 
 // commit puts operations into the log and returns when they are in the map:
@@ -77,6 +113,28 @@ func (p *Pool) await(o *op) error {
 		p.writeGroup()
 	}
 	return o.err
+}
+
+// gather lets those who are about to write join the queue: a chunk of one block
+// is half header, and each costs its system call. For a write to memory, which
+// is over before others come, one look is enough when it would go alone; for a
+// durable one, as long as more come. Nobody is waited for.
+func (p *Pool) gather(durable bool) {
+	for n := p.waiting(); durable || n == 1; {
+		runtime.Gosched()
+		m := p.waiting()
+		if m == n || !durable {
+			return
+		}
+		n = m
+	}
+}
+
+// waiting returns how many operations wait for a chunk.
+func (p *Pool) waiting() int {
+	p.queueMu.Lock()
+	defer p.queueMu.Unlock()
+	return len(p.queue)
 }
 
 // takeGroup takes from the queue what fits into one chunk. A change of the
@@ -120,48 +178,47 @@ func (p *Pool) passOn() {
 }
 
 // writeGroup writes one chunk for those who wait, and enters it into the map.
-// The next chunk may be written while this one is entered, never the other way
-// round: applyMu is taken before logMu is let go.
+// It keeps logMu only until the chunk has its place: the next one is on its way
+// before this one has landed. After a change of the catalog that waits, since
+// the next may depend on it.
 func (p *Pool) writeGroup() {
 	p.queueMu.Lock()
 	sealing := len(p.queue) > 0 && p.queue[0].sealing
-	hurry := len(p.queue) == 1 && !p.queue[0].durable
+	durable := len(p.queue) > 0 && p.queue[0].durable
 	p.queueMu.Unlock()
-	if hurry {
-		// A write to memory is over before others can join it, and a chunk of
-		// one block is half header. Those who are about to write may do so first.
-		runtime.Gosched()
-	}
-	roomErr := p.ensureRoom(sealing)
+	err := p.ensureRoom(sealing)
 	p.logMu.Lock()
-	for roomErr == nil && p.tailBroken() {
+	for err == nil {
+		p.tail.turn(durable)
+		if !p.tailBroken() {
+			break
+		}
 		// A checkpoint moves the log just now: go on where it will be.
 		p.logMu.Unlock()
-		roomErr = p.ensureRoom(sealing)
+		err = p.ensureRoom(sealing)
 		p.logMu.Lock()
 	}
+	p.gather(durable)
 	group := p.takeGroup()
-	c, errs := p.buildChunk(group)
-	var err error
-	if err = roomErr; err == nil {
-		err = p.writeChunk(c, group, errs)
+	w := &writing{group: group, errs: make([]error, len(group))}
+	if err == nil {
+		p.buildChunk(w)
+		err = p.placeChunk(w)
 	}
-	p.applyMu.Lock()
 	barrier := len(group) > 0 && group[len(group)-1].vol == nil
 	if !barrier {
 		p.logMu.Unlock()
 		p.passOn()
 	}
-	if err == nil {
-		p.applyChunk(c, group, errs)
+	if err == nil && w.flight != nil {
+		err = p.writeChunk(w)
 	}
-	p.applyMu.Unlock()
 	if barrier {
 		p.logMu.Unlock()
 		p.passOn()
 	}
 	for i, o := range group {
-		e := errs[i]
+		e := w.errs[i]
 		if e == nil {
 			e = err
 		}
@@ -172,14 +229,26 @@ func (p *Pool) writeGroup() {
 	p.afterGroup()
 }
 
+// writing is a group of operations on its way into the log.
+type writing struct {
+	group   []*op
+	errs    []error // of each that cannot go
+	chunk   *format.Chunk
+	at      place
+	header  []byte
+	bufs    [][]byte // header and data
+	flight  *flight  // nil when there is nothing to write
+	durable bool
+}
+
 // buildChunk gives the group's records their generations, and operations that
 // cannot go (their volume is gone) an error. Under logMu.
-func (p *Pool) buildChunk(group []*op) (*format.Chunk, []error) {
-	c := &format.Chunk{Pool: p.tag, Durable: p.tail.durable, Checkpoint: p.sequence.Load()}
-	errs := make([]error, len(group))
+func (p *Pool) buildChunk(w *writing) {
+	c, errs := &format.Chunk{Pool: p.tag, Durable: p.durable.Load(), Checkpoint: p.sequence.Load()}, w.errs
+	w.chunk = c
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	for i, o := range group {
+	for i, o := range w.group {
 		if o.vol != nil && o.vol.deleted {
 			errs[i] = fault.New(fault.NotFound, "volume %q was deleted", o.vol.name)
 			continue
@@ -201,74 +270,107 @@ func (p *Pool) buildChunk(group []*op) (*format.Chunk, []error) {
 			c.Records = append(c.Records, o.records...)
 		}
 	}
-	return c, errs
 }
 
-// writeChunk places the chunk at the tail and writes it, durably if one of the
-// group asks for that. Under logMu.
-func (p *Pool) writeChunk(c *format.Chunk, group []*op, errs []error) error {
-	bufs, durable, bytes := p.gather(c, group, errs)
-	if len(c.Records) == 0 && !anySealing(group) {
+// placeChunk gives the chunk its place at the tail, which moves on. Under logMu.
+func (p *Pool) placeChunk(w *writing) error {
+	c, bytes := w.chunk, w.list()
+	if len(c.Records) == 0 && !anySealing(w.group) {
 		return nil
 	}
 	header := bufpool.Get(format.HeaderBlocks(bytes) * format.BlockSize)
-	defer bufpool.Put(header)
 	t := &p.tail
-	total := uint32(len(header)/format.BlockSize + len(bufs) - 1)
+	total := uint32(len(header)/format.BlockSize + len(w.bufs) - 1)
 	if t.at.room() < total {
 		if err := p.advance(); err != nil {
+			bufpool.Put(header)
 			return err
 		}
 	}
+	w.at, w.header = t.at, header
 	c.At, c.Next, c.After = t.at.addr(), t.next.d.start(t.next.seg), t.after.d.start(t.after.seg)
 	c.Sequence, c.Chain = t.sequence, t.chain
-	bufs[0] = c.Encode(header)
-	if err := p.put(t.at.d, bufs, off(c.At), durable); err != nil {
-		return err
-	}
-	if durable {
-		t.durable = c.Sequence
-	}
+	w.bufs[0] = c.Encode(header)
+	w.flight = &flight{sequence: c.Sequence, prev: t.last, landed: make(chan struct{})}
+	t.before, t.last = t.last, w.flight
 	t.sequence++
 	t.chain = c.Sum
 	t.at.used += total
 	t.blocks += int64(total)
 	t.sealed = len(c.Records) == 0
-	p.cacheChunk(c, bufs[1:])
 	return nil
+}
+
+// writeChunk writes a chunk that has its place, durably if one of the group
+// asks for that, and enters it into the map when those before it are there.
+func (p *Pool) writeChunk(w *writing) error {
+	defer bufpool.Put(w.header)
+	err := p.put(w)
+	if before := w.flight.prev.await(); err == nil {
+		err = before
+	}
+	if err == nil && w.durable && p.anyUnsynced() {
+		// Recovery stops at the first chunk that is missing: a durable one needs
+		// those before it to be durable too. Whichever drive fails is taken out
+		// by the one that flushes it.
+		err = p.syncDrives()
+	}
+	if err != nil {
+		p.tailFailed.Store(true)
+		w.flight.land(err)
+		return err
+	}
+	p.landed.Store(w.flight.sequence)
+	if w.durable {
+		raise(&p.durable, w.flight.sequence)
+	}
+	p.cacheChunk(w.chunk, w.bufs[1:])
+	p.applyMu.Lock()
+	p.applyChunk(w.chunk, w.group, w.errs)
+	p.applyMu.Unlock()
+	w.flight.land(nil)
+	return nil
+}
+
+// raise sets a to n if that is more.
+func raise(a *atomic.Uint64, n uint64) {
+	for old := a.Load(); old < n && !a.CompareAndSwap(old, n); old = a.Load() {
+		continue
+	}
 }
 
 func anySealing(group []*op) bool { return len(group) == 1 && group[0].sealing }
 
-// gather lists the chunk's buffers, the first of them to be the header.
-func (p *Pool) gather(c *format.Chunk, group []*op, errs []error) (bufs [][]byte, durable bool, bytes int) {
+// list lists the chunk's buffers, the first of them to be the header, and
+// returns the bytes of its records.
+func (w *writing) list() (bytes int) {
 	blocks := 1
-	for _, o := range group {
+	for _, o := range w.group {
 		blocks += o.blocks
 	}
-	bufs = make([][]byte, 1, blocks)
-	for i, o := range group {
-		if errs[i] != nil {
+	w.bufs = make([][]byte, 1, blocks)
+	for i, o := range w.group {
+		if w.errs[i] != nil {
 			continue
 		}
-		durable = durable || o.durable
+		w.durable = w.durable || o.durable
 		for _, d := range o.data {
 			for len(d) > 0 {
-				bufs = append(bufs, d[:format.BlockSize])
+				w.bufs = append(w.bufs, d[:format.BlockSize])
 				d = d[format.BlockSize:]
 			}
 		}
 	}
-	for i := range c.Records {
-		bytes += c.Records[i].Size()
+	for i := range w.chunk.Records {
+		bytes += w.chunk.Records[i].Size()
 	}
-	return bufs, durable, bytes
+	return bytes
 }
 
 // tailBroken tells whether the log cannot go on where it is. Under logMu.
 func (p *Pool) tailBroken() bool {
 	t := &p.tail
-	if t.broken {
+	if p.tailFailed.Load() {
 		return true
 	}
 	for _, pl := range t.places() {
@@ -295,28 +397,21 @@ func (p *Pool) advance() error {
 	return nil
 }
 
-// put writes a chunk. A durable one needs those before it to be durable too:
-// recovery stops at the first that is missing.
-func (p *Pool) put(d *dev, bufs [][]byte, off int64, durable bool) error {
+// put writes the chunk's bytes. It is durable at once only if all before it is
+// known to be: else a flush follows.
+func (p *Pool) put(w *writing) error {
 	var err error
-	flush := durable && p.anyUnsynced()
-	if durable && !flush {
-		err = d.drive.WriteDurable(bufs, off)
+	d, at := w.at.d, off(w.chunk.At)
+	if w.durable && !p.anyUnsynced() {
+		err = d.drive.WriteDurable(w.bufs, at)
 	} else {
-		err = d.drive.WriteAt(bufs, off)
+		err = d.drive.WriteAt(w.bufs, at)
 		d.unsynced.Store(true) // after it: a flush meanwhile may have missed it
 	}
-	switch {
-	case err == nil && flush:
-		// Whichever drive fails is taken out by the one that flushes it.
-		if err = p.syncDrives(); err != nil {
-			p.tail.broken = true
-		}
-	case err != nil && !fault.Is(err, fault.Full):
+	if err != nil && !fault.Is(err, fault.Full) {
 		p.driveFailed(d, err)
-		p.tail.broken = true
 	}
-	for _, b := range bufs {
+	for _, b := range w.bufs {
 		p.written.Add(uint64(len(b)))
 	}
 	return err

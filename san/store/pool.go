@@ -12,12 +12,13 @@
 //
 //	stripes of a volume   who writes which blocks
 //	work                  one background piece at a time
-//	logMu                 the tail of the log: one chunk is written at a time
-//	applyMu               chunks enter the map in the log's order
+//	logMu                 the tail of the log: chunks get their places, in order
+//	applyMu               one chunk enters the map at a time, in that order
 //	mu                    catalog and status
 //	the tree's, space.mu  leaves
 //
 // Whoever holds logMu never waits for work: checkpoints need logMu for a moment.
+// They may wait for chunks under way, which land without logMu.
 //
 // It trusts the drives to do what drive.Drive says, and believes nothing they
 // return: a block is what its checksum in the map says, or it is an error.
@@ -69,6 +70,11 @@ type Pool struct {
 
 	logMu sync.Mutex
 	tail  tail
+	// tailFailed: a write at the tail failed, so what lies there is unknown. The
+	// log goes on elsewhere, after a checkpoint that names the new place.
+	tailFailed atomic.Bool
+	landed     atomic.Uint64 // sequence of the last chunk that is in the map
+	durable    atomic.Uint64 // greatest sequence known to be durable
 
 	applyMu sync.Mutex
 	applied uint64 // greatest generation in the map; under applyMu
@@ -157,7 +163,8 @@ func Create(name string, opt Options, drives []NamedDrive) (*Pool, error) {
 		p.space.devs = append(p.space.devs, dv)
 	}
 	p.tree = maptree.New(pager{p}, maptree.Options{CacheBytes: nodeCacheBytes(opt)})
-	p.tail = tail{sequence: 1, lsn: 1, broken: true, sealed: true}
+	p.tail = tail{sequence: 1, lsn: 1, sealed: true}
+	p.tailFailed.Store(true) // until the first checkpoint names its place
 	p.work.Lock()
 	defer p.work.Unlock()
 	for range reserveSegmentsMin {
@@ -294,15 +301,11 @@ func (p *Pool) syncDrives() error {
 // flushLog is syncDrives for the log's sake: later chunks then tell that those
 // before the call were durable.
 func (p *Pool) flushLog() error {
-	p.logMu.Lock()
-	before := p.tail.sequence - 1
-	p.logMu.Unlock()
+	before := p.landed.Load()
 	if err := p.syncDrives(); err != nil {
 		return err
 	}
-	p.logMu.Lock()
-	p.tail.durable = max(p.tail.durable, before)
-	p.logMu.Unlock()
+	raise(&p.durable, before)
 	return nil
 }
 

@@ -33,7 +33,8 @@ func Open(opt Options, drives []NamedDrive) (*Pool, error) {
 	if err := p.syncDrives(); err != nil {
 		return nil, closing(p, err)
 	}
-	p.tail.durable = p.tail.sequence - 1
+	p.landed.Store(p.tail.sequence - 1)
+	p.durable.Store(p.tail.sequence - 1)
 	p.tail.lsn += lsnGap
 	p.recapacity()
 	p.refreshUsed()

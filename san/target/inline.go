@@ -7,8 +7,9 @@ import (
 
 // An initiator that has one command outstanding at a time waits for every
 // goroutine that must wake before its answer leaves. For such a session the
-// reader executes the command itself, and sends the answer on its way back to
-// the socket: no worker and no second sender take part.
+// reader may execute the command itself, and send the answer on its way back to
+// the socket: no worker and no second sender take part. Whether that is faster
+// is tried; see choice.
 //
 // While the reader executes, nobody reads: a task management function or a
 // ping that comes meanwhile waits. How long is bounded by the watchdog. When
@@ -23,16 +24,9 @@ import (
 // executes one itself.
 const aloneMin = 16
 
-// quickMax is how long an execution may take, and slowMax how many in a row may
-// take longer, before the reader leaves the next aloneSlow commands to workers.
-// Where the drive's own time dominates there is little to save, and on a busy
-// machine a waiting reader is a thread less that the system gives time to:
-// durable writes ran at less than half their rate.
-const (
-	quickMax  = 100 * time.Microsecond
-	slowMax   = 3
-	aloneSlow = 1024
-)
+// aloneSlow is how many commands go to workers after one that took so long that
+// the connection had to be read by another.
+const aloneSlow = 1024
 
 // lingerMax is how long the reader waits in poll(2) for the next command before
 // it parks with the runtime. To be woken there costs one switch of threads;
@@ -63,8 +57,9 @@ type inline struct {
 	// Only the reader.
 	next  *command // to be executed when its PDU is dealt with
 	alone int      // commands in a row that had the session to themselves
-	slow  int      // executions in a row that were
 	away  int      // commands to pass before the reader executes again
+	way   choice
+	last  time.Time // when the last command came
 
 	// Under session.mu.
 	turn     uint64 // odd while the reader executes
@@ -77,9 +72,14 @@ type inline struct {
 // next in the input, has the session to itself. Reader only; under s.mu.
 func (s *session) noteAlone(n int) {
 	if s.outstanding+s.immediates == 1 && s.managing == 0 && !s.in.follows(n) {
-		s.inline.alone++
+		now := time.Now()
+		if s.inline.alone++; s.inline.alone > aloneMin {
+			s.inline.way.note(now.Sub(s.inline.last))
+		}
+		s.inline.last = now
 	} else {
 		s.inline.alone = 0
+		s.inline.way.drop()
 	}
 	s.inline.away = max(s.inline.away-1, 0)
 }
@@ -89,6 +89,7 @@ func (s *session) noteAlone(n int) {
 func (s *session) lingerNext() {
 	if s.in.lingered {
 		s.in.lingered, s.inline.alone = false, 0
+		s.inline.way.drop()
 	}
 	s.in.linger = s.inline.alone > aloneMin && s.outstanding+s.immediates == 0 && s.managing == 0
 }
@@ -98,7 +99,7 @@ func (s *session) lingerNext() {
 // it; and what was numbered ahead of its turn, or is read from such a
 // request, has its reader busy already. Reader only; under s.mu.
 func (s *session) mayInline() bool {
-	return s.inline.alone > aloneMin && s.inline.away == 0 && s.outstanding+s.immediates == 1 && s.managing == 0 &&
+	return s.inline.alone > aloneMin && s.inline.away == 0 && !s.inline.way.byWorker() && s.outstanding+s.immediates == 1 && s.managing == 0 &&
 		s.out.empty() && !s.in.follows(0) && !s.in.eof && len(s.reorder) == 0
 }
 
@@ -122,9 +123,7 @@ func (s *session) executeInline() bool {
 		}
 	}
 	s.mu.Unlock()
-	began := time.Now()
 	c.perform()
-	took := time.Since(began)
 	s.mu.Lock()
 	if s.inline.turn != mine {
 		s.send()
@@ -132,11 +131,6 @@ func (s *session) executeInline() bool {
 	}
 	s.inline.turn++
 	s.mu.Unlock()
-	if took < quickMax {
-		s.inline.slow = 0
-	} else if s.inline.slow++; s.inline.slow == slowMax {
-		s.inline.slow, s.inline.away = 0, aloneSlow
-	}
 	return true
 }
 

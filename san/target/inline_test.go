@@ -83,24 +83,3 @@ func TestInline(t *testing.T) {
 	}
 	settle(2 * aloneMin)
 }
-
-// TestInlineLeaves proves that a session whose executions are slow has workers
-// do them.
-func TestInlineLeaves(t *testing.T) {
-	r := newRig(t, Config{})
-	r.disk.Gate = func(*scsi.Task) { time.Sleep(2 * quickMax) }
-	c, _ := r.login("")
-	for range aloneMin + 64 {
-		h := c.Command(iscsi.FlagFinal|iscsi.FlagWrite, 512, targettest.Write10(0, 1)...)
-		r.send(c, h, pattern(512, 1))
-		if status, _ := r.expectStatus(c, h.InitiatorTag()); status != 0 {
-			t.Fatalf("status %#x", status)
-		}
-	}
-	s := r.session(c)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if turns := s.inline.turn / 2; turns > slowMax {
-		t.Errorf("the reader executed %d slow commands", turns)
-	}
-}

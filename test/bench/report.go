@@ -20,7 +20,11 @@ func (b *bench) report(m mode, s set, l load, results [2][]result) {
 		unit, scale = "MBps", float64(l.bs)/1e6
 	}
 	ours, peer := both(func(r result) float64 { return r.IOPS * scale })
-	b.atLeast(name+"/"+unit, ours, peer, who, l.goal)
+	if l.goal > 0 {
+		b.atLeast(name+"/"+unit, ours, peer, who, l.goal)
+	} else {
+		tell(name+"/"+unit, ours, peer, who)
+	}
 	p99, peerP99 := both(func(r result) float64 { return r.P99 })
 	if l.p99 {
 		b.atMost(name+"/p99-us", p99, peerP99, who, 1)
