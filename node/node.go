@@ -73,6 +73,7 @@ type Node struct {
 	log     *slog.Logger
 	notify  notifier
 	started time.Time
+	ballast []byte // see ballastBytes
 
 	events  *events
 	state   *control.State
@@ -103,7 +104,8 @@ type Node struct {
 // fault.Busy when the data directory or an address is in use.
 func Start(ctx context.Context, o Options) (*Node, error) {
 	n := &Node{
-		cfg: o.Config, version: o.Version, log: o.Log, started: time.Now(),
+		ballast: make([]byte, ballastBytes),
+		cfg:     o.Config, version: o.Version, log: o.Log, started: time.Now(),
 		poolQ: make(chan poolEvent, 1024),
 		pools: map[string]*pool{}, open: map[string]*openVolume{}, auths: map[string]iscsi.Auth{}, phase: "starting",
 	}

@@ -232,6 +232,10 @@ func (d *File) Flush() error {
 	}
 }
 
+// zeroBytes is how much Reserve writes at a time: a small durable write that
+// comes meanwhile waits for one such on the device.
+const zeroBytes = 128 << 10
+
 // Reserve implements Drive. For a file, blocks are allocated and then written:
 // a filesystem that only promises space has to commit its own journal when a
 // durable write first uses it, which costs more than the write.
@@ -250,16 +254,20 @@ func (d *File) Reserve(off, n int64) error {
 	case err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINTR):
 		return d.fail(err, "allocating space")
 	}
-	zeros := bufpool.Get(1 << 20)
+	zeros := bufpool.Get(zeroBytes)
 	defer bufpool.Put(zeros)
 	clear(zeros)
 	for done := int64(0); done < n; {
 		part := min(n-done, int64(len(zeros)))
-		if err := d.write(d.direct, [][]byte{zeros[:part]}, off+done, 0); err != nil {
+		if err := d.write(d.plain, [][]byte{zeros[:part]}, off+done, 0); err != nil {
 			return err
+		}
+		if err := unix.SyncFileRange(int(d.plain.Fd()), off+done, part, unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER); err != nil {
+			return d.fail(err, "writing zeros")
 		}
 		done += part
 	}
+	_ = unix.Fadvise(int(d.plain.Fd()), off, n, unix.FADV_DONTNEED)
 	return nil
 }
 
