@@ -1,0 +1,138 @@
+// Package quorum holds what the cluster has decided: who the members are, and
+// for each resource group who may act. It is the state that raft replicates:
+// pure, the same on every member at the same index.
+//
+// # The rules
+//
+// A group has an epoch, an owner, and a set of entries in sync. An entry is an
+// incarnation: a member in one of its lives. Two facts hold for ever:
+//
+//  1. The owner has acknowledged nothing under this epoch that an entry of the
+//     set lacks; so any entry may succeed it. (The owner's part: it waits for
+//     every entry, and believes an entry gone only when it has applied that.)
+//  2. Every change is made by someone entitled to it, to the record as it was
+//     when they looked: each command names the revision it is meant for, and
+//     the first one that is applied makes the others void.
+//
+// Who is entitled to what:
+//
+//	Create    anyone: a new group, one entry, which owns it
+//	Remove    the owner: takes another entry out of the set. Or that entry itself
+//	Admit     the owner: adds a member that has everything
+//	Succeed   another entry of the set: becomes owner, alone, in a new epoch.
+//	          What it waited for before is its own affair; see cluster/group
+//	Hand      the owner: makes another entry the owner, in a new epoch; the set
+//	          stays as it is. The owner has nothing under way then
+//	Yield     the owner, when it cannot go on: makes another entry the owner,
+//	          alone, in a new epoch
+//	Settle    the owner: changes nothing, but makes void what was proposed before
+//	Revive    a member whose former life is in the set, when no entry is alive:
+//	          becomes owner, alone, in a new epoch
+//	Promote   an administrator, for a member that is in no set: data may be lost
+//	Delete    the owner
+//
+// A member's lives are numbered by itself and only go up. A command of a former
+// life is refused: what it proposed before it died may be applied long after.
+package quorum
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+
+	"steadfast/fault"
+)
+
+// Member names a node or the witness. It never changes for the member's whole
+// membership, while addresses may.
+type Member string
+
+// Boot numbers the lives of a member, from 1. Each start is a new life.
+type Boot uint64
+
+// Incarnation is a member in one of its lives.
+type Incarnation struct {
+	Member Member `json:"m"`
+	Boot   Boot   `json:"b"`
+}
+
+// Epoch numbers the owners of a group, from 1.
+type Epoch uint64
+
+// Revision numbers the changes of one group's record, from 1.
+type Revision uint64
+
+// Group is what is decided of one resource group.
+type Group struct {
+	Name     string        `json:"name"`
+	Revision Revision      `json:"rev"`
+	Epoch    Epoch         `json:"epoch"`
+	Owner    Incarnation   `json:"owner"`
+	Set      []Incarnation `json:"set"` // ascending by member; the owner is in it
+	// Revived counts how often the group went on although every entry had
+	// died, and Promoted how often an administrator had it go on without one.
+	Revived  uint64 `json:"revived,omitempty"`
+	Promoted uint64 `json:"promoted,omitempty"`
+}
+
+// Has tells whether i is in the set.
+func (g *Group) Has(i Incarnation) bool { return slices.Contains(g.Set, i) }
+
+// Entry returns the incarnation of m that is in the set.
+func (g *Group) Entry(m Member) (i Incarnation, ok bool) {
+	k := slices.IndexFunc(g.Set, func(e Incarnation) bool { return e.Member == m })
+	if k < 0 {
+		return i, false
+	}
+	return g.Set[k], true
+}
+
+func (g *Group) clone() *Group {
+	c := *g
+	c.Set = slices.Clone(g.Set)
+	return &c
+}
+
+// State is everything decided up to Index.
+type State struct {
+	Index uint64            `json:"index"` // of the log
+	Boots map[Member]Boot   `json:"boots"` // newest life of each member
+	Group map[string]*Group `json:"groups"`
+}
+
+// NewState returns what is decided before anything is.
+func NewState() *State {
+	return &State{Boots: map[Member]Boot{}, Group: map[string]*Group{}}
+}
+
+// Clone returns a copy that shares nothing with s.
+func (s *State) Clone() *State {
+	c := &State{Index: s.Index, Boots: maps.Clone(s.Boots), Group: map[string]*Group{}}
+	for name, g := range s.Group {
+		c.Group[name] = g.clone()
+	}
+	return c
+}
+
+// Encode returns s as a snapshot of the log holds it.
+func (s *State) Encode() ([]byte, error) { return json.Marshal(s) }
+
+// DecodeState reverses Encode.
+func DecodeState(p []byte) (*State, error) {
+	s := NewState()
+	if err := json.Unmarshal(p, s); err != nil {
+		return nil, fault.Wrap(fault.Corrupt, err, "the quorum's snapshot")
+	}
+	if s.Boots == nil || s.Group == nil {
+		return nil, fault.New(fault.Corrupt, "the quorum's snapshot lacks its members or its groups")
+	}
+	for name, g := range s.Group {
+		if g == nil || g.Name != name || !g.Has(g.Owner) {
+			return nil, fault.New(fault.Corrupt, "the quorum's snapshot contradicts itself: group %q", name)
+		}
+	}
+	return s, nil
+}
+
+// Dead tells whether i is known to be over: its member has a later life.
+func (s *State) Dead(i Incarnation) bool { return s.Boots[i.Member] > i.Boot }

@@ -1,0 +1,149 @@
+package quorum
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/datadriven"
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"steadfast/fault"
+)
+
+// incarnation reads "a2": member a in its second life.
+func incarnation(s string) Incarnation {
+	b, err := strconv.ParseUint(s[1:], 10, 64)
+	if err != nil {
+		panic(err)
+	}
+	return Incarnation{Member(s[:1]), Boot(b)}
+}
+
+func (i Incarnation) text() string { return fmt.Sprintf("%s%d", i.Member, i.Boot) }
+
+// TestScenarios plays commands, one a line: "succeed 3 by b1", "remove 2 by a1 b1".
+func TestScenarios(t *testing.T) {
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		s, index := NewState(), uint64(0)
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			var out strings.Builder
+			for line := range strings.Lines(d.Input) {
+				f := strings.Fields(line)
+				c := Command{Kind: Kind(f[0]), Group: "g"}
+				if n, err := strconv.ParseUint(f[1], 10, 64); err == nil {
+					c.Revision = Revision(n)
+					f = f[1:]
+				}
+				c.By = incarnation(f[2])
+				if len(f) > 3 {
+					c.Who = incarnation(f[3])
+				}
+				index++
+				if err := s.Apply(index, c); err != nil {
+					fmt.Fprintf(&out, "%v: %v\n", fault.KindOf(err), err)
+					continue
+				}
+				g := s.Group["g"]
+				if g == nil {
+					out.WriteString("ok\n")
+					continue
+				}
+				fmt.Fprintf(&out, "revision %d epoch %d: %s of", g.Revision, g.Epoch, g.Owner.text())
+				for _, e := range g.Set {
+					out.WriteString(" " + e.text())
+				}
+				out.WriteString("\n")
+			}
+			return out.String()
+		})
+	})
+}
+
+// TestRules plays random commands and holds what must be so after each.
+func TestRules(t *testing.T) {
+	kinds := []Kind{KindBoot, KindCreate, KindRemove, KindAdmit, KindSucceed, KindHand, KindYield, KindSettle, KindRevive, KindPromote, KindDelete, "unheard-of"}
+	rapid.Check(t, func(t *rapid.T) {
+		s := NewState()
+		who := func(name string) Incarnation {
+			return Incarnation{rapid.SampledFrom([]Member{"a", "b"}).Draw(t, name), Boot(rapid.IntRange(1, 3).Draw(t, name+" boot"))}
+		}
+		for index := range uint64(rapid.IntRange(1, 60).Draw(t, "commands")) {
+			c := Command{Kind: rapid.SampledFrom(kinds).Draw(t, "kind"), Group: "g", By: who("by"), Who: who("who")}
+			if g := s.Group["g"]; g != nil {
+				c.Revision = g.Revision - Revision(rapid.IntRange(0, 1).Draw(t, "late"))
+			}
+			before := s.Clone()
+			err := s.Apply(index+1, c)
+			check(t, before, s, c, err)
+		}
+		p, err := s.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := DecodeState(p)
+		if err != nil || cmp.Diff(s, back) != "" {
+			t.Fatalf("%v\n%s", err, cmp.Diff(s, back))
+		}
+	})
+}
+
+func check(t *rapid.T, before, after *State, c Command, err error) {
+	b, a := before.Group["g"], after.Group["g"]
+	if err != nil {
+		before.Index = after.Index
+		if diff := cmp.Diff(before, after); diff != "" {
+			t.Fatalf("a refused %s changed something:\n%s", c.Kind, diff)
+		}
+		return
+	}
+	if a == nil || b == nil {
+		return
+	}
+	if c.Kind == KindBoot {
+		if after.Boots[c.By.Member] <= before.Boots[c.By.Member] {
+			t.Fatalf("%s went back to life %d", c.By.Member, c.By.Boot)
+		}
+		return
+	}
+	switch {
+	case a.Revision != b.Revision+1 || c.Revision != b.Revision:
+		t.Fatalf("%s for revision %d made %d of %d", c.Kind, c.Revision, a.Revision, b.Revision)
+	case !a.Has(a.Owner):
+		t.Fatalf("after %s the owner is not in the set", c.Kind)
+	case a.Owner != b.Owner && a.Epoch != b.Epoch+1, a.Epoch < b.Epoch:
+		t.Fatalf("%s: owner %v to %v in epoch %d to %d", c.Kind, b.Owner, a.Owner, b.Epoch, a.Epoch)
+	case before.Dead(c.By):
+		t.Fatalf("%s by a former life", c.Kind)
+	case len(a.Set) > 2:
+		t.Fatalf("%d entries of two members", len(a.Set))
+	}
+	for _, e := range a.Set {
+		if !b.Has(e) && before.Boots[e.Member] != e.Boot {
+			t.Fatalf("%s brought in %v, which is not its member's life", c.Kind, e)
+		}
+	}
+}
+
+// FuzzDecode holds that bytes from a disk or a peer never do more than fail.
+func FuzzDecode(f *testing.F) {
+	p, _ := Command{Kind: KindAdmit, Group: "g", Revision: 3, By: Incarnation{"a", 1}, Who: Incarnation{"b", 2}}.Encode()
+	f.Add(p)
+	s := NewState()
+	s.Boots["a"] = 1
+	_ = s.Apply(1, Command{Kind: KindCreate, Group: "g", By: Incarnation{"a", 1}})
+	p, _ = s.Encode()
+	f.Add(p)
+	f.Fuzz(func(t *testing.T, p []byte) {
+		if c, err := DecodeCommand(p); err == nil {
+			_ = NewState().Apply(1, c)
+		}
+		if s, err := DecodeState(p); err == nil {
+			for name := range s.Group {
+				_ = s.Apply(s.Index+1, Command{Kind: KindSettle, Group: name})
+			}
+		}
+	})
+}

@@ -1,0 +1,160 @@
+package mirror
+
+import (
+	"steadfast/cluster/group"
+	"steadfast/cluster/quorum"
+)
+
+// inbound is the other end of a stream.
+type inbound struct {
+	owner   quorum.Incarnation
+	epoch   quorum.Epoch
+	stream  uint64
+	resync  bool
+	listing bool // this node's changes are being listed
+	// unsettled are blocks that the store was at when the listing began.
+	unsettled []Range
+	again     uint64 // the first so many operations were sent before
+	arrived   uint64
+	ended     bool // of a resync: everything is here
+	open      []numbered
+}
+
+// numbered is an operation of a stream that is not known to be on both.
+type numbered struct {
+	number, id uint64
+	flush      bool
+}
+
+// received takes a packet.
+func (m *Mirror) received(r Received) {
+	m.tell(group.Heard{From: r.From})
+	switch r.Kind {
+	case Control:
+		m.tell(group.Received{From: r.From, Message: r.Control})
+	case Hello:
+		m.hello, m.early = &r, nil
+		m.greet()
+	case Forward, Complete:
+		if m.hello != nil && m.hello.Epoch == r.Epoch && m.hello.Stream == r.Stream {
+			m.early = append(m.early, r)
+			return
+		}
+		m.follow(r)
+	case Differ:
+		m.differ(r.Packet)
+	case Ack:
+		m.acknowledged(r.Packet)
+	}
+}
+
+// follow takes what comes on the stream.
+func (m *Mirror) follow(r Received) {
+	if r.Kind == Forward {
+		m.take(r)
+	} else {
+		m.completed(r.Packet)
+	}
+}
+
+// greet answers a Hello when what it is about is known here: it may come before
+// the decision that made its sender the owner.
+func (m *Mirror) greet() {
+	h := m.hello
+	if h == nil || h.Epoch > m.at.Epoch {
+		return
+	}
+	early := m.early
+	m.hello, m.early = nil, nil
+	if h.Epoch < m.at.Epoch || h.From != m.at.Owner || m.at.Role == group.Owner || m.broken {
+		return
+	}
+	m.inbound = &inbound{owner: h.From, epoch: h.Epoch, stream: h.Stream, resync: h.Op.Kind != 0, again: h.Sequence}
+	m.dropQueued()
+	m.ledger.restart()
+	if h.Op.Kind == ending {
+		m.inbound.listing, m.inbound.unsettled = true, m.unsettled()
+		m.do(List{m.position})
+	}
+	for _, r := range early {
+		m.follow(r)
+	}
+}
+
+// take queues an operation of the owner.
+func (m *Mirror) take(r Received) {
+	if !m.Current(r.Packet) && !m.cfg.Fault.has(staleEpoch) && !(r.Admitted && m.cfg.Fault.has(epochAtEntry)) {
+		return
+	}
+	in := m.inbound
+	if in == nil {
+		in = &inbound{owner: r.From, epoch: r.Epoch, stream: r.Stream}
+	}
+	in.arrived = r.Sequence
+	m.completed(r.Packet)
+	o := m.own(r.Op)
+	o.from, o.number = in, r.Sequence
+	in.open = append(in.open, numbered{r.Sequence, o.id, r.Op.Kind == Flush || r.Op.Kind == ending})
+	if r.Op.Kind == Write || r.Op.Kind == copied {
+		m.ledger.begin(o.id)
+	}
+	m.start(o)
+}
+
+// grantedInbound applies what the owner sent, if it is the owner still.
+func (m *Mirror) grantedInbound(o *operation) {
+	if o.from != m.inbound && !m.cfg.Fault.has(epochAtEntry) && !m.cfg.Fault.has(staleEpoch) {
+		m.forget(o)
+		return
+	}
+	switch o.op.Kind {
+	case ending:
+		m.ledger.whole(o.id)
+		m.do(Sync{o.id})
+	case Flush:
+		m.ledger.flushing(o.id)
+		m.do(Sync{o.id})
+	default:
+		m.do(Apply{o.id, o.op})
+	}
+}
+
+// appliedInbound acknowledges what is applied, whoever the owner is by now: if
+// it is another, nobody listens.
+func (m *Mirror) appliedInbound(o *operation) {
+	in := o.from
+	m.forget(o)
+	if in != m.inbound {
+		return
+	}
+	if o.op.Kind == ending {
+		in.ended = true
+	}
+	m.transmit(in.owner, Packet{Kind: Ack, Epoch: in.epoch, Stream: in.stream, Sequence: o.number})
+	m.resumeInbound()
+}
+
+// completed notes how far everything is on both.
+func (m *Mirror) completed(p Packet) {
+	if !m.Current(p) {
+		return
+	}
+	in := m.inbound
+	for len(in.open) > 0 && in.open[0].number <= p.Complete {
+		n := in.open[0]
+		in.open = in.open[1:]
+		m.ledger.complete(n.id)
+		if n.flush {
+			m.save(m.ledger.flushed(n.id))
+		}
+	}
+	m.resumeInbound()
+}
+
+// resumeInbound lets positions be marked when all that is under way is known.
+func (m *Mirror) resumeInbound() {
+	in := m.inbound
+	if m.at.Role == group.Entry && (in.resync && in.ended || !in.resync && in.arrived >= in.again) {
+		m.ledger.resume()
+	}
+}

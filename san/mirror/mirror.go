@@ -1,0 +1,628 @@
+// Package mirror keeps a group's volumes the same on two nodes: it orders what
+// clients write, sends it to the other node, decides when it may be answered,
+// and after a separation copies what differs. Pure: see Mirror.Step.
+//
+// # Writes and reads
+//
+// Operations that overlap go one after the other; others go side by side. An
+// owner's write is done when it is stored here and acknowledged by every other
+// entry of the set (group.Standing.Others). Until then it holds its blocks, so a
+// read never returns what an entry could still lack: it waits. What is answered
+// is in the store of whoever may succeed.
+//
+// An entry applies what it is sent if the epoch and the stream are still the
+// present ones at that moment, not when it came. What it has begun to apply
+// holds its blocks there, too: when it becomes the owner, it goes on after that.
+// So nothing of a dead owner lands later.
+//
+// A set of one has no second copy in memory: it writes through, and what had
+// been answered from two memories is flushed when the set shrinks.
+//
+// # Streams
+//
+//	          Hello                 Differ              all copied
+//	down  -------------->  asking  -------->  copying  ------------>  ending
+//	  |                                                                  | flushed on both
+//	  |  Hello, to an entry                                              v
+//	  +--------------------------------------------------------------> joined
+//
+// A stream carries the owner's operations to one incarnation, in order. When
+// the connection is lost it is over; the next one sends again what was not
+// acknowledged (to an entry), or begins the resync again where it was. From
+// ending on, an operation is done only when the stream's end has it, too.
+//
+// # What differs
+//
+// Each node keeps one position of its own store: all that it changed up to there
+// is stable on both nodes. A block that neither has changed since its position is
+// the same on both. So a resync copies what either has changed since. The
+// position may be too old, never too new.
+package mirror
+
+import (
+	"slices"
+	"time"
+
+	"steadfast/cluster/group"
+	"steadfast/cluster/quorum"
+)
+
+// Position is a place in a node's own store: it orders what the store changed.
+type Position uint64
+
+// Kind is what an operation does.
+type Kind uint8
+
+// Kinds of operations.
+const (
+	Read   Kind = iota + 1
+	Write       // or any other change of the blocks' content
+	Flush       // makes stable what was done before
+	copied      // a resync's copy of blocks
+	ending      // a resync's last word: flush, and everything is there
+)
+
+// Op is one operation on a group. Payload is the caller's; it travels with the
+// operation.
+type Op struct {
+	Kind         Kind
+	Volume       uint32
+	Block, Count uint64 // of Volume; Count 0 in a Flush only
+	Durable      bool   // a write that is stable when it is done
+	Payload      any
+}
+
+func (o *Op) span() span { return span{o.Volume, o.Block, o.Count} }
+
+// Range is a run of blocks of a volume.
+type Range struct {
+	Volume       uint32
+	Block, Count uint64
+}
+
+// Config is what a mirror is made with.
+type Config struct {
+	Agent group.Config
+	Peer  quorum.Member
+	// Position is what the store kept of the life before.
+	Position Position
+	// Copies bounds the resync's copies under way, and CopyBlocks one of them.
+	Copies     int
+	CopyBlocks uint64
+	// Settle is how often a position is looked for.
+	Settle time.Duration
+	// Fault breaks a rule on purpose; only a test sets it.
+	Fault Mutation
+}
+
+// Input is what happens to a mirror: one of the types below, or an input of
+// package group.
+type Input any
+
+// Inputs.
+type (
+	// Begin is an operation that a client asks for.
+	Begin struct {
+		ID uint64
+		Op Op
+	}
+	// Applied tells that an Apply, Load or Sync is over. Position is where the
+	// store entered a change.
+	Applied struct {
+		ID       uint64
+		Position Position
+		Payload  any // what a Load for a copy read
+		Failed   bool
+	}
+	// Changes answers List.
+	Changes struct{ Ranges []Range }
+	// Linked and Unlinked tell of the connection to an incarnation of the peer.
+	Linked   struct{ To quorum.Incarnation }
+	Unlinked struct{}
+	// Received is a packet of the peer.
+	Received struct {
+		From quorum.Incarnation
+		Packet
+		// Admitted: it was Current when it arrived. It counts with a Mutation only.
+		Admitted bool
+	}
+)
+
+// PacketKind tells packets apart.
+type PacketKind uint8
+
+// Kinds of packets. Those of the owner carry its epoch and the stream's number.
+const (
+	Control  PacketKind = iota + 1 // of the agents
+	Hello                          // owner: a stream begins
+	Differ                         // the peer's changes since its position
+	Forward                        // owner: an operation
+	Ack                            // it is applied
+	Complete                       // owner: all up to Sequence is on both
+)
+
+// Packet goes from mirror to mirror.
+type Packet struct {
+	Kind     PacketKind
+	Control  group.Message
+	Epoch    quorum.Epoch
+	Stream   uint64
+	Sequence uint64 // of an operation in its stream
+	Complete uint64 // everything up to here is on both
+	Op       Op
+	Ranges   []Range
+}
+
+// Effect is what a mirror wants done: one of the types below, or an effect of
+// package group.
+type Effect any
+
+// Effects. Apply, Load and Sync are each answered by Applied.
+type (
+	// Apply stores an operation's change here.
+	Apply struct {
+		ID uint64
+		Op Op
+	}
+	// Load reads the blocks here. Nothing is answered yet.
+	Load struct {
+		ID uint64
+		Op Op
+	}
+	// Sync makes stable all that was applied before.
+	Sync struct{ ID uint64 }
+	// Done answers a client's operation.
+	Done struct{ ID uint64 }
+	// Abandon ends a client's operation without an answer: whether it was done is
+	// not known here.
+	Abandon struct{ ID uint64 }
+	// Transmit sends a packet on the connection.
+	Transmit struct {
+		To quorum.Incarnation
+		Packet
+	}
+	// List asks what was changed since a position; Changes answers.
+	List struct{ Since Position }
+	// SavePosition keeps a position in the store, with its next commit.
+	SavePosition struct{ Position Position }
+	// Resynced tells that the peer has everything.
+	Resynced struct{}
+)
+
+// Mirror is one node's part in one group.
+type Mirror struct {
+	cfg   Config
+	agent *group.Agent
+	at    group.Standing
+
+	link  *quorum.Incarnation // who is connected
+	locks locks
+	ops   map[uint64]*operation
+	ids   uint64 // given to the mirror's own operations, from ownIDs up
+	held  []Begin
+
+	position Position
+	ledger   ledger
+	free     []uint64 // operations that wait for no blocks
+	flushed  group.Instant
+
+	stream  *stream    // as the owner
+	streams uint64     // number of the latest one
+	missed  *missed    // of a resync that was cut off
+	inbound *inbound   // as the other
+	hello   *Received  // that came before what it is about was decided
+	early   []Received // and what followed it
+	broken  bool       // the store has failed
+	now     group.Instant
+	out     []Effect
+}
+
+// ownIDs is where the identifiers of the mirror's own operations begin; clients'
+// are below.
+const ownIDs = 1 << 62
+
+// operation is one under way.
+type operation struct {
+	id      uint64
+	op      Op
+	client  bool // to be answered
+	granted bool
+	local   bool // applied, loaded or flushed here
+	through bool // is being flushed because the set is one
+	dead    bool // nobody waits for it, but the store is at it
+	asked   group.Instant
+	acks    []quorum.Incarnation
+	// As the other: where it came from.
+	from   *inbound
+	number uint64
+}
+
+// New returns the mirror of a life that begins now.
+func New(cfg Config, now group.Instant) *Mirror {
+	return &Mirror{cfg: cfg, agent: group.New(cfg.Agent, now), ops: map[uint64]*operation{}, position: cfg.Position, ledger: newLedger(cfg.Position), ids: ownIDs, now: now}
+}
+
+// Standing tells what the node is to the group.
+func (m *Mirror) Standing() group.Standing { return m.at }
+
+// MayRead tells whether a read that needs no question may be answered now.
+func (m *Mirror) MayRead(now group.Instant) bool { return m.agent.MayRead(now, 0) }
+
+// Resyncing tells whether the node is the end of a resync that has not ended.
+func (m *Mirror) Resyncing() bool {
+	return m.inbound != nil && m.inbound.resync && !m.inbound.ended
+}
+
+// Current tells whether a packet is of the present stream.
+func (m *Mirror) Current(p Packet) bool {
+	in := m.inbound
+	return in != nil && in.epoch == p.Epoch && in.stream == p.Stream
+}
+
+// Step takes one input and returns what is to be done, in order.
+func (m *Mirror) Step(now group.Instant, in Input) []Effect {
+	m.now, m.out = now, nil
+	switch in := in.(type) {
+	case group.Input:
+		m.tell(in)
+	case Begin:
+		m.begin(in)
+	case Applied:
+		m.applied(in)
+	case Changes:
+		m.changes(in.Ranges)
+	case Linked:
+		m.unlink()
+		m.link = &in.To
+		m.tell(group.Heard{From: in.To})
+	case Unlinked:
+		m.unlink()
+	case Received:
+		m.received(in)
+	}
+	m.restand()
+	m.greet()
+	m.advance()
+	return m.out
+}
+
+// unlink ends what went over the connection.
+func (m *Mirror) unlink() {
+	m.closeStream()
+	m.link, m.inbound, m.hello, m.early = nil, nil, nil, nil
+	m.dropQueued()
+}
+
+func (m *Mirror) do(e ...Effect) { m.out = append(m.out, e...) }
+
+// tell passes an input to the agent.
+func (m *Mirror) tell(in group.Input) {
+	m.relay(m.agent.Step(m.now, in))
+	m.restand()
+}
+
+// relay does what the agent wants.
+func (m *Mirror) relay(effects []group.Effect) {
+	for _, e := range effects {
+		if s, ok := e.(group.Send); ok {
+			m.transmit(s.To, Packet{Kind: Control, Control: s.Message})
+			continue
+		}
+		m.do(e)
+	}
+}
+
+func (m *Mirror) transmit(to quorum.Incarnation, p Packet) {
+	if m.link != nil && *m.link == to {
+		m.do(Transmit{to, p})
+	}
+}
+
+// restand follows a change of what the node is.
+func (m *Mirror) restand() {
+	was := m.at
+	m.at = m.agent.Standing()
+	if m.at.Epoch != was.Epoch || m.at.Role != was.Role {
+		m.closeStream()
+		m.missed = nil
+		if was.Role == group.Owner {
+			m.abandon()
+		}
+		if m.inbound != nil && (m.inbound.epoch != m.at.Epoch || m.at.Role == group.Owner) {
+			m.inbound = nil
+		}
+		if !m.cfg.Fault.has(epochAtEntry) {
+			m.dropQueued()
+		}
+		m.ledger.restart()
+	}
+	if m.at.Role == group.Owner && len(m.at.Others) < len(was.Others) {
+		m.closeStream() // who was removed comes back by a resync only
+		m.ledger.pause()
+		m.through()
+	}
+}
+
+// abandon ends what clients wait for: this node cannot answer any more. What
+// the store has begun goes on and keeps its blocks.
+func (m *Mirror) abandon() {
+	for _, b := range m.held {
+		m.do(Abandon{b.ID})
+	}
+	m.held = nil
+	for _, id := range m.sorted() {
+		o := m.ops[id]
+		if o.client {
+			o.client = false
+			m.do(Abandon{o.id})
+		}
+		switch {
+		case o.from != nil:
+		case !o.granted || o.local:
+			m.forget(o)
+		default:
+			o.dead = true
+		}
+	}
+}
+
+// dropQueued forgets what the peer sent and has not begun.
+func (m *Mirror) dropQueued() {
+	for _, id := range m.sorted() {
+		if o := m.ops[id]; o.from != nil && !o.granted && o.from != m.inbound {
+			m.forget(o)
+		}
+	}
+}
+
+// sorted returns the operations' identifiers ascending: no order is a map's.
+func (m *Mirror) sorted() []uint64 {
+	ids := make([]uint64, 0, len(m.ops))
+	for id := range m.ops {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func (m *Mirror) forget(o *operation) {
+	m.locks.drop(o.id)
+	delete(m.ops, o.id)
+}
+
+// start claims an operation's blocks. A flush needs none: it is about what is
+// done already. At the end of a resync the other waits for all that came before.
+func (m *Mirror) start(o *operation) {
+	m.ops[o.id] = o
+	switch {
+	case o.op.Kind == Flush, o.op.Kind == ending && o.from == nil, o.op.Kind == Read && m.cfg.Fault.has(readPending):
+		m.free = append(m.free, o.id)
+	default:
+		m.locks.claim(o.id, o.op.span(), o.op.Kind == Read || o.op.Kind == copied && o.from == nil)
+	}
+}
+
+// own returns an operation of the mirror's own.
+func (m *Mirror) own(op Op) *operation {
+	m.ids++
+	return &operation{id: m.ids, op: op}
+}
+
+// begin takes a client's operation, or holds it until the node may serve.
+func (m *Mirror) begin(b Begin) {
+	if !m.at.Serving {
+		if m.at.Role != group.Owner {
+			m.do(Abandon{b.ID})
+			return
+		}
+		m.held = append(m.held, b)
+		return
+	}
+	m.start(&operation{id: b.ID, op: b.Op, client: true})
+}
+
+// advance does what has become possible.
+func (m *Mirror) advance() {
+	if m.at.Serving && len(m.held) > 0 {
+		held := m.held
+		m.held = nil
+		for _, b := range held {
+			m.begin(b)
+		}
+	}
+	m.steer()
+	m.grant()
+	for _, id := range m.sorted() {
+		if o := m.ops[id]; o != nil && o.from == nil {
+			m.finish(o)
+		}
+	}
+	m.settle()
+	if m.at.Role == group.Owner && !m.at.Serving && !m.busy() {
+		m.relay(m.agent.Step(m.now, group.Drained{}))
+	}
+}
+
+// grant begins what waits for nothing any more.
+func (m *Mirror) grant() {
+	free := m.free
+	m.free = nil
+	for _, id := range append(free, m.locks.grant()...) {
+		if o := m.ops[id]; o != nil {
+			m.granted(o)
+		}
+	}
+}
+
+func (m *Mirror) busy() bool {
+	for _, o := range m.ops {
+		if o.from == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// granted begins an operation whose turn has come.
+func (m *Mirror) granted(o *operation) {
+	o.granted = true
+	if o.from != nil {
+		m.grantedInbound(o)
+		return
+	}
+	switch o.op.Kind {
+	case Read:
+		o.asked = m.ask()
+		m.do(Load{o.id, o.op})
+	case copied:
+		m.do(Load{o.id, o.op})
+	case Flush:
+		m.ledger.flushing(o.id)
+		m.forward(o)
+		m.do(Sync{o.id})
+	case ending:
+		m.ledger.whole(o.id)
+		m.forward(o)
+		m.do(Sync{o.id})
+	case Write:
+		if len(m.at.Others) == 0 && !m.cfg.Fault.has(memoryOfOne) {
+			o.op.Durable = true
+		}
+		m.forward(o)
+		m.ledger.begin(o.id)
+		m.do(Apply{o.id, o.op})
+	}
+}
+
+// ask puts the question that a read stands on, where clocks are not trusted.
+func (m *Mirror) ask() group.Instant {
+	if !m.cfg.Agent.Confirm {
+		return 0
+	}
+	stamp, effects := m.agent.Ask(m.now)
+	m.relay(effects)
+	return stamp
+}
+
+// applied notes that the store has done an operation.
+func (m *Mirror) applied(a Applied) {
+	o := m.ops[a.ID]
+	if o == nil {
+		return
+	}
+	if o.dead {
+		m.forget(o) // its blocks are free now
+		return
+	}
+	if a.Failed {
+		m.fail()
+		if o.from == nil && o.client {
+			m.do(Abandon{o.id})
+		}
+		m.forget(o)
+		return
+	}
+	if (o.op.Kind == Write || o.op.Kind == copied && o.from != nil) && !o.through {
+		m.ledger.entered(a.Position)
+	}
+	if o.from != nil {
+		m.appliedInbound(o)
+		return
+	}
+	if o.op.Kind == copied && !o.local {
+		o.op.Payload = a.Payload
+		o.local = true
+		m.forward(o)
+		return
+	}
+	o.local = true
+	if o.through { // it is stable now
+		o.op.Durable = true
+	}
+}
+
+// fail ends this node's part: what its store lacks now is not known.
+func (m *Mirror) fail() {
+	m.broken = true
+	m.closeStream()
+	m.inbound = nil
+	m.tell(group.Broken{})
+}
+
+// through makes a set that has become smaller as safe as it can be: what was
+// answered from memories that are gone is flushed.
+func (m *Mirror) through() {
+	if !m.cfg.Fault.has(memoryOfOne) {
+		m.start(m.own(Op{Kind: Flush}))
+	}
+}
+
+// finish ends an owner's operation that is complete.
+func (m *Mirror) finish(o *operation) {
+	if m.at.Role != group.Owner || !o.granted || !o.local || !m.reached(o) {
+		return
+	}
+	switch {
+	case o.op.Kind == Read && !m.agent.MayRead(m.now, o.asked) && !m.cfg.Fault.has(pastLease):
+		return
+	case o.op.Kind == Write && !o.op.Durable && len(m.at.Others) == 0 && !m.cfg.Fault.has(memoryOfOne):
+		// The others went while it was under way: one memory is not enough.
+		if !o.through {
+			o.through, o.local = true, false
+			m.do(Sync{o.id})
+		}
+		return
+	}
+	switch o.op.Kind {
+	case Write:
+		m.ledger.complete(o.id)
+	case Flush:
+		m.save(m.ledger.flushed(o.id))
+	case copied, ending:
+		m.ended(o)
+	case Read:
+	}
+	if o.client {
+		m.do(Done{o.id})
+	}
+	m.forget(o)
+}
+
+// reached tells whether an operation is where it has to be.
+func (m *Mirror) reached(o *operation) bool {
+	if o.op.Kind == Read || m.cfg.Fault.has(ackEarly) && o.op.Kind == Write {
+		return true
+	}
+	for _, e := range m.at.Others {
+		if !slices.Contains(o.acks, e) {
+			return false
+		}
+	}
+	s := m.stream
+	switch {
+	case o.op.Kind == copied, o.op.Kind == ending:
+		return s != nil && slices.Contains(o.acks, s.to)
+	case s != nil && s.phase >= phaseEnding && o.number >= s.firm:
+		return slices.Contains(o.acks, s.to)
+	}
+	return true
+}
+
+// settle looks for a position now and then: of all that is on both in memory,
+// and, by a flush of its own, of what is stable.
+func (m *Mirror) settle() {
+	m.ledger.look(m.now, m.cfg.Settle)
+	if m.at.Role == group.Owner && m.at.Serving && m.ledger.candidate > m.position && m.now >= m.flushed.Add(4*m.cfg.Settle) {
+		m.flushed = m.now
+		m.start(m.own(Op{Kind: Flush}))
+		m.grant()
+	}
+}
+
+// save moves the position.
+func (m *Mirror) save(p Position) {
+	if p > m.position && !m.broken {
+		m.position = p
+		m.do(SavePosition{p})
+	}
+}

@@ -1,0 +1,27 @@
+package mirror
+
+// Mutation is a rule broken on purpose, so that a test can show that it would
+// notice. The product never sets one.
+type Mutation uint32
+
+// Mutations.
+const (
+	ackEarly     Mutation = 1 << iota // acknowledge before the peer has it
+	readPending                       // read a write that the peer lacks
+	pastLease                         // serve reads past the lease
+	staleEpoch                        // take over without the epoch check
+	epochAtEntry                      // check the epoch on arrival only
+	memoryOfOne                       // a set of one answers from memory
+	forgetIntent                      // forget the returning member's own writes
+	skipDirty                         // skip the survivor's changes
+)
+
+// Mutations by name, for the simulation.
+func Mutations() map[string]Mutation {
+	return map[string]Mutation{
+		"ack-early": ackEarly, "read-pending": readPending, "past-lease": pastLease, "stale-epoch": staleEpoch,
+		"epoch-at-entry": epochAtEntry, "memory-of-one": memoryOfOne, "forget-intent": forgetIntent, "skip-dirty": skipDirty,
+	}
+}
+
+func (m Mutation) has(f Mutation) bool { return m&f != 0 }

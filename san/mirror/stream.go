@@ -1,0 +1,299 @@
+package mirror
+
+import (
+	"maps"
+	"slices"
+
+	"steadfast/cluster/group"
+	"steadfast/cluster/quorum"
+)
+
+// phase is how far a stream is; see the package doc.
+type phase uint8
+
+const (
+	phaseAsking phase = iota
+	phaseCopying
+	phaseEnding
+	phaseJoined
+)
+
+// stream carries an owner's operations to the other node.
+type stream struct {
+	to       quorum.Incarnation
+	number   uint64
+	phase    phase
+	sequence uint64          // of the last operation
+	sent     map[uint64]sent // not acknowledged
+	complete uint64          // as last told
+	firm     uint64          // from this one on, the stream's end must have them
+
+	// Of a resync.
+	dirty     ranges
+	copies    int
+	mine      bool // this node's changes are in dirty
+	theirs    bool // and the other's
+	told      bool // Synced
+	toldSince group.Instant
+}
+
+// sent is an operation on its way.
+type sent struct {
+	id    uint64
+	what  Range
+	write bool
+}
+
+// missed is what a cut resync had left.
+type missed struct {
+	to    quorum.Incarnation
+	dirty ranges
+}
+
+// steer opens the stream, and takes a resync further.
+func (m *Mirror) steer() {
+	if m.at.Role != group.Owner || m.link == nil || m.broken {
+		return
+	}
+	if m.stream == nil {
+		m.openStream(*m.link)
+	}
+	s := m.stream
+	switch s.phase {
+	case phaseAsking:
+		if s.mine && s.theirs {
+			s.phase = phaseCopying
+		}
+	case phaseCopying:
+		m.copyOn(s)
+	case phaseEnding:
+		if !slices.Contains(m.at.Others, s.to) && m.agent.Missed(m.now, s.to) {
+			m.closeStream() // clients wait for it
+		}
+	case phaseJoined:
+		m.join(s)
+	}
+	if s == m.stream {
+		m.tellComplete(s)
+	}
+}
+
+// openStream begins a stream to an incarnation.
+func (m *Mirror) openStream(to quorum.Incarnation) {
+	m.streams++
+	s := &stream{to: to, number: m.streams, sent: map[uint64]sent{}}
+	m.stream = s
+	hello := Packet{Kind: Hello, Epoch: m.at.Epoch, Stream: s.number}
+	if slices.Contains(m.at.Others, to) {
+		s.phase = phaseJoined
+		again := m.underWay()
+		hello.Sequence = uint64(len(again))
+		m.transmit(to, hello)
+		for _, o := range again {
+			m.forward(o)
+		}
+		m.ledger.resume()
+		return
+	}
+	hello.Op.Kind = ending // it is to be resynced
+	if m.missed != nil && m.missed.to == to {
+		s.phase, s.dirty, hello.Op.Kind = phaseCopying, m.missed.dirty, copied // where it was
+	} else {
+		s.take(m.unsettled())
+		m.do(List{m.position})
+	}
+	m.missed = nil
+	m.transmit(to, hello)
+}
+
+// underWay lists the operations that the other may lack.
+func (m *Mirror) underWay() (list []*operation) {
+	for _, id := range m.sorted() {
+		if o := m.ops[id]; o.from == nil && o.granted && (o.op.Kind == Write || o.op.Kind == Flush) {
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
+// unsettled lists the blocks that this node's store is at now: a list of its
+// changes may not have them.
+func (m *Mirror) unsettled() (list []Range) {
+	for _, o := range m.ops {
+		if o.granted && (o.op.Kind == Write || o.op.Kind == copied && o.from != nil) {
+			list = append(list, Range{o.op.Volume, o.op.Block, o.op.Count})
+		}
+	}
+	return list
+}
+
+// closeStream ends the stream. What it leaves of a resync is kept for the next.
+func (m *Mirror) closeStream() {
+	s := m.stream
+	if s == nil {
+		return
+	}
+	m.stream = nil
+	if s.phase == phaseCopying || s.phase == phaseEnding {
+		left := &missed{to: s.to, dirty: s.dirty}
+		for _, w := range s.sent {
+			if w.write {
+				left.dirty.add(w.what)
+			}
+		}
+		for _, o := range m.ops {
+			if o.op.Kind == copied && o.from == nil {
+				left.dirty.add(Range{o.op.Volume, o.op.Block, o.op.Count})
+			}
+		}
+		m.missed = left
+	}
+	for _, id := range m.sorted() {
+		o := m.ops[id]
+		if o.from == nil {
+			o.number = 0 // which was its place in this stream
+			if o.op.Kind == copied || o.op.Kind == ending {
+				m.forget(o)
+			}
+		}
+	}
+}
+
+// forward sends an operation on the stream, or notes that it was not sent.
+func (m *Mirror) forward(o *operation) {
+	s := m.stream
+	what := Range{o.op.Volume, o.op.Block, o.op.Count}
+	switch {
+	case s == nil && m.missed != nil && o.op.Kind == Write:
+		m.missed.dirty.add(what)
+		return
+	case s == nil, s.phase == phaseCopying && o.op.Kind == Flush:
+		return
+	case s.phase == phaseAsking:
+		if o.op.Kind == Write {
+			s.dirty.add(what)
+		}
+		return
+	}
+	s.sequence++
+	o.number = s.sequence
+	s.sent[o.number] = sent{o.id, what, o.op.Kind == Write || o.op.Kind == copied}
+	if o.op.Kind == ending {
+		s.firm = o.number + 1
+	}
+	m.transmit(s.to, Packet{Kind: Forward, Epoch: m.at.Epoch, Stream: s.number, Sequence: o.number, Complete: m.completeUpTo(s), Op: o.op})
+}
+
+// changes takes what this node's store has changed.
+func (m *Mirror) changes(list []Range) {
+	if s := m.stream; s != nil && s.phase == phaseAsking && !s.mine {
+		s.mine = true
+		if !m.cfg.Fault.has(skipDirty) {
+			s.take(list)
+		}
+		return
+	}
+	if in := m.inbound; in != nil && in.listing {
+		in.listing = false
+		m.transmit(in.owner, Packet{Kind: Differ, Epoch: in.epoch, Stream: in.stream, Ranges: append(list, in.unsettled...)})
+	}
+}
+
+func (s *stream) take(list []Range) {
+	for _, r := range list {
+		s.dirty.add(r)
+	}
+}
+
+// differ takes what the other's store has changed.
+func (m *Mirror) differ(p Packet) {
+	if s := m.stream; s != nil && p.Stream == s.number && p.Epoch == m.at.Epoch {
+		s.theirs = true
+		if !m.cfg.Fault.has(forgetIntent) {
+			s.take(p.Ranges)
+		}
+	}
+}
+
+// copyOn keeps copies under way, and ends when there is nothing left.
+func (m *Mirror) copyOn(s *stream) {
+	for s.copies < m.cfg.Copies && len(s.dirty) > 0 {
+		r := s.dirty.take(m.cfg.CopyBlocks)
+		s.copies++
+		m.start(m.own(Op{Kind: copied, Volume: r.Volume, Block: r.Block, Count: r.Count}))
+	}
+	if s.copies == 0 && len(s.dirty) == 0 {
+		s.phase = phaseEnding
+		m.start(m.own(Op{Kind: ending}))
+	}
+}
+
+// ended takes the end of a copy, or of the resync.
+func (m *Mirror) ended(o *operation) {
+	s := m.stream
+	if o.op.Kind == copied {
+		s.copies--
+		return
+	}
+	s.phase = phaseJoined
+	for _, f := range m.ops {
+		if f.from == nil && f.op.Kind == Flush && f.granted && f.number == 0 {
+			f.acks = append(f.acks, s.to) // it was not sent: the resync's end was its flush there
+		}
+	}
+	m.save(m.ledger.flushed(o.id))
+	m.do(Resynced{})
+}
+
+// join has the stream's end admitted, again until it is.
+func (m *Mirror) join(s *stream) {
+	if slices.Contains(m.at.Others, s.to) {
+		m.ledger.resume()
+		return
+	}
+	if !s.told || m.now >= s.toldSince.Add(m.cfg.Agent.Retry) {
+		s.told, s.toldSince = true, m.now
+		m.tell(group.Synced{Who: s.to})
+	}
+	if m.stream == s && !slices.Contains(m.at.Others, s.to) && m.agent.Missed(m.now, s.to) {
+		m.closeStream()
+	}
+}
+
+// acknowledged notes that the other has an operation.
+func (m *Mirror) acknowledged(p Packet) {
+	s := m.stream
+	if s == nil || p.Stream != s.number || p.Epoch != m.at.Epoch {
+		return
+	}
+	w, ok := s.sent[p.Sequence]
+	if !ok {
+		return
+	}
+	delete(s.sent, p.Sequence)
+	if o := m.ops[w.id]; o != nil && o.number == p.Sequence && o.from == nil {
+		o.acks = append(o.acks, s.to)
+	}
+}
+
+// completeUpTo returns the sequence up to which everything is on both.
+func (m *Mirror) completeUpTo(s *stream) uint64 {
+	least := s.sequence + 1
+	for n := range maps.Keys(s.sent) {
+		least = min(least, n)
+	}
+	for _, o := range m.ops {
+		if o.from == nil && o.granted && o.op.Kind != Read && o.number > 0 {
+			least = min(least, o.number)
+		}
+	}
+	return least - 1
+}
+
+// tellComplete tells the other how far everything is on both.
+func (m *Mirror) tellComplete(s *stream) {
+	if n := m.completeUpTo(s); n > s.complete {
+		s.complete = n
+		m.transmit(s.to, Packet{Kind: Complete, Epoch: m.at.Epoch, Stream: s.number, Complete: n})
+	}
+}

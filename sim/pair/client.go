@@ -1,0 +1,157 @@
+package pair
+
+import (
+	"slices"
+	"time"
+
+	"steadfast/san/mirror"
+)
+
+// client asks for one operation at a time, of the node that it believes serves.
+// When an answer does not come it goes to the other node, or comes back to the
+// same one: in a new session, before which whatever is left of the old one has
+// ended.
+type client struct {
+	world   *world
+	index   int
+	node    int // where it is
+	session int
+	left    int // operations to go
+	open    int // index of the operation under way in world.ops, or -1
+	next    value
+	stopped bool
+	reads   bool // it never writes
+}
+
+// record is one operation as its client saw it.
+type record struct {
+	client   int
+	kind     mirror.Kind
+	block    uint64
+	values   []value
+	call     instant
+	answered bool
+	ret      instant // of an answered one; else the bound that judge finds
+	alone    bool    // it was answered by a set of one, which writes through
+}
+
+func (c *client) think() {
+	if c.left == 0 || c.stopped {
+		c.stopped = true
+		return
+	}
+	c.world.after(c.world.between(0, c.world.cfg.think), c.ask)
+}
+
+// ask begins an operation.
+func (c *client) ask() {
+	w := c.world
+	c.left--
+	count := uint64(1 + w.rand.IntN(2))
+	r := record{client: c.index, block: w.rand.Uint64N(w.cfg.blocks - count + 1), call: w.now}
+	switch {
+	case c.reads || w.chance(0.45):
+		r.kind, r.values = mirror.Read, make([]value, count)
+	case w.chance(0.9):
+		r.kind = mirror.Write
+		for range count {
+			w.count.values++
+			r.values = append(r.values, value(w.count.values))
+		}
+	default:
+		r.kind = mirror.Flush
+	}
+	w.count.operations++
+	w.ops = append(w.ops, r)
+	c.open = len(w.ops) - 1
+	c.send()
+}
+
+// send puts the operation to the node. Without an answer in time the client
+// gives the session up.
+func (c *client) send() {
+	w := c.world
+	n := w.nodes[c.node]
+	session, life, open := c.session, n.life, c.open
+	w.after(w.delay(), func() {
+		if !n.up || n.life != life || w.net.cut[outside][n.index] {
+			return
+		}
+		n.in(life, func() { n.ask(c, session, w.ops[open]) })
+	})
+	w.after(w.cfg.patience, func() {
+		if c.session == session && c.open == open {
+			c.giveUp()
+		}
+	})
+}
+
+// giveUp leaves the operation without an answer and goes elsewhere.
+func (c *client) giveUp() {
+	w := c.world
+	c.open = -1
+	c.session++
+	w.count.unanswered++
+	if w.chance(0.8) {
+		c.node = 1 - c.node
+	}
+	w.after(w.between(time.Millisecond, 50*time.Millisecond), func() { c.think() })
+}
+
+// lost tells that a node died under the client.
+func (c *client) lost(n *node) {
+	if c.node == n.index && c.open >= 0 {
+		session := c.session
+		c.world.after(c.world.delay(), func() {
+			if c.session == session && c.open >= 0 {
+				c.giveUp()
+			}
+		})
+	}
+}
+
+// dropped tells that a node ended the session.
+func (c *client) dropped(n *node, session int) {
+	c.world.after(c.world.delay(), func() {
+		if c.session == session && c.open >= 0 && c.node == n.index {
+			c.giveUp()
+		}
+	})
+}
+
+// answered takes an answer.
+func (c *client) answered(n *node, session int, a *ask) {
+	if c.session != session || c.open < 0 || c.node != n.index {
+		return
+	}
+	r := &c.world.ops[c.open]
+	r.answered, r.ret, r.alone = true, c.world.now, a.alone
+	if r.kind == mirror.Read {
+		copy(r.values, a.loaded)
+	}
+	c.open = -1
+	c.think()
+}
+
+// ask takes a client's operation. Of a new session it waits until what is left
+// of the client's old ones has ended here, as the reinstatement of a session does.
+func (n *node) ask(c *client, session int, r record) {
+	for _, a := range n.asks {
+		if a.client == c {
+			n.later(time.Millisecond, func() {
+				if c.session == session {
+					n.ask(c, session, r)
+				}
+			})
+			return
+		}
+	}
+	w := n.world
+	w.count.ids++
+	n.asks[w.count.ids] = &ask{client: c, number: session, block: r.block, kind: r.kind}
+	op := mirror.Op{Kind: r.kind, Block: r.block, Count: uint64(len(r.values)), Durable: w.cfg.durable}
+	if r.kind == mirror.Write {
+		op.Payload = slices.Clone(r.values)
+	}
+	n.step(mirror.Begin{ID: w.count.ids, Op: op})
+}

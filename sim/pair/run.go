@@ -1,0 +1,379 @@
+package pair
+
+import (
+	"crypto/rand"
+	"fmt"
+	mathrand "math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"steadfast/cluster/group"
+	"steadfast/cluster/quorum"
+	"steadfast/san/mirror"
+)
+
+// profile is what a seed makes of the world.
+type profile struct {
+	mirror   mirror.Config
+	mutants  []string
+	durable  bool
+	blocks   uint64
+	clients  int
+	think    time.Duration
+	patience time.Duration
+	proof    float64 // how often a death is proven
+	faults   int
+	stall    time.Duration // at most, before a packet is dealt with
+}
+
+func (p *profile) mutant(name string) bool { return slices.Contains(p.mutants, name) }
+
+// inbox draws how long a packet waits to be dealt with.
+func (p *profile) inbox(w *world) time.Duration {
+	if w.calm || !w.chance(0.01) {
+		return 0
+	}
+	return w.between(0, p.stall)
+}
+
+// counts are what a history came to.
+type counts struct {
+	operations, unanswered, undecided                                                  int
+	crashes, powerLosses, pauses, stops, cuts, oneWay, mirrorCuts, driveFailures, slow int
+	takeovers, handed, yielded, revived, removed, admitted, settled, resyncs           int
+	bothDown, duringResync                                                             int
+	ids, index, values                                                                 uint64
+}
+
+// source is raft's randomness: it takes it from crypto/rand.
+type source struct{ rand *mathrand.Rand }
+
+func (s source) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(s.rand.Uint32())
+	}
+	return len(p), nil
+}
+
+// Outcome is what a history came to.
+type Outcome struct {
+	Failure string
+	Trace   []string
+	counts
+}
+
+// Run makes one history. Histories of one process go one after the other: raft
+// takes its randomness from the process.
+func Run(seed uint64, mutants ...string) Outcome {
+	w := &world{rand: mathrand.New(mathrand.NewPCG(seed, 0x5ead)), owners: map[quorum.Epoch]int{}}
+	old := rand.Reader
+	rand.Reader = source{mathrand.New(mathrand.NewPCG(seed, 0x4af7))}
+	defer func() { rand.Reader = old }()
+	w.choose(mutants)
+	w.build()
+	w.history()
+	return Outcome{Failure: w.failure, Trace: w.trace, counts: w.count}
+}
+
+// choose draws what kind of world it is.
+func (w *world) choose(mutants []string) {
+	w.cfg = profile{
+		mutants: mutants, durable: w.chance(0.5), blocks: 4 + w.rand.Uint64N(12), clients: 2 + w.rand.IntN(3),
+		think: w.between(time.Millisecond, 20*time.Millisecond), patience: w.between(50*time.Millisecond, time.Second),
+		proof: []float64{0, 0.5, 1}[w.rand.IntN(3)], faults: 3 + w.rand.IntN(8), stall: w.between(0, time.Second),
+	}
+	w.cfg.mirror = mirror.Config{
+		Agent: group.Config{
+			Lease: time.Second, Renew: 100 * time.Millisecond, Silence: 400 * time.Millisecond, Drift: 1000,
+			Revive: 3 * time.Second, Retry: 200 * time.Millisecond, Confirm: w.chance(0.3),
+		},
+		Copies: 1 + w.rand.IntN(4), CopyBlocks: 1 + w.rand.Uint64N(4), Settle: w.between(10*time.Millisecond, 500*time.Millisecond),
+	}
+	for _, m := range mutants {
+		w.cfg.mirror.Fault |= mirror.Mutations()[m]
+	}
+	w.net.drop = []float64{0, 0.01, 0.1}[w.rand.IntN(3)]
+	if w.chance(0.3) {
+		w.net.slow = w.between(time.Millisecond, 100*time.Millisecond)
+	}
+}
+
+func (w *world) build() {
+	var voters []uint64
+	for i := range 3 {
+		voters = append(voters, uint64(i+1))
+	}
+	for i := range 3 {
+		n := &node{world: w, index: i, log: raft.NewMemoryStorage(), rate: 1 + float64(w.rand.Int64N(2001)-1000)/1e6}
+		_ = n.log.ApplySnapshot(&raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{ConfState: &raftpb.ConfState{Voters: voters}, Index: new(uint64(1)), Term: new(uint64(1))}})
+		if i != witness {
+			n.store = newStore(w)
+		}
+		w.nodes = append(w.nodes, n)
+	}
+	for i := range w.cfg.clients {
+		w.clients = append(w.clients, &client{world: w, index: i, left: 20 + 200/w.cfg.clients, open: -1, reads: i > 0 && w.chance(0.3)})
+	}
+}
+
+// history lets it all happen.
+func (w *world) history() {
+	w.note("durable %t, confirm %t, proof %.1f, %d blocks", w.cfg.durable, w.cfg.mirror.Agent.Confirm, w.cfg.proof, w.cfg.blocks)
+	for _, n := range w.nodes {
+		n.start()
+	}
+	w.connect()
+	w.create()
+	w.runUntil(w.now.add(3 * time.Second))
+	for _, c := range w.clients {
+		c.think()
+	}
+	for range w.cfg.faults {
+		w.runUntil(w.now.add(w.between(0, 800*time.Millisecond)))
+		w.fault()
+	}
+	w.runUntil(w.now.add(w.between(0, 2*time.Second)))
+	w.calmDown()
+	if w.failure == "" {
+		w.linearizable()
+	}
+}
+
+// create has the first node make the group, until it is there.
+func (w *world) create() {
+	n := w.nodes[0]
+	if n.up && n.state.Boots[memberOf(0)] == n.boots && n.state.Group[groupName] == nil {
+		c := quorum.Command{Kind: quorum.KindCreate, Group: groupName, By: quorum.Incarnation{Member: memberOf(0), Boot: n.boots}}
+		if data, err := c.Encode(); err == nil {
+			_ = n.raft.Propose(data) // made again until it is decided
+			n.ready()
+		}
+	}
+	if n.state.Group[groupName] == nil {
+		w.after(100*time.Millisecond, w.create)
+	}
+}
+
+// calmDown ends the faults, and holds that everything comes back by itself.
+func (w *world) calmDown() {
+	w.note("calm")
+	w.calm, w.net.drop, w.net.slow = true, 0, 0
+	w.net.cut = [4][4]bool{}
+	for _, n := range w.nodes {
+		if n.store != nil {
+			n.store.slow, n.store.failNext = 0, false
+		}
+		if n.frozen {
+			n.thaw()
+		}
+		if n.up && n.mirror != nil && n.broken {
+			n.stop(false)
+		}
+		if !n.up {
+			n.start()
+		}
+	}
+	for range 60 {
+		w.runUntil(w.now.add(time.Second))
+		if w.failure != "" || w.settledDown() {
+			break
+		}
+	}
+	if w.failure == "" && !w.settledDown() {
+		w.fail("it does not settle: %s", w.describe())
+		return
+	}
+	w.equal()
+}
+
+func (w *world) settledDown() bool {
+	for _, c := range w.clients {
+		if !c.stopped {
+			return false
+		}
+	}
+	g := w.nodes[0].state.Group[groupName]
+	return g != nil && len(g.Set) == 2 && len(w.nodes[0].asks)+len(w.nodes[1].asks) == 0 &&
+		g.Has(quorum.Incarnation{Member: memberOf(0), Boot: w.nodes[0].boots}) && g.Has(quorum.Incarnation{Member: memberOf(1), Boot: w.nodes[1].boots})
+}
+
+func (w *world) describe() string {
+	var parts []string
+	for _, n := range w.nodes[:2] {
+		parts = append(parts, string(memberOf(n.index))+": "+describe(n.state))
+		for id, a := range n.asks {
+			parts = append(parts, fmt.Sprintf("operation %d of client %d, kind %d, on block %d", id, a.client.index, a.kind, a.block))
+		}
+	}
+	for _, c := range w.clients {
+		if !c.stopped {
+			parts = append(parts, "a client waits")
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// owner returns the node that owns the group now, or any that stores.
+func (w *world) owner() *node {
+	for _, n := range w.nodes[:2] {
+		if n.up && n.mirror.Standing().Role == group.Owner {
+			return n
+		}
+	}
+	return w.nodes[w.rand.IntN(2)]
+}
+
+// fault makes one thing go wrong, and plans its end. Half of them are meant for
+// the owner.
+func (w *world) fault() {
+	n, storing := w.nodes[w.rand.IntN(3)], w.nodes[w.rand.IntN(2)]
+	if w.chance(0.5) {
+		n, storing = w.owner(), w.owner()
+	}
+	lasts := w.between(10*time.Millisecond, 4*time.Second)
+	switch w.rand.IntN(12) {
+	case 0, 1:
+		w.crash(n, lasts)
+	case 2:
+		w.count.bothDown++
+		for _, m := range w.nodes[:2] {
+			w.crash(m, w.between(10*time.Millisecond, 4*time.Second))
+		}
+	case 3, 4:
+		n.freeze(w.cfg.mirror.Agent.Confirm && w.chance(0.5))
+		w.after(lasts, n.thaw)
+	case 5, 6:
+		w.count.cuts++
+		w.cutOff(n.index, lasts, w.chance(0.5))
+	case 7:
+		w.count.mirrorCuts++
+		w.cut(0, 1, lasts, w.chance(0.7))
+	case 8: // what was written last is on one node only, and that one dies
+		w.count.mirrorCuts++
+		w.cut(0, 1, lasts, true)
+		w.after(w.between(0, 400*time.Millisecond), func() { w.crash(storing, lasts) })
+	case 9:
+		w.count.slow++
+		storing.store.slow = w.between(time.Millisecond, 300*time.Millisecond)
+		w.after(lasts, func() { storing.store.slow = 0 })
+	case 10:
+		if storing.up && w.chance(0.5) {
+			storing.store.failNext = true
+			life := storing.life
+			w.after(lasts, func() { storing.in(life, func() { storing.stop(false); storing.start() }) })
+		}
+	case 11:
+		storing.in(storing.life, func() { storing.step(group.Move{}) })
+	}
+}
+
+// crash ends a member's life, and plans the next.
+func (w *world) crash(n *node, lasts time.Duration) {
+	if w.calm {
+		return
+	}
+	power := w.chance(0.5)
+	w.count.crashes++
+	if power {
+		w.count.powerLosses++
+	}
+	n.stop(power)
+	w.after(lasts, n.revive)
+}
+
+// cutOff separates a member from the others, and perhaps from the clients.
+func (w *world) cutOff(i int, lasts time.Duration, both bool) {
+	clients := w.chance(0.5)
+	for j := range outside + 1 {
+		if j != i && (j != outside || clients) {
+			w.cut(i, j, lasts, both)
+		}
+	}
+}
+
+// cut stops one direction, or both.
+func (w *world) cut(i, j int, lasts time.Duration, both bool) {
+	w.net.cut[i][j] = true
+	w.after(lasts, func() { w.net.cut[i][j] = false })
+	if both {
+		w.net.cut[j][i] = true
+		w.after(lasts, func() { w.net.cut[j][i] = false })
+	} else {
+		w.count.oneWay++
+	}
+	if i < witness && j < witness {
+		w.after(w.between(0, 300*time.Millisecond), func() {
+			if w.net.cut[i][j] || w.net.cut[j][i] {
+				w.disconnect(0)
+			}
+		})
+	}
+}
+
+// revive starts a member that is down.
+func (n *node) revive() {
+	if !n.up {
+		n.start()
+	}
+}
+
+// freeze stops a member without ending its life; with its clock, perhaps.
+func (n *node) freeze(clock bool) {
+	if !n.up || n.frozen {
+		return
+	}
+	n.world.count.pauses++
+	n.world.note("%s freezes, its clock too: %t", memberOf(n.index), clock)
+	n.frozen, n.thawRate = true, n.rate
+	if clock {
+		n.world.count.stops++
+		n.setRate(0)
+	}
+}
+
+// thaw lets it go on, with all that came meanwhile.
+func (n *node) thaw() {
+	if !n.frozen {
+		return
+	}
+	n.world.note("%s goes on", memberOf(n.index))
+	if n.rate == 0 {
+		n.setRate(n.thawRate)
+	}
+	n.frozen = false
+	held := n.held
+	n.held = nil
+	for _, do := range held {
+		do()
+	}
+}
+
+// add sums what histories came to.
+func (c *counts) add(o counts) {
+	c.operations += o.operations
+	c.unanswered += o.unanswered
+	c.undecided += o.undecided
+	c.crashes += o.crashes
+	c.powerLosses += o.powerLosses
+	c.pauses += o.pauses
+	c.stops += o.stops
+	c.cuts += o.cuts
+	c.oneWay += o.oneWay
+	c.mirrorCuts += o.mirrorCuts
+	c.driveFailures += o.driveFailures
+	c.slow += o.slow
+	c.takeovers += o.takeovers
+	c.handed += o.handed
+	c.yielded += o.yielded
+	c.revived += o.revived
+	c.removed += o.removed
+	c.admitted += o.admitted
+	c.settled += o.settled
+	c.resyncs += o.resyncs
+	c.bothDown += o.bothDown
+	c.duringResync += o.duringResync
+}

@@ -1,0 +1,101 @@
+package pair
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"steadfast/san/mirror"
+)
+
+// value is what a block holds: 0 at first, then what some write put there.
+type value uint64
+
+// version is a block's content and where the store entered it.
+type version struct {
+	value    value
+	position mirror.Position
+}
+
+// store is a node's disk: blocks, each with what is stable and what came since.
+// It outlives the node's lives.
+type store struct {
+	world  *world
+	blocks map[uint64][]version // the first is stable, the last is what is read
+	last   mirror.Position
+	saved  []mirror.Position // the first is stable
+
+	slow     time.Duration // added to each access, by a fault
+	failNext bool          // the next write fails
+	life     int
+}
+
+func newStore(w *world) *store {
+	return &store{world: w, blocks: map[uint64][]version{}, saved: []mirror.Position{0}}
+}
+
+func (s *store) read(block uint64) version {
+	if v := s.blocks[block]; len(v) > 0 {
+		return v[len(v)-1]
+	}
+	return version{}
+}
+
+// write enters content; durable ones are stable at once, with all before them.
+func (s *store) write(block, count uint64, content []value, durable bool) mirror.Position {
+	s.last++
+	for i := range count {
+		b := block + i
+		if len(s.blocks[b]) == 0 {
+			s.blocks[b] = []version{{}}
+		}
+		s.blocks[b] = append(s.blocks[b], version{content[i], s.last})
+	}
+	if durable {
+		s.flush()
+	}
+	return s.last
+}
+
+// flush makes everything stable.
+func (s *store) flush() {
+	for b, v := range s.blocks {
+		s.blocks[b] = v[len(v)-1:]
+	}
+	s.saved = s.saved[len(s.saved)-1:]
+}
+
+// powerLoss takes back some of what was not stable: each block keeps any of its
+// versions. Positions are not used again.
+func (s *store) powerLoss() {
+	for _, b := range slices.Sorted(maps.Keys(s.blocks)) {
+		v := s.blocks[b]
+		keep := s.world.rand.IntN(len(v))
+		s.blocks[b] = v[keep : keep+1]
+	}
+	keep := s.world.rand.IntN(len(s.saved))
+	s.saved = s.saved[keep : keep+1]
+	s.last += 1000
+}
+
+// changed lists what was entered since a position.
+func (s *store) changed(since mirror.Position) (out []mirror.Range) {
+	for _, b := range slices.Sorted(maps.Keys(s.blocks)) {
+		if s.read(b).position > since {
+			out = append(out, mirror.Range{Block: b, Count: 1})
+		}
+	}
+	return out
+}
+
+// delay is how long an access takes.
+func (s *store) delay(flush bool) time.Duration {
+	d := s.world.between(30*time.Microsecond, 300*time.Microsecond)
+	if flush {
+		d += s.world.between(0, time.Millisecond)
+	}
+	if s.slow > 0 {
+		d += s.world.between(0, s.slow)
+	}
+	return d
+}
