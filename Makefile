@@ -32,7 +32,7 @@ test: ## everything CI runs: vet, format, archtest, unit, race, short fuzz and s
 
 check: format lint ## format and lint, then archtest, unit, race, short fuzz and short sim (first run compiles the linters: minutes)
 	@test/need test || true
-	@$(GO) run ./test/suite -only vet,gofmt,archtest,unit,race,fuzz
+	@$(GO) run ./test/suite -only vet,gofmt,archtest,unit,race,fuzz,sim
 
 format: ## rewrite the Go files as gofumpt wants them
 	@$(GOFUMPT) -l -w $(GOFILES)
@@ -40,7 +40,7 @@ format: ## rewrite the Go files as gofumpt wants them
 lint: ## golangci-lint with .golangci.yml
 	@$(LINT) run ./...
 
-sim: ## the simulated world over SEEDS seeds (default 500)
+sim: ## the simulated worlds: SEEDS histories of the store (default 500), fifty times as many of the pair
 	$(GO) run ./test/suite -only sim -seeds $(SEEDS)
 
 e2e: build ## libiscsi tools, qemu-img and a QEMU guest against a node of this tree; PEER=tgt tries them on tgt

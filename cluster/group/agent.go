@@ -359,15 +359,29 @@ func (a *Agent) act(now Instant) (out []Effect) {
 	}
 	switch a.role() {
 	case Owner:
-		if now >= a.asked.Add(a.cfg.Renew) && len(a.others()) > 0 {
-			_, out = a.Ask(now)
+		out = a.rule(now)
+		if a.due(now) {
+			_, ask := a.Ask(now)
+			out = append(out, ask...)
 		}
-		return append(out, a.rule(now)...)
+		return out
 	case Entry:
 		return a.watch(now)
 	default:
 		return a.comeBack(now)
 	}
+}
+
+// due tells whether to ask for promises: in time, and at once of an entry that
+// has given none in this epoch, for reads wait for it.
+func (a *Agent) due(now Instant) bool {
+	for _, o := range a.others() {
+		_, promised := a.promises[o]
+		if now >= a.asked.Add(a.cfg.Renew) || !promised && now >= a.asked.Add(a.cfg.Renew/10) {
+			return true
+		}
+	}
+	return false
 }
 
 // rule proposes what an owner has to.

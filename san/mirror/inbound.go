@@ -95,7 +95,7 @@ func (m *Mirror) take(r Received) {
 	o := m.own(r.Op)
 	o.from, o.number = in, r.Sequence
 	in.open = append(in.open, numbered{r.Sequence, o.id, r.Op.Kind == Flush || r.Op.Kind == ending})
-	if r.Op.Kind == Write || r.Op.Kind == copied {
+	if r.Op.changes() || r.Op.Kind == copied {
 		m.ledger.begin(o.id)
 	}
 	m.start(o)

@@ -55,11 +55,12 @@ type Kind uint8
 
 // Kinds of operations.
 const (
-	Read   Kind = iota + 1
-	Write       // or any other change of the blocks' content
-	Flush       // makes stable what was done before
-	copied      // a resync's copy of blocks
-	ending      // a resync's last word: flush, and everything is there
+	Read    Kind = iota + 1
+	Write        // or any other change of the blocks' content
+	Flush        // makes stable what was done before
+	Barrier      // a change of all volumes at one moment, as a snapshot is
+	copied       // a resync's copy of blocks
+	ending       // a resync's last word: flush, and everything is there
 )
 
 // Op is one operation on a group. Payload is the caller's; it travels with the
@@ -67,10 +68,13 @@ const (
 type Op struct {
 	Kind         Kind
 	Volume       uint32
-	Block, Count uint64 // of Volume; Count 0 in a Flush only
+	Block, Count uint64 // of Volume; of a read or write
 	Durable      bool   // a write that is stable when it is done
 	Payload      any
 }
+
+// changes tells whether the operation changes what the store holds.
+func (o *Op) changes() bool { return o.Kind == Write || o.Kind == Barrier }
 
 func (o *Op) span() span { return span{o.Volume, o.Block, o.Count} }
 
@@ -106,6 +110,9 @@ type (
 		ID uint64
 		Op Op
 	}
+	// Abort asks for the end of an operation: it is Aborted when it has landed or
+	// never can, unless it is Done or Abandoned before.
+	Abort struct{ ID uint64 }
 	// Applied tells that an Apply, Load or Sync is over. Position is where the
 	// store entered a change.
 	Applied struct {
@@ -173,6 +180,8 @@ type (
 	Sync struct{ ID uint64 }
 	// Done answers a client's operation.
 	Done struct{ ID uint64 }
+	// Aborted answers Abort: nothing of the operation lands from now on.
+	Aborted struct{ ID uint64 }
 	// Abandon ends a client's operation without an answer: whether it was done is
 	// not known here.
 	Abandon struct{ ID uint64 }
@@ -230,6 +239,7 @@ type operation struct {
 	local   bool // applied, loaded or flushed here
 	through bool // is being flushed because the set is one
 	dead    bool // nobody waits for it, but the store is at it
+	aborted bool // its end is waited for, not its result
 	asked   group.Instant
 	acks    []quorum.Incarnation
 	// As the other: where it came from.
@@ -267,6 +277,8 @@ func (m *Mirror) Step(now group.Instant, in Input) []Effect {
 		m.tell(in)
 	case Begin:
 		m.begin(in)
+	case Abort:
+		m.abort(in.ID)
 	case Applied:
 		m.applied(in)
 	case Changes:
@@ -395,7 +407,7 @@ func (m *Mirror) forget(o *operation) {
 func (m *Mirror) start(o *operation) {
 	m.ops[o.id] = o
 	switch {
-	case o.op.Kind == Flush, o.op.Kind == ending && o.from == nil, o.op.Kind == Read && m.cfg.Fault.has(readPending):
+	case o.op.Kind == Flush, o.op.Kind == ending && o.from == nil, o.op.Kind == Read && m.cfg.Fault.has(readPending), o.op.Kind == Barrier && m.cfg.Fault.has(looseBarrier):
 		m.free = append(m.free, o.id)
 	default:
 		m.locks.claim(o.id, o.op.span(), o.op.Kind == Read || o.op.Kind == copied && o.from == nil)
@@ -419,6 +431,29 @@ func (m *Mirror) begin(b Begin) {
 		return
 	}
 	m.start(&operation{id: b.ID, op: b.Op, client: true})
+}
+
+// abort ends what has not begun, and waits for what has.
+func (m *Mirror) abort(id uint64) {
+	for i, b := range m.held {
+		if b.ID == id {
+			m.held = slices.Delete(m.held, i, i+1)
+			m.do(Aborted{id})
+			return
+		}
+	}
+	o := m.ops[id]
+	switch {
+	case o == nil || !o.client:
+	case !o.granted:
+		m.forget(o)
+		m.do(Aborted{id})
+	case m.cfg.Fault.has(ghost):
+		m.forget(o)
+		m.do(Aborted{id})
+	default:
+		o.aborted = true
+	}
 }
 
 // advance does what has become possible.
@@ -484,7 +519,7 @@ func (m *Mirror) granted(o *operation) {
 		m.ledger.whole(o.id)
 		m.forward(o)
 		m.do(Sync{o.id})
-	case Write:
+	case Write, Barrier:
 		if len(m.at.Others) == 0 && !m.cfg.Fault.has(memoryOfOne) {
 			o.op.Durable = true
 		}
@@ -522,7 +557,7 @@ func (m *Mirror) applied(a Applied) {
 		m.forget(o)
 		return
 	}
-	if (o.op.Kind == Write || o.op.Kind == copied && o.from != nil) && !o.through {
+	if (o.op.changes() || o.op.Kind == copied && o.from != nil) && !o.through {
 		m.ledger.entered(a.Position)
 	}
 	if o.from != nil {
@@ -565,7 +600,7 @@ func (m *Mirror) finish(o *operation) {
 	switch {
 	case o.op.Kind == Read && !m.agent.MayRead(m.now, o.asked) && !m.cfg.Fault.has(pastLease):
 		return
-	case o.op.Kind == Write && !o.op.Durable && len(m.at.Others) == 0 && !m.cfg.Fault.has(memoryOfOne):
+	case o.op.changes() && !o.op.Durable && len(m.at.Others) == 0 && !m.cfg.Fault.has(memoryOfOne):
 		// The others went while it was under way: one memory is not enough.
 		if !o.through {
 			o.through, o.local = true, false
@@ -574,7 +609,7 @@ func (m *Mirror) finish(o *operation) {
 		return
 	}
 	switch o.op.Kind {
-	case Write:
+	case Write, Barrier:
 		m.ledger.complete(o.id)
 	case Flush:
 		m.save(m.ledger.flushed(o.id))
@@ -582,7 +617,10 @@ func (m *Mirror) finish(o *operation) {
 		m.ended(o)
 	case Read:
 	}
-	if o.client {
+	switch {
+	case o.aborted:
+		m.do(Aborted{o.id})
+	case o.client:
 		m.do(Done{o.id})
 	}
 	m.forget(o)
@@ -590,7 +628,7 @@ func (m *Mirror) finish(o *operation) {
 
 // reached tells whether an operation is where it has to be.
 func (m *Mirror) reached(o *operation) bool {
-	if o.op.Kind == Read || m.cfg.Fault.has(ackEarly) && o.op.Kind == Write {
+	if o.op.Kind == Read || m.cfg.Fault.has(ackEarly) && o.op.changes() {
 		return true
 	}
 	for _, e := range m.at.Others {

@@ -14,6 +14,8 @@ const (
 	memoryOfOne                       // a set of one answers from memory
 	forgetIntent                      // forget the returning member's own writes
 	skipDirty                         // skip the survivor's changes
+	looseBarrier                      // a snapshot that is no barrier
+	ghost                             // an aborted operation that lands later
 )
 
 // Mutations by name, for the simulation.
@@ -21,6 +23,7 @@ func Mutations() map[string]Mutation {
 	return map[string]Mutation{
 		"ack-early": ackEarly, "read-pending": readPending, "past-lease": pastLease, "stale-epoch": staleEpoch,
 		"epoch-at-entry": epochAtEntry, "memory-of-one": memoryOfOne, "forget-intent": forgetIntent, "skip-dirty": skipDirty,
+		"loose-barrier": looseBarrier, "ghost": ghost,
 	}
 }
 

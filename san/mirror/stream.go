@@ -109,7 +109,7 @@ func (m *Mirror) openStream(to quorum.Incarnation) {
 // underWay lists the operations that the other may lack.
 func (m *Mirror) underWay() (list []*operation) {
 	for _, id := range m.sorted() {
-		if o := m.ops[id]; o.from == nil && o.granted && (o.op.Kind == Write || o.op.Kind == Flush) {
+		if o := m.ops[id]; o.from == nil && o.granted && (o.op.changes() || o.op.Kind == Flush) {
 			list = append(list, o)
 		}
 	}
@@ -167,8 +167,8 @@ func (m *Mirror) forward(o *operation) {
 	case s == nil && m.missed != nil && o.op.Kind == Write:
 		m.missed.dirty.add(what)
 		return
-	case s == nil, s.phase == phaseCopying && o.op.Kind == Flush:
-		return
+	case s == nil, s.phase == phaseCopying && (o.op.Kind == Flush || o.op.Kind == Barrier):
+		return // the end has nothing whole yet
 	case s.phase == phaseAsking:
 		if o.op.Kind == Write {
 			s.dirty.add(what)

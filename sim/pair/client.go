@@ -1,6 +1,7 @@
 package pair
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -33,6 +34,7 @@ type record struct {
 	answered bool
 	ret      instant // of an answered one; else the bound that judge finds
 	alone    bool    // it was answered by a set of one, which writes through
+	snapshot value   // a barrier's name
 }
 
 func (c *client) think() {
@@ -50,6 +52,10 @@ func (c *client) ask() {
 	count := uint64(1 + w.rand.IntN(2))
 	r := record{client: c.index, block: w.rand.Uint64N(w.cfg.blocks - count + 1), call: w.now}
 	switch {
+	case !c.reads && w.chance(0.03):
+		r.kind = mirror.Barrier
+		w.count.values++
+		r.snapshot = value(w.count.values)
 	case c.reads || w.chance(0.45):
 		r.kind, r.values = mirror.Read, make([]value, count)
 	case w.chance(0.9):
@@ -136,22 +142,36 @@ func (c *client) answered(n *node, session int, a *ask) {
 // ask takes a client's operation. Of a new session it waits until what is left
 // of the client's old ones has ended here, as the reinstatement of a session does.
 func (n *node) ask(c *client, session int, r record) {
-	for _, a := range n.asks {
-		if a.client == c {
-			n.later(time.Millisecond, func() {
-				if c.session == session {
-					n.ask(c, session, r)
-				}
-			})
-			return
+	left := false
+	for _, id := range slices.Sorted(maps.Keys(n.asks)) {
+		a := n.asks[id]
+		if a == nil || a.client != c {
+			continue
 		}
+		if left = true; !a.ending {
+			a.ending = true
+			n.step(mirror.Abort{ID: id})
+		}
+	}
+	if left {
+		n.later(time.Millisecond, func() {
+			if c.session == session {
+				n.ask(c, session, r)
+			}
+		})
+		return
 	}
 	w := n.world
 	w.count.ids++
 	n.asks[w.count.ids] = &ask{client: c, number: session, block: r.block, kind: r.kind}
-	op := mirror.Op{Kind: r.kind, Block: r.block, Count: uint64(len(r.values)), Durable: w.cfg.durable}
-	if r.kind == mirror.Write {
-		op.Payload = slices.Clone(r.values)
+	op := mirror.Op{Kind: r.kind, Durable: w.cfg.durable || r.kind == mirror.Barrier}
+	switch r.kind {
+	case mirror.Write:
+		op.Block, op.Count, op.Payload = r.block, uint64(len(r.values)), slices.Clone(r.values)
+	case mirror.Barrier:
+		op.Payload = r.snapshot
+	default:
+		op.Block, op.Count = r.block, uint64(len(r.values))
 	}
 	n.step(mirror.Begin{ID: w.count.ids, Op: op})
 }

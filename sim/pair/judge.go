@@ -1,7 +1,10 @@
 package pair
 
 import (
+	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -22,13 +25,6 @@ func (w *world) decided(c quorum.Command, s *quorum.State, err error) {
 		return
 	}
 	w.note("decided: %s by %s%d %s", c.Kind, c.By.Member, c.By.Boot, describe(s))
-	if c.Kind == quorum.KindSucceed || c.Kind == quorum.KindRevive {
-		for _, n := range w.nodes[:2] {
-			if n.mirror != nil && n.mirror.Resyncing() {
-				w.count.duringResync++
-			}
-		}
-	}
 	switch c.Kind {
 	case quorum.KindSucceed:
 		w.count.takeovers++
@@ -56,7 +52,7 @@ func describe(s *quorum.State) string {
 	if g == nil {
 		return ""
 	}
-	text := "epoch " + time.Duration(g.Epoch).String() + ": " + string(g.Owner.Member) + " of"
+	text := fmt.Sprintf("epoch %d: %s of", g.Epoch, g.Owner.Member)
 	for _, e := range g.Set {
 		text += " " + string(e.Member)
 	}
@@ -148,7 +144,13 @@ func (w *world) linearizable() {
 	for b := range w.cfg.blocks {
 		var history []porcupine.Operation
 		for i, r := range w.ops {
-			if b < r.block || b >= r.block+uint64(len(r.values)) || r.kind == mirror.Flush || r.kind == mirror.Read && !r.answered {
+			if r.kind == mirror.Barrier {
+				if v, ok := w.snapshot(r.snapshot, b); ok && r.answered {
+					history = append(history, porcupine.Operation{ClientId: r.client, Input: touch{}, Output: v, Call: int64(r.call), Return: bounds[i]})
+				}
+				continue
+			}
+			if b < r.block || b >= r.block+uint64(len(r.values)) || r.kind == mirror.Read && !r.answered {
 				continue
 			}
 			v := r.values[b-r.block]
@@ -222,12 +224,33 @@ func (w *world) explain(b uint64, bounds []int64) {
 	}
 }
 
+// snapshot returns what a snapshot has of a block, if any node has it.
+func (w *world) snapshot(name value, b uint64) (value, bool) {
+	for _, n := range w.nodes[:2] {
+		if s := n.store.snaps[name]; s != nil {
+			return s[b], true
+		}
+	}
+	return 0, false
+}
+
 // equal holds that both nodes have the same.
 func (w *world) equal() {
 	a, b := w.nodes[0].store, w.nodes[1].store
 	for block := range w.cfg.blocks {
 		if x, y := a.read(block).value, b.read(block).value; x != y {
 			w.fail("block %d is %d on a and %d on b", block, x, y)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.snaps)) {
+		if b.snaps[name] == nil {
+			continue // it was taken while the other was away
+		}
+		w.count.snapshots++
+		for block := range w.cfg.blocks {
+			if x, y := a.snaps[name][block], b.snaps[name][block]; x != y {
+				w.fail("block %d of snapshot %d is %d on a and %d on b", block, name, x, y)
+			}
 		}
 	}
 }

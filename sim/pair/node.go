@@ -59,6 +59,7 @@ type ask struct {
 	kind   mirror.Kind
 	loaded []value
 	alone  bool
+	ending bool // its abort was asked for
 }
 
 // time is the node's own clock, CLOCK_BOOTTIME.
@@ -124,6 +125,11 @@ func (n *node) stop(power bool) {
 		return
 	}
 	w.note("%s dies, power loss %t", memberOf(n.index), power)
+	for _, m := range w.nodes[:2] {
+		if m != n && m.mirror != nil && m.mirror.Resyncing() && n.mirror != nil {
+			w.count.duringResync++
+		}
+	}
 	n.up, n.raft, n.mirror = false, nil, nil
 	if n.store != nil {
 		if power {
@@ -242,6 +248,11 @@ func (n *node) do(e mirror.Effect) {
 	case mirror.Apply:
 		durable := e.Op.Durable
 		n.later(n.store.delay(durable), func() {
+			if e.Op.Kind == mirror.Barrier {
+				w.note("%s takes snapshot %v", memberOf(n.index), e.Op.Payload)
+				n.step(mirror.Applied{ID: e.ID, Position: n.store.snapshot(e.Op.Payload.(value))})
+				return
+			}
 			if n.store.failNext && e.Op.Kind == mirror.Write {
 				n.store.failNext, n.broken = false, true
 				w.count.driveFailures++
@@ -284,6 +295,9 @@ func (n *node) do(e mirror.Effect) {
 		a := n.asks[e.ID]
 		delete(n.asks, e.ID)
 		a.client.dropped(n, a.number)
+	case mirror.Aborted:
+		w.count.aborted++
+		delete(n.asks, e.ID)
 	case mirror.Resynced:
 		w.count.resyncs++
 	}
@@ -298,7 +312,7 @@ func (n *node) propose(c quorum.Command) {
 		w.fail("%v", err)
 		return
 	}
-	if !w.calm && w.chance(0.1) {
+	if !w.calm && w.chance(max(0.1, w.late)) {
 		w.after(w.between(0, 4*time.Second), func() {
 			via := w.nodes[w.rand.IntN(3)]
 			via.in(via.life, func() { _ = via.raft.Propose(data); via.ready() })

@@ -27,26 +27,61 @@ type profile struct {
 	patience time.Duration
 	proof    float64 // how often a death is proven
 	faults   int
-	stall    time.Duration // at most, before a packet is dealt with
+	stalls   float64       // how often a packet waits before it is dealt with
+	stall    time.Duration // at most so long
 }
 
 func (p *profile) mutant(name string) bool { return slices.Contains(p.mutants, name) }
 
 // inbox draws how long a packet waits to be dealt with.
 func (p *profile) inbox(w *world) time.Duration {
-	if w.calm || !w.chance(0.01) {
+	if w.calm || !w.chance(p.stalls) {
 		return 0
 	}
 	return w.between(0, p.stall)
 }
 
-// counts are what a history came to.
+// counts are what a history came to. The first part is what is to be covered.
 type counts struct {
-	operations, unanswered, undecided                                                  int
-	crashes, powerLosses, pauses, stops, cuts, oneWay, mirrorCuts, driveFailures, slow int
-	takeovers, handed, yielded, revived, removed, admitted, settled, resyncs           int
-	bothDown, duringResync                                                             int
-	ids, index, values                                                                 uint64
+	takeovers, handed, yielded, revived, removed, admitted, settled, resyncs  int
+	crashes, powerLosses, bothDown, duringResync, pauses, clockStops          int
+	cuts, oneWay, mirrorCuts, driveFailures, slow, unanswered, durable, asked int
+	aborted, snapshots                                                        int
+
+	operations, undecided int
+	simulated             time.Duration
+	ids, index, values    uint64
+}
+
+// coverage lists the counters that many histories together must not leave at
+// zero.
+func (c *counts) coverage() []counter {
+	return []counter{
+		{"takeovers", &c.takeovers}, {"handed over", &c.handed}, {"yielded", &c.yielded}, {"revived", &c.revived},
+		{"removed", &c.removed}, {"admitted", &c.admitted}, {"settled", &c.settled}, {"resyncs", &c.resyncs},
+		{"crashes", &c.crashes}, {"power losses", &c.powerLosses}, {"both crashed", &c.bothDown},
+		{"crashes during a resync", &c.duringResync}, {"pauses", &c.pauses}, {"with the clock stopped", &c.clockStops},
+		{"cut off", &c.cuts}, {"one way only", &c.oneWay}, {"mirror link cut", &c.mirrorCuts},
+		{"drive failures", &c.driveFailures}, {"slow drives", &c.slow}, {"unanswered", &c.unanswered},
+		{"durable groups", &c.durable}, {"groups that ask for reads", &c.asked},
+		{"aborted", &c.aborted}, {"snapshots on both", &c.snapshots},
+	}
+}
+
+type counter struct {
+	name string
+	n    *int
+}
+
+// add sums what histories came to.
+func (c *counts) add(o counts) {
+	sum, more := c.coverage(), o.coverage()
+	for i := range sum {
+		*sum[i].n += *more[i].n
+	}
+	c.operations += o.operations
+	c.undecided += o.undecided
+	c.simulated += o.simulated
 }
 
 // source is raft's randomness: it takes it from crypto/rand.
@@ -76,6 +111,7 @@ func Run(seed uint64, mutants ...string) Outcome {
 	w.choose(mutants)
 	w.build()
 	w.history()
+	w.count.simulated = time.Duration(w.now)
 	return Outcome{Failure: w.failure, Trace: w.trace, counts: w.count}
 }
 
@@ -84,7 +120,7 @@ func (w *world) choose(mutants []string) {
 	w.cfg = profile{
 		mutants: mutants, durable: w.chance(0.5), blocks: 4 + w.rand.Uint64N(12), clients: 2 + w.rand.IntN(3),
 		think: w.between(time.Millisecond, 20*time.Millisecond), patience: w.between(50*time.Millisecond, time.Second),
-		proof: []float64{0, 0.5, 1}[w.rand.IntN(3)], faults: 3 + w.rand.IntN(8), stall: w.between(0, time.Second),
+		proof: []float64{0, 0.5, 1}[w.rand.IntN(3)], faults: 3 + w.rand.IntN(8), stalls: []float64{0, 0.001, 0.01, 0.05}[w.rand.IntN(4)], stall: w.between(0, 2*time.Second),
 	}
 	w.cfg.mirror = mirror.Config{
 		Agent: group.Config{
@@ -92,6 +128,12 @@ func (w *world) choose(mutants []string) {
 			Revive: 3 * time.Second, Retry: 200 * time.Millisecond, Confirm: w.chance(0.3),
 		},
 		Copies: 1 + w.rand.IntN(4), CopyBlocks: 1 + w.rand.Uint64N(4), Settle: w.between(10*time.Millisecond, 500*time.Millisecond),
+	}
+	if w.cfg.durable {
+		w.count.durable++
+	}
+	if w.cfg.mirror.Agent.Confirm {
+		w.count.asked++
 	}
 	for _, m := range mutants {
 		w.cfg.mirror.Fault |= mirror.Mutations()[m]
@@ -235,7 +277,7 @@ func (w *world) fault() {
 		n, storing = w.owner(), w.owner()
 	}
 	lasts := w.between(10*time.Millisecond, 4*time.Second)
-	switch w.rand.IntN(12) {
+	switch w.rand.IntN(14) {
 	case 0, 1:
 		w.crash(n, lasts)
 	case 2:
@@ -268,6 +310,19 @@ func (w *world) fault() {
 		}
 	case 11:
 		storing.in(storing.life, func() { storing.step(group.Move{}) })
+	case 12: // the owner is alone with its clients, for longer than a promise lasts
+		o := w.owner()
+		w.count.cuts++
+		for j := range w.nodes {
+			if j != o.index {
+				w.cut(o.index, j, w.between(1500*time.Millisecond, 4*time.Second), true)
+			}
+		}
+	case 13: // a member returns, and what it is admitted by is late
+		w.late = 0.7
+		w.after(lasts, func() { w.late = 0 })
+		w.crash(storing, w.between(10*time.Millisecond, 300*time.Millisecond))
+		w.after(w.between(time.Second, 2*time.Second), func() { w.crash(storing, lasts) })
 	}
 }
 
@@ -330,7 +385,7 @@ func (n *node) freeze(clock bool) {
 	n.world.note("%s freezes, its clock too: %t", memberOf(n.index), clock)
 	n.frozen, n.thawRate = true, n.rate
 	if clock {
-		n.world.count.stops++
+		n.world.count.clockStops++
 		n.setRate(0)
 	}
 }
@@ -350,30 +405,4 @@ func (n *node) thaw() {
 	for _, do := range held {
 		do()
 	}
-}
-
-// add sums what histories came to.
-func (c *counts) add(o counts) {
-	c.operations += o.operations
-	c.unanswered += o.unanswered
-	c.undecided += o.undecided
-	c.crashes += o.crashes
-	c.powerLosses += o.powerLosses
-	c.pauses += o.pauses
-	c.stops += o.stops
-	c.cuts += o.cuts
-	c.oneWay += o.oneWay
-	c.mirrorCuts += o.mirrorCuts
-	c.driveFailures += o.driveFailures
-	c.slow += o.slow
-	c.takeovers += o.takeovers
-	c.handed += o.handed
-	c.yielded += o.yielded
-	c.revived += o.revived
-	c.removed += o.removed
-	c.admitted += o.admitted
-	c.settled += o.settled
-	c.resyncs += o.resyncs
-	c.bothDown += o.bothDown
-	c.duringResync += o.duringResync
 }

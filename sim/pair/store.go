@@ -24,6 +24,7 @@ type store struct {
 	blocks map[uint64][]version // the first is stable, the last is what is read
 	last   mirror.Position
 	saved  []mirror.Position // the first is stable
+	snaps  map[value]map[uint64]value
 
 	slow     time.Duration // added to each access, by a fault
 	failNext bool          // the next write fails
@@ -31,7 +32,7 @@ type store struct {
 }
 
 func newStore(w *world) *store {
-	return &store{world: w, blocks: map[uint64][]version{}, saved: []mirror.Position{0}}
+	return &store{world: w, blocks: map[uint64][]version{}, saved: []mirror.Position{0}, snaps: map[value]map[uint64]value{}}
 }
 
 func (s *store) read(block uint64) version {
@@ -53,6 +54,20 @@ func (s *store) write(block, count uint64, content []value, durable bool) mirror
 	}
 	if durable {
 		s.flush()
+	}
+	return s.last
+}
+
+// snapshot keeps what all blocks are now, and makes it stable. A second one by
+// the same name is the first.
+func (s *store) snapshot(name value) mirror.Position {
+	s.last++
+	s.flush()
+	if s.snaps[name] == nil {
+		s.snaps[name] = map[uint64]value{}
+		for b := range s.blocks {
+			s.snaps[name][b] = s.read(b).value
+		}
 	}
 	return s.last
 }

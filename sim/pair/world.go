@@ -49,6 +49,7 @@ type world struct {
 	net     network
 	conn    *connection
 	conns   int
+	late    float64  // share of proposals that come late, by a fault
 	ops     []record // what clients asked for and got
 	trace   []string
 	count   counts

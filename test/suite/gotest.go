@@ -38,32 +38,32 @@ func (s *suite) goTest(ctx context.Context, args ...string) (tally, error) {
 }
 
 // goTestSaying is goTest, and shows the lines that tests print with a prefix
-// (unless that is empty). It returns the last of them.
-func (s *suite) goTestSaying(ctx context.Context, prefix string, args ...string) (t tally, last string, err error) {
+// (unless that is empty). It returns them.
+func (s *suite) goTestSaying(ctx context.Context, prefix string, args ...string) (t tally, said []string, err error) {
 	cmd := s.command(ctx, append([]string{"go", "test", "-json"}, args...)...)
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {
-		return t, "", err
+		return t, nil, err
 	}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
-		return t, "", err
+		return t, nil, err
 	}
 	t, err = countEvents(pipe, func(line string) {
 		if prefix != "" && strings.HasPrefix(line, prefix) {
-			last = line
+			said = append(said, line)
 			fmt.Println("    " + line)
 		}
 	})
 	waitErr := cmd.Wait()
 	if err != nil {
-		return t, last, err
+		return t, said, err
 	}
 	var exit *exec.ExitError
 	if waitErr != nil && (t.failed == 0 || !errors.As(waitErr, &exit)) {
-		return t, last, fmt.Errorf("go test: %w", waitErr)
+		return t, said, fmt.Errorf("go test: %w", waitErr)
 	}
-	return t, last, nil
+	return t, said, nil
 }
 
 // countEvents reads go test's events, prints what failed and the reason of

@@ -56,3 +56,11 @@ func TestCheck(t *testing.T) {
 		t.Error("stages are not checked by name")
 	}
 }
+
+// TestSumSeeds adds up what several simulations count.
+func TestSumSeeds(t *testing.T) {
+	seeds, failed := sumSeeds([]string{"sim: 12 takeovers", "sim: 20 seeds, 1 failed", "sim: 1000 seeds, 2 failed"})
+	if seeds != 1020 || failed != 3 {
+		t.Errorf("%d seeds, %d failed", seeds, failed)
+	}
+}

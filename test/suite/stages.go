@@ -99,15 +99,27 @@ func race(ctx context.Context, s *suite) (tally, error) {
 
 func isSim(p string) bool { return p == "steadfast/sim" || strings.HasPrefix(p, "steadfast/sim/") }
 
-// simulate runs the simulated world; the number of seeds goes by SIM_SEEDS.
-// The simulation's own last line counts seeds and is shown last.
+// simulate runs the simulated worlds; the number of seeds goes by SIM_SEEDS.
+// Each ends with a count of its seeds; their sum is the closing line.
 func simulate(ctx context.Context, s *suite) (tally, error) {
-	t, last, err := s.goTestSaying(ctx, "sim: ", "-count", "1", "-timeout", "60m", "./sim/...")
-	s.closing = last
-	if err == nil && !strings.Contains(last, " seeds, ") {
+	t, said, err := s.goTestSaying(ctx, "sim: ", "-count", "1", "-timeout", "60m", "./sim/...")
+	seeds, failed := sumSeeds(said)
+	if err == nil && seeds == 0 {
 		err = errors.New("the simulation ended without counting its seeds")
 	}
+	s.closing = fmt.Sprintf("sim: %d seeds, %d failed", seeds, failed)
 	return t, err
+}
+
+// sumSeeds adds up the lines that count seeds.
+func sumSeeds(lines []string) (seeds, failed int) {
+	for _, line := range lines {
+		var n, bad int
+		if _, err := fmt.Sscanf(line, "sim: %d seeds, %d failed", &n, &bad); err == nil {
+			seeds, failed = seeds+n, failed+bad
+		}
+	}
+	return seeds, failed
 }
 
 // fuzz runs every fuzz target of the tree for a while. go test takes one
