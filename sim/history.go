@@ -310,9 +310,6 @@ func (h *history) judgeFull(op storetest.Op, err error) error {
 	}
 	st := h.pool.Status()
 	stored := h.model.Now().Stored() * 4096
-	if h.model.Now().RolledBack() { // what the pool keeps then is judged at rest
-		stored = st.Data
-	}
 	if (stored+st.Metadata+st.Reclaimable)*100 < st.Capacity*80 {
 		return fmt.Errorf("%v: %w, although %d bytes are stored and %d reclaimable of %d", op, err, stored, st.Reclaimable, st.Capacity)
 	}

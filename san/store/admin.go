@@ -338,7 +338,7 @@ func (p *Pool) Status() PoolStatus {
 	}
 	for _, b := range p.cat.branches {
 		if b.head != nil {
-			alone += b.exclusive
+			alone += b.own()
 		}
 		for _, q := range b.pins {
 			if q.snapshot != nil {
@@ -352,16 +352,39 @@ func (p *Pool) Status() PoolStatus {
 	return s
 }
 
+// stays tells whether a volume or a snapshot reads b.
+func (b *branch) stays() bool {
+	return b.head != nil || slices.ContainsFunc(b.pins, func(p *pin) bool {
+		return p.snapshot != nil || slices.ContainsFunc(p.children, (*branch).stays)
+	})
+}
+
+// own counts the blocks that only b's head reads: its own, and as far down as
+// nobody else stands, what it reads of those below.
+func (b *branch) own() int64 {
+	n := b.exclusive
+	for alone := len(b.pins) == 0; alone && b.fork != nil && b.fork.isFork() && len(b.fork.children) == 1; {
+		n += b.fork.exclusive
+		b = b.parent
+		alone = len(b.pins) == 1
+	}
+	return n
+}
+
 // reclaimable counts the blocks that jobs have still to free.
 func (c *catalog) reclaimable() (n int64) {
-	for _, j := range c.jobs {
-		switch {
-		case !j.Head:
-			n += j.pin.exclusive
-		case slices.ContainsFunc(j.branch.pins, func(p *pin) bool { return p.snapshot != nil || p.children > 0 }):
-			n += j.branch.exclusive
-		default:
-			n += j.branch.entries
+	for _, b := range c.branches {
+		if !b.stays() { // it goes as a whole
+			n += b.entries
+			continue
+		}
+		if b.leaving {
+			n += b.exclusive
+		}
+		for _, p := range b.pins {
+			if p.dying && len(p.children) == 0 {
+				n += p.exclusive
+			}
 		}
 	}
 	return n
@@ -392,7 +415,7 @@ func (p *Pool) Volume(name string) (VolumeStatus, error) {
 
 func (p *Pool) describeVolume(v *volume) VolumeStatus {
 	s := VolumeStatus{
-		ID: v.id, Name: v.name, Size: v.size.Load(), Referenced: blockBytes(v.referenced), Exclusive: blockBytes(v.branch.exclusive),
+		ID: v.id, Name: v.name, Size: v.size.Load(), Referenced: blockBytes(v.referenced), Exclusive: blockBytes(v.branch.own()),
 		WriteCache: v.writeCache.Load(), ReadOnly: v.readOnly.Load(), Snapshots: len(v.snapshots), CorruptBlocks: v.corrupt.Load(),
 		Created: time.Unix(0, int64(min(v.created, math.MaxInt64))),
 	}
@@ -405,10 +428,8 @@ func (p *Pool) describeVolume(v *volume) VolumeStatus {
 // origin names the snapshot that a clone stands on.
 func (c *catalog) origin(v *volume) string {
 	for b := v.branch; b.parent != nil; b = b.parent {
-		for _, q := range b.parent.pins {
-			if q.lsn == b.parentLSN && q.snapshot != nil && q.snapshot.volume != v {
-				return q.snapshot.volume.name + "@" + q.snapshot.name
-			}
+		if s := b.fork.snapshot; s != nil && s.volume != v {
+			return s.volume.name + "@" + s.name
 		}
 	}
 	return ""
@@ -438,7 +459,7 @@ func (p *Pool) describeSnapshot(s *snapshot) SnapshotStatus {
 	for _, v := range p.cat.clones(s) {
 		out.Clones = append(out.Clones, v.name)
 	}
-	if s.pin.children == 0 {
+	if len(s.pin.children) == 0 {
 		out.Exclusive = blockBytes(s.pin.exclusive)
 	}
 	return out

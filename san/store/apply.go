@@ -16,9 +16,9 @@ type applier struct {
 
 func kindOf(e maptree.Entry) format.Kind { return format.Ref(e.Ref).Kind() }
 
-// visibleAbove tells whether a block that b itself has no entry for holds data
+// visibleBelow tells whether a block that b itself has no entry for holds data
 // in the branches it stands on.
-func (a *applier) visibleAbove(b *branch, lba uint64) (bool, error) {
+func (a *applier) visibleBelow(b *branch, lba uint64) (bool, error) {
 	for b.parent != nil {
 		lsn := b.parentLSN
 		b = b.parent
@@ -39,7 +39,7 @@ func (a *applier) set(b *branch, lba, gen uint64, ref format.Ref, sum uint64) er
 	}
 	visible := ok && kindOf(old) != format.KindHole
 	if !ok {
-		if visible, err = a.visibleAbove(b, lba); err != nil {
+		if visible, err = a.visibleBelow(b, lba); err != nil {
 			return err
 		}
 	}
@@ -47,11 +47,16 @@ func (a *applier) set(b *branch, lba, gen uint64, ref format.Ref, sum uint64) er
 	if hole && !visible {
 		return nil
 	}
-	replaced := false
+	var before, after readers // of the old entry
 	if ok {
-		n, _ := b.needed(lba, old.Gen, gen)
-		replaced = n == 0
+		if before, err = a.readers(b, lba, old.Gen, gone); err != nil {
+			return err
+		}
+		if after, err = a.readers(b, lba, old.Gen, gen); err != nil {
+			return err
+		}
 	}
+	replaced := ok && after.n == 0
 	entry := maptree.Entry{Key: maptree.Key{Branch: b.id, LBA: lba, Gen: gen}, Ref: uint64(ref), Sum: sum}
 	switch {
 	case replaced && hole:
@@ -64,11 +69,27 @@ func (a *applier) set(b *branch, lba, gen uint64, ref format.Ref, sum uint64) er
 	if err != nil {
 		return err
 	}
-	a.recount(b, old, ok, replaced, visible, entry)
-	if replaced {
-		return a.release(old)
+	b.countNew(entry, visible)
+	switch {
+	case !ok:
+		return a.hide(b, lba)
+	case replaced:
+		err = a.release(old)
 	}
-	return nil
+	recount(old, before, after)
+	return err
+}
+
+// hide follows the first entry of a block in b: what b stands on may have lost
+// a reader by it.
+func (a *applier) hide(b *branch, lba uint64) error {
+	if !b.standsOnFork(lba) {
+		return nil
+	}
+	if looks, err := a.looksBelow(b, lba); err != nil || looks {
+		return err
+	}
+	return a.unread(b, lba)
 }
 
 // punch takes away an entry no pin needs. What is older and holds data must not
@@ -80,7 +101,7 @@ func (a *applier) punch(b *branch, old, hole maptree.Entry) error {
 	}
 	shows := ok && kindOf(under) != format.KindHole
 	if !ok {
-		if shows, err = a.visibleAbove(b, old.LBA); err != nil {
+		if shows, err = a.visibleBelow(b, old.LBA); err != nil {
 			return err
 		}
 	}
@@ -91,8 +112,9 @@ func (a *applier) punch(b *branch, old, hole maptree.Entry) error {
 	return err
 }
 
-// recount keeps the counts of b's head and pins through one change of a block.
-func (a *applier) recount(b *branch, old maptree.Entry, had, replaced, visible bool, now maptree.Entry) {
+// countNew counts a block's new entry, which its head alone reads. visible
+// tells whether the head read data there before.
+func (b *branch) countNew(now maptree.Entry, visible bool) {
 	if b.head != nil {
 		if visible {
 			b.head.referenced--
@@ -108,16 +130,6 @@ func (a *applier) recount(b *branch, old maptree.Entry, had, replaced, visible b
 	case format.KindShared:
 		b.entries++
 	default: // a hole takes no space
-	}
-	if !had || kindOf(old) != format.KindData {
-		return
-	}
-	if replaced {
-		b.exclusive--
-		return
-	}
-	if n, p := b.needed(old.LBA, old.Gen, now.Gen); n == 1 {
-		p.exclusive++
 	}
 }
 
@@ -178,15 +190,11 @@ func (a *applier) uncountShared(b *branch, e maptree.Entry) error {
 	if err != nil {
 		return err
 	}
-	n, p := b.needed(e.LBA, e.Gen, next)
-	head := next == gone && b.headReads(e.LBA)
-	switch {
-	case n == 0 && head:
-		b.exclusive--
-	case n == 1 && !head:
-		p.exclusive--
+	r, err := a.readers(b, e.LBA, e.Gen, next)
+	if err == nil {
+		recount(e, r, readers{})
 	}
-	return nil
+	return err
 }
 
 // successor returns the generation of the next newer entry of e's block, or gone.

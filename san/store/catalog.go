@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 
 	"steadfast/fault"
-	"steadfast/internal/invariant"
 	"steadfast/san/store/format"
 )
 
@@ -38,6 +37,7 @@ type branch struct {
 	owner     ID // the volume it was made for
 	parent    *branch
 	parentLSN uint64
+	fork      *pin // the parent's, at parentLSN; nil without a parent
 	head      *volume
 	pins      []*pin // ascending
 	entries   int64  // map entries that hold data
@@ -54,7 +54,10 @@ type pin struct {
 	lsn       uint64
 	exclusive int64 // blocks only this pin reads
 	snapshot  *snapshot
-	children  int
+	children  []*branch
+	// dying tells that its snapshot is gone and a job will see to that. With
+	// neither, the pin is a fork; see readers.go.
+	dying bool
 }
 
 // volume is a volume of the pool, open or not.
@@ -114,6 +117,11 @@ func viewOf(b *branch, lsn uint64) *view {
 	return v
 }
 
+// leads tells whether a view goes by a branch.
+func (v *view) leads(b *branch) bool {
+	return slices.ContainsFunc(v.links, func(l link) bool { return l.branch == b.id })
+}
+
 // job is reclaiming to do; see format.Job.
 type job struct {
 	format.Job
@@ -123,27 +131,6 @@ type job struct {
 
 func newCatalog() *catalog {
 	return &catalog{nextBranch: format.BranchShared + 1, branches: map[uint32]*branch{}, volumes: map[ID]*volume{}, byName: map[string]*volume{}}
-}
-
-// needed counts the pins that read an entry of block lba of generation gen
-// whose next newer one is of generation next, stopping at two, and returns the
-// first. A pin that is being reclaimed reads only what the job has not reached.
-func (b *branch) needed(lba, gen, next uint64) (n int, first *pin) {
-	i, _ := slices.BinarySearchFunc(b.pins, gen, func(p *pin, g uint64) int { return cmp.Compare(p.lsn, g) })
-	for ; i < len(b.pins) && b.pins[i].lsn < next && n < 2; i++ {
-		if b.job != nil && b.job.pin == b.pins[i] && lba < b.job.Cursor {
-			continue
-		}
-		if n++; n == 1 {
-			first = b.pins[i]
-		}
-	}
-	return n, first
-}
-
-// headReads tells whether a head reads the newest entry of a block.
-func (b *branch) headReads(lba uint64) bool {
-	return b.head != nil || b.leaving && (b.job == nil || !b.job.Head || lba >= b.job.Cursor)
 }
 
 // pinAt returns the pin at lsn, made if it is not there.
@@ -161,6 +148,10 @@ func (b *branch) removePin(p *pin) {
 	b.setMaxPin()
 }
 
+func (p *pin) removeChild(b *branch) {
+	p.children = slices.DeleteFunc(p.children, func(c *branch) bool { return c == b })
+}
+
 func (b *branch) setMaxPin() {
 	top := uint64(0)
 	if n := len(b.pins); n > 0 {
@@ -171,13 +162,20 @@ func (b *branch) setMaxPin() {
 
 // newBranch makes a branch of v that forks from parent at lsn, or from nothing.
 func (c *catalog) newBranch(v *volume, parent *branch, lsn uint64) *branch {
-	b := &branch{id: c.nextBranch, owner: v.id, parent: parent, parentLSN: lsn}
+	b := &branch{id: c.nextBranch, owner: v.id}
 	c.nextBranch++
 	c.branches[b.id] = b
-	if parent != nil {
-		parent.pinAt(lsn).children++
-	}
+	b.stand(parent, lsn)
 	return b
+}
+
+// stand makes b fork from parent at lsn, or from nothing.
+func (b *branch) stand(parent *branch, lsn uint64) {
+	b.parent, b.parentLSN, b.fork = parent, lsn, nil
+	if parent != nil {
+		b.fork = parent.pinAt(lsn)
+		b.fork.children = append(b.fork.children, b)
+	}
 }
 
 // setHead makes b the head of v.
@@ -190,13 +188,6 @@ func (v *volume) setHead(b *branch) {
 func (c *catalog) abandon(b *branch) {
 	b.head, b.leaving = nil, true
 	c.jobs = append(c.jobs, &job{Job: format.Job{Branch: b.id, Head: true}, branch: b})
-}
-
-// unpin drops a reader of p; the last one has it reclaimed.
-func (c *catalog) unpin(b *branch, p *pin) {
-	if p.snapshot == nil && p.children == 0 {
-		c.jobs = append(c.jobs, &job{Job: format.Job{Branch: b.id, LSN: p.lsn}, branch: b, pin: p})
-	}
 }
 
 // findVolume returns a volume by name.
@@ -218,13 +209,7 @@ func (v *volume) findSnapshot(name string) (*snapshot, error) {
 
 // clones lists the volumes whose branches fork from s.
 func (c *catalog) clones(s *snapshot) (out []*volume) {
-	if s.pin.children == 0 {
-		return nil
-	}
-	for _, b := range c.branches {
-		if b.parent != s.branch || b.parentLSN != s.pin.lsn {
-			continue
-		}
+	for _, b := range s.pin.children {
 		if v := c.volumes[b.owner]; v != nil && v != s.volume && !slices.Contains(out, v) {
 			out = append(out, v)
 		}
@@ -399,22 +384,11 @@ func (c *catalog) deleteVolume(v *volume) {
 	delete(c.byName, v.name)
 }
 
+// dropSnapshot takes a snapshot away and has reclaimed what it alone read.
 func (c *catalog) dropSnapshot(s *snapshot) {
 	s.volume.snapshots = slices.DeleteFunc(s.volume.snapshots, func(t *snapshot) bool { return t == s })
-	s.pin.snapshot = nil
-	c.unpin(s.branch, s.pin)
-}
-
-// dropBranch forgets a branch of which nothing is left, and lets go of where
-// it forked.
-func (c *catalog) dropBranch(b *branch) {
-	invariant.Check(b.head == nil && len(b.pins) == 0 && b.entries == 0, "store: branch %d is dropped with %d entries and %d pins", b.id, b.entries, len(b.pins))
-	delete(c.branches, b.id)
-	if b.parent != nil {
-		p := b.parent.pinAt(b.parentLSN)
-		p.children--
-		c.unpin(b.parent, p)
-	}
+	s.pin.snapshot, s.pin.dying = nil, true
+	c.jobs = append(c.jobs, &job{Job: format.Job{Branch: s.branch.id, LSN: s.pin.lsn}, branch: s.branch, pin: s.pin})
 }
 
 // encode returns the catalog as a checkpoint holds it.
@@ -467,7 +441,7 @@ func decodeCatalog(p []byte) (*catalog, error) {
 		return fault.New(fault.Corrupt, "the catalog contradicts itself: %s", what)
 	}
 	for _, fb := range in.Branches {
-		b := &branch{id: fb.ID, owner: fb.Owner, parentLSN: fb.ParentLSN, entries: int64(fb.Entries), exclusive: int64(fb.Exclusive)}
+		b := &branch{id: fb.ID, owner: fb.Owner, entries: int64(fb.Entries), exclusive: int64(fb.Exclusive)}
 		for _, p := range fb.Pins {
 			b.pins = append(b.pins, &pin{lsn: p.LSN, exclusive: int64(p.Exclusive)})
 		}
@@ -486,8 +460,7 @@ func decodeCatalog(p []byte) (*catalog, error) {
 		if parent == nil || fb.Parent >= fb.ID {
 			return nil, bad("a branch without its parent")
 		}
-		c.branches[fb.ID].parent = parent
-		parent.pinAt(fb.ParentLSN).children++
+		c.branches[fb.ID].stand(parent, fb.ParentLSN)
 	}
 	for i := range in.Volumes {
 		if err := c.decodeVolume(&in.Volumes[i]); err != nil {
@@ -503,6 +476,7 @@ func decodeCatalog(p []byte) (*catalog, error) {
 			j.branch.leaving = true
 		} else {
 			j.pin = j.branch.pinAt(fj.LSN)
+			j.pin.dying = true
 		}
 		if fj.Started {
 			j.branch.job = j

@@ -2,6 +2,7 @@ package store
 
 import (
 	"math/bits"
+	"slices"
 
 	"steadfast/block"
 	"steadfast/fault"
@@ -117,14 +118,16 @@ func (p *Pool) moments(volume, from, to string) (old, now *view, size int64, err
 	return old, now, size, err
 }
 
-// between returns the stretches of history that two views do not share.
+// between returns the stretches of history that two views do not share, the
+// oldest of b's first: what a write to its head takes out of an older one
+// meanwhile is then found in the head.
 func between(a, b *view) (out []stretch) {
 	at := map[uint32]uint64{}
 	for _, l := range a.links {
 		at[l.branch] = l.lsn
 	}
 	common := map[uint32]bool{}
-	for _, l := range b.links {
+	for _, l := range slices.Backward(b.links) {
 		other, ok := at[l.branch]
 		if !ok {
 			out = append(out, stretch{l.branch, 0, l.lsn})

@@ -88,14 +88,16 @@ type Pool struct {
 	flushMu  sync.Mutex
 	sequence atomic.Uint64 // of the last checkpoint
 
-	dataBlocks  atomic.Int64 // live data blocks
-	blobBlocks  atomic.Int64 // live blocks of catalog and table
-	used        atomic.Int64 // blocks, as last computed
-	capacity    atomic.Int64 // blocks for users
-	reserved    atomic.Int64 // what of it is reserved below
-	pending     atomic.Int64 // blocks set aside for operations under way
-	wanted      atomic.Bool  // background work is due
-	full        atomic.Bool  // a write was refused since the last event
+	dataBlocks  atomic.Int64  // live data blocks
+	blobBlocks  atomic.Int64  // live blocks of catalog and table
+	used        atomic.Int64  // blocks, as last computed
+	capacity    atomic.Int64  // blocks for users
+	reserved    atomic.Int64  // what of it is reserved below
+	pending     atomic.Int64  // blocks set aside for operations under way
+	wanted      atomic.Bool   // background work is due
+	full        atomic.Bool   // a write was refused since the last event
+	dropped     atomic.Uint64 // entries taken out that a reader may be on its way to
+	streams     atomic.Uint64 // long runs read from drives
 	corrupt     atomic.Uint64
 	userBytes   atomic.Uint64
 	written     atomic.Uint64

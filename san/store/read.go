@@ -18,6 +18,15 @@ const (
 	retriesMax = 8
 )
 
+// A run of streamBlocks or more that comes from a drive is kept in the cache
+// only each streamKeep-th time. It is most likely part of something that is read
+// through once, for which caching costs a third of the speed and pushes out what
+// is read again; what is read through again and again gets there all the same.
+const (
+	streamBlocks = 16
+	streamKeep   = 8
+)
+
 // found is a block's place as the map gave it.
 type found struct {
 	entry maptree.Entry
@@ -108,9 +117,10 @@ func (v *Volume) readRuns(p []byte, lba uint64, places []found, runs []run) erro
 		v.p.space.readBatch(addrs, reads)
 	}
 	for k, r := range runs {
+		keep := r.blocks < streamBlocks || v.p.streams.Add(1)%streamKeep == 0
 		for i := r.first; i < r.first+r.blocks; i++ {
 			b := p[i*block.BlockSize : (i+1)*block.BlockSize]
-			if reads[k].Err == nil && v.p.verify(&places[i], b) {
+			if reads[k].Err == nil && v.p.verify(&places[i], b, keep) {
 				continue
 			}
 			if err := v.readAgain(b, lba+uint64(i), places[i]); err != nil {
@@ -121,13 +131,16 @@ func (v *Volume) readRuns(p []byte, lba uint64, places []found, runs []run) erro
 	return nil
 }
 
-// verify checks a block that came from a drive, and keeps it if it is right.
-func (p *Pool) verify(f *found, b []byte) bool {
+// verify checks a block that came from a drive, and keeps it, if it is right, in
+// the cache.
+func (p *Pool) verify(f *found, b []byte, keep bool) bool {
 	e := &f.entry
 	if format.Sum(format.Hash(b), e.Branch, e.LBA, e.Gen) != e.Sum {
 		return false
 	}
-	p.blocks.Put(uint64(f.addr), e.Sum, b)
+	if keep {
+		p.blocks.Put(uint64(f.addr), e.Sum, b)
+	}
 	return true
 }
 
@@ -146,7 +159,7 @@ func (v *Volume) readAgain(b []byte, lba uint64, last found) error {
 			return nil
 		}
 		err := v.p.space.read(f.addr, b)
-		if err == nil && v.p.verify(&f, b) {
+		if err == nil && v.p.verify(&f, b, true) {
 			return nil
 		}
 		if f == last {
@@ -211,6 +224,7 @@ func (p *Pool) locate(w *view, lba uint64, out []found, look lookup) error {
 	n := len(out)
 	entries, have := entriesBuf[:n], foundBuf[:n]
 	left := n
+	dropped := p.dropped.Load()
 	for i, l := range w.links {
 		if err := look(l.branch, lba, n, l.lsn, entries, have); err != nil {
 			return p.noteNode(err)
@@ -224,6 +238,18 @@ func (p *Pool) locate(w *view, lba uint64, out []found, look lookup) error {
 		}
 		if left == 0 {
 			break
+		}
+	}
+	if len(w.links) > 1 && p.dropped.Load() != dropped {
+		// What was not in the head when it was looked up may have been written
+		// to it since, and what that hid, dropped before it was looked up.
+		if err := look(w.links[0].branch, lba, n, w.links[0].lsn, entries, have); err != nil {
+			return p.noteNode(err)
+		}
+		for j := range out {
+			if have[j] {
+				out[j].entry = entries[j]
+			}
 		}
 	}
 	for j := range out {

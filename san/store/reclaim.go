@@ -12,6 +12,8 @@ import (
 const (
 	reclaimBatch = 256
 	reclaimLook  = 32 << 10
+	// lbaEnd is behind the last block of any volume.
+	lbaEnd = uint64(VolumeSizeMax / format.BlockSize)
 )
 
 // reclaimStep does a piece of the first job: it finds the entries that nobody
@@ -19,96 +21,171 @@ const (
 // this is logged: an entry that nobody reads may go at any time, so after a
 // crash the job goes on from the checkpoint's cursor. Under Pool.work.
 func (p *Pool) reclaimStep() (more bool, err error) {
-	j, cursor, among := p.firstJob()
-	if j == nil {
+	w := p.firstJob()
+	if w == nil {
 		return false, nil
 	}
-	lbas, next, done, err := p.affected(j, cursor, among)
+	lbas, next, done, err := p.affected(w)
 	if err != nil {
 		return false, err
 	}
+	err = p.sweepAll(w, lbas, next, done)
+	return err == nil, err
+}
+
+// sweepAll sweeps blocks, and moves the job to where the next step goes on, or
+// ends it.
+func (p *Pool) sweepAll(w *piece, lbas []uint64, next uint64, done bool) error {
 	p.applyMu.Lock()
 	defer p.applyMu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	err = p.tree.Mutate(nil, func(tx *maptree.Tx) error {
+	err := p.tree.Mutate(w.prefetch(lbas), func(tx *maptree.Tx) error {
 		a := &applier{p: p, tx: tx}
 		for _, lba := range lbas {
-			if err := a.sweep(j, lba); err != nil {
+			if err := a.sweep(w.job, lba); err != nil {
+				w.job.Cursor = lba // again, from here
 				return err
 			}
-			j.Cursor = lba + 1
 		}
-		if !done {
-			j.Cursor = next
+		if done {
+			return a.finish(w.job)
 		}
+		w.job.Cursor = next
 		return nil
 	})
 	p.refreshUsed()
-	if err != nil {
-		return false, err
+	if err == nil && len(p.cat.jobs) == 0 {
+		p.notify(Event{Kind: EventDeleted, Text: "the space of what was deleted is free again"})
 	}
-	if done {
-		p.finish(j)
-	}
-	return true, nil
+	return err
 }
 
 // generations are those after the first, up to the last.
 type generations struct{ after, upTo uint64 }
 
-// firstJob returns the job to work on, started, where it stands, and which
-// generations make a block one that it may change.
-func (p *Pool) firstJob() (*job, uint64, generations) {
+// source is where a job learns which blocks it may change: those with entries
+// of these generations.
+type source struct {
+	branch uint32
+	generations
+}
+
+// piece is what a step needs to know of the first job.
+type piece struct {
+	job     *job
+	cursor  uint64
+	sources []source
+	// children of the job's pin: what they hide is looked up at each block.
+	children []uint32
+}
+
+// firstJob returns the job to work on, started, where it stands, and where to
+// look for blocks.
+func (p *Pool) firstJob() *piece {
 	p.applyMu.Lock()
 	defer p.applyMu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.cat.jobs) == 0 {
-		return nil, 0, generations{}
+		return nil
 	}
 	j := p.cat.jobs[0]
 	if !j.Started {
 		p.cat.start(j)
 	}
-	return j, j.Cursor, j.among()
-}
-
-// among returns the generations of which a block has an entry if the job may
-// change something in it. What the job's pin reads and the second pin after it
-// too keeps two readers, and nothing changes; any other block was written
-// between the two. So deleting one of thousands of snapshots costs what was
-// written around it, not what the volume holds. With fewer pins after it, the
-// entries that the pin reads themselves tell, down to the floor.
-func (j *job) among() generations {
-	for i, p := range j.branch.pins {
-		if p == j.pin && i+2 < len(j.branch.pins) {
-			return generations{after: p.lsn, upTo: j.branch.pins[i+2].lsn}
+	w := &piece{job: j, cursor: j.Cursor, sources: j.sources()}
+	if j.pin != nil {
+		for _, c := range j.pin.children {
+			w.children = append(w.children, c.id)
 		}
 	}
-	return generations{after: j.Floor, upTo: j.LSN}
+	return w
 }
 
-// affected lists blocks from one on that have an entry of the generations. It
-// returns where the next step goes on, and whether there is nothing left for
+// prefetch names what the map should bring into memory for blocks before it
+// is locked for them.
+func (w *piece) prefetch(lbas []uint64) (keys []maptree.Key) {
+	for _, c := range w.children {
+		for _, lba := range lbas {
+			keys = append(keys, maptree.Key{Branch: c, LBA: lba, Gen: format.GenMax})
+		}
+	}
+	return keys
+}
+
+// sources lists where the job's blocks are found.
+//
+// In its own branch: what the job's pin reads and the two pins after it too
+// keeps two readers, and nothing changes; any other block was written between
+// the first and the last of them. So deleting one of thousands of snapshots costs
+// what was written around it, not what the volume holds. With fewer pins after
+// it, the entries that the pin reads themselves tell, down to the floor.
+//
+// And as far as the branch stands on forks, in those below it: when the job's
+// pin is the oldest reader, the next one may not look there.
+func (j *job) sources() []source {
+	b := j.branch
+	i := len(b.pins)
+	if j.pin != nil {
+		i = slices.Index(b.pins, j.pin)
+	}
+	if i+2 < len(b.pins) && !b.pins[i+1].isFork() && !b.pins[i+2].isFork() {
+		return []source{{b.id, generations{after: j.pin.lsn, upTo: b.pins[i+2].lsn}}}
+	}
+	out := []source{{b.id, generations{after: j.Floor, upTo: j.LSN}}}
+	for lsn := j.LSN; b.fork != nil && b.fork.isFork() && !b.readBefore(lsn); {
+		b, lsn = b.parent, b.parentLSN
+		out = append(out, source{b.id, generations{upTo: lsn}})
+	}
+	return out
+}
+
+// readBefore tells whether some pin before lsn reads all that lay in b.
+func (b *branch) readBefore(lsn uint64) bool {
+	return slices.ContainsFunc(b.pins, func(p *pin) bool { return p.lsn < lsn && !p.isFork() })
+}
+
+// affected lists blocks, ascending, from the job's place on that it may change.
+// It returns where the next step goes on, and whether there is nothing left for
 // one.
-func (p *Pool) affected(j *job, from uint64, among generations) (lbas []uint64, next uint64, done bool, err error) {
+func (p *Pool) affected(w *piece) (lbas []uint64, next uint64, done bool, err error) {
+	next, done = lbaEnd, true
+	for _, s := range w.sources {
+		some, end, all, err := p.blocksOf(s, w.cursor, next)
+		if err != nil {
+			return nil, 0, false, err
+		}
+		lbas = append(lbas, some...)
+		if !all {
+			next, done = end, false
+		}
+	}
+	slices.Sort(lbas)
+	lbas = slices.Compact(lbas)
+	i, _ := slices.BinarySearch(lbas, next)
+	return lbas[:i], next, done, nil
+}
+
+// blocksOf lists blocks in [from, to) that a source has entries of. It returns
+// where it ended if that is not all of them.
+func (p *Pool) blocksOf(s source, from, to uint64) (lbas []uint64, next uint64, all bool, err error) {
 	looked, at := 0, from
-	to := maptree.Key{Branch: j.branch.id + 1, Gen: format.GenMax}
-	done = true
-	err = p.tree.Scan(maptree.Key{Branch: j.branch.id, LBA: from, Gen: format.GenMax}, to, among.after, func(e maptree.Entry) bool {
+	all = true
+	first, end := maptree.Key{Branch: s.branch, LBA: from, Gen: format.GenMax}, maptree.Key{Branch: s.branch, LBA: to, Gen: format.GenMax}
+	err = p.tree.Scan(first, end, s.after, func(e maptree.Entry) bool {
 		if e.LBA != at && (len(lbas) == reclaimBatch || looked >= reclaimLook) {
-			next, done = e.LBA, false // between two blocks: a step never ends where it began
+			next, all = e.LBA, false // between two blocks: a step never ends where it began
 			return false
 		}
 		at = e.LBA
 		looked++
-		if n := len(lbas); e.Gen <= among.upTo && (n == 0 || lbas[n-1] != at) {
+		if n := len(lbas); e.Gen <= s.upTo && (n == 0 || lbas[n-1] != at) {
 			lbas = append(lbas, at)
 		}
 		return true
 	})
-	return lbas, next, done, err
+	return lbas, next, all, err
 }
 
 // start begins a job. From now on its pin or head is gone for the blocks
@@ -125,16 +202,18 @@ func (c *catalog) start(j *job) {
 	// An entry is affected if the pin before, at the least, reads it too.
 	low := uint64(0)
 	for _, p := range b.pins {
-		if p.lsn < j.LSN {
+		if p.lsn < j.LSN && !p.isFork() {
 			j.Floor, low = low, p.lsn
 		}
 	}
 }
 
 // dropDying removes the pins and jobs of a headless branch whose pins are all
-// on their way out: one sweep then takes everything.
+// on their way out: one sweep then takes everything. Not from one that stands on
+// a fork, for which each reader counts.
 func (c *catalog) dropDying(b *branch) {
-	if b.head != nil || slices.ContainsFunc(b.pins, func(p *pin) bool { return p.snapshot != nil || p.children > 0 }) {
+	stays := slices.ContainsFunc(b.pins, func(p *pin) bool { return p.snapshot != nil || len(p.children) > 0 })
+	if b.head != nil || stays || b.fork != nil && b.fork.isFork() {
 		return
 	}
 	b.pins = nil
@@ -143,61 +222,54 @@ func (c *catalog) dropDying(b *branch) {
 }
 
 // sweep makes the job's pin or head go from one block: entries that nobody else
-// reads leave the map, and those with one reader left count as that one's.
+// reads leave the map, and those with one reader left count as that one's. A
+// snapshot's pin that branches stand on becomes a fork there.
 func (a *applier) sweep(j *job, lba uint64) error {
 	b := j.branch
 	entries, err := a.entriesOf(b.id, lba)
 	if err != nil {
 		return err
 	}
-	next := gone
-	var oldest *maptree.Entry
-	for i, e := range entries {
-		before, _ := b.needed(lba, e.Gen, next)
-		head := next == gone && b.headReads(lba)
-		j.Cursor = lba + 1 // from here on the job's own pin or head does not count
-		after, p := b.needed(lba, e.Gen, next)
-		stays := next == gone && b.headReads(lba)
-		j.Cursor = lba
-		switch {
-		case after == 0 && !stays:
-			err = a.sweepAway(b, e, before, head)
-		case kindOf(e) != format.KindData || before == after && head == stays:
-		case after == 0:
-			b.exclusive++
-		case after == 1 && !stays:
-			p.exclusive++
-		}
-		if err != nil {
-			return err
-		}
-		if after > 0 || stays {
-			oldest = &entries[i]
-		}
-		next = e.Gen
-	}
-	// A hole with nothing beneath hides nothing.
-	if oldest != nil && kindOf(*oldest) == format.KindHole && b.parent == nil {
-		_, err = a.tx.Delete(oldest.Key)
-	}
-	return err
-}
-
-// sweepAway takes an entry that nobody reads out of the map, and out of the
-// count of who read it last.
-func (a *applier) sweepAway(b *branch, e maptree.Entry, pins int, head bool) error {
-	if kindOf(e) == format.KindData {
-		switch {
-		case head && pins == 0:
-			b.exclusive--
-		case pins == 1 && !head && b.job.pin != nil:
-			b.job.pin.exclusive--
-		}
-	}
-	if _, err := a.tx.Delete(e.Key); err != nil {
+	j.Cursor = lba
+	before, looked, err := a.allReaders(b, lba, entries)
+	if err != nil {
 		return err
 	}
-	return a.release(e)
+	j.Cursor = lba + 1 // from here on the job's own pin or head does not count
+	after, looks, err := a.allReaders(b, lba, entries)
+	if err != nil {
+		return err
+	}
+	for i, e := range entries {
+		if after[i].n == 0 {
+			if err := a.drop(e); err != nil {
+				return err
+			}
+		}
+		recount(e, before[i], after[i])
+	}
+	if err := a.uncover(b, lba); err != nil || !looked || looks {
+		return err
+	}
+	return a.unread(b, lba)
+}
+
+// allReaders returns who reads each entry of a block, and whether someone looks
+// for it below the branch.
+func (a *applier) allReaders(b *branch, lba uint64, entries []maptree.Entry) (out []readers, looks bool, err error) {
+	next := gone
+	for _, e := range entries {
+		r, err := a.readers(b, lba, e.Gen, next)
+		if err != nil {
+			return nil, false, err
+		}
+		out = append(out, r)
+		next = e.Gen
+	}
+	if b.parent != nil {
+		looks, err = a.looksBelow(b, lba)
+	}
+	return out, looks, err
 }
 
 // entriesOf returns the entries of a block, newest first.
@@ -216,21 +288,19 @@ func (a *applier) entriesOf(branch uint32, lba uint64) (out []maptree.Entry, err
 	}
 }
 
-// finish ends a job, and forgets the branch when it was the last of it.
-func (p *Pool) finish(j *job) {
-	c, b := p.cat, j.branch
+// finish ends a job, and forgets the branch when it was the last of it. A pin
+// that branches stand on stays, as a fork.
+func (a *applier) finish(j *job) error {
+	c, b := a.p.cat, j.branch
 	c.jobs = c.jobs[1:]
 	b.job = nil
 	if j.Head {
 		b.leaving, b.exclusive = false, 0
 	} else {
-		b.removePin(j.pin)
+		j.pin.dying = false
+		if len(j.pin.children) == 0 {
+			b.removePin(j.pin)
+		}
 	}
-	idle := !slices.ContainsFunc(c.jobs, func(k *job) bool { return k.branch == b })
-	if b.head == nil && len(b.pins) == 0 && idle {
-		c.dropBranch(b)
-	}
-	if len(c.jobs) == 0 {
-		p.notify(Event{Kind: EventDeleted, Text: "the space of what was deleted is free again"})
-	}
+	return a.settle(b)
 }

@@ -30,6 +30,9 @@ func Open(opt Options, drives []NamedDrive) (*Pool, error) {
 	for _, d := range p.space.healthy() {
 		d.unsynced.Store(true)
 	}
+	if err := p.clearTail(); err != nil {
+		return nil, closing(p, err)
+	}
 	if err := p.syncDrives(); err != nil {
 		return nil, closing(p, err)
 	}
@@ -40,6 +43,24 @@ func Open(opt Options, drives []NamedDrive) (*Pool, error) {
 	p.refreshUsed()
 	p.wanted.Store(true)
 	return p, nil
+}
+
+// clearTail writes zeros where the log's next chunk may begin. What a crash
+// left there in part was found not to be in the log, and the pool is served
+// without it: a power loss in the write of the next chunk must not make it whole.
+func (p *Pool) clearTail() error {
+	zeros := bufpool.Get(format.BlockSize)
+	defer bufpool.Put(zeros)
+	clear(zeros)
+	for _, pl := range []place{p.tail.at, p.tail.next} {
+		if pl.room() == 0 || p.space.stateOf(pl.d) == devFailed {
+			continue
+		}
+		if err := pl.d.drive.WriteAt([][]byte{zeros}, off(pl.addr())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // recoverPool reads a pool: the newest superblock and what it names, then the

@@ -36,20 +36,24 @@ func (p *Pool) replay(start format.LogStart) error {
 	if r.checkpoint > p.sequence.Load() {
 		return fault.New(fault.Corrupt, "the superblocks of checkpoint %d are damaged on all drives, and older ones will not do", r.checkpoint)
 	}
+	end := at
+	if n := len(chunks); n > 0 {
+		end = chunks[n-1].after
+	}
+	// Also behind a chunk that is not whole: one damage may have hit that one and
+	// the header after it.
+	witness := r.witness(end)
+	if witness >= end.sequence {
+		return fault.New(fault.Corrupt, "the log is damaged on %s: writes that were acknowledged (log sequence %d to %d) cannot be recovered", p.space.where(end.segment+format.Addr(end.used)), end.sequence, witness)
+	}
 	keep := len(chunks)
 	for i, c := range chunks {
-		if !c.whole && c.Sequence > durable {
-			keep = i
+		if !c.whole && c.Sequence > max(durable, witness) {
+			keep, end = i, at
+			if i > 0 {
+				end = chunks[i-1].after
+			}
 			break
-		}
-	}
-	end := at
-	if keep > 0 {
-		end = chunks[keep-1].after
-	}
-	if keep == len(chunks) {
-		if witness := r.witness(end); witness >= end.sequence {
-			return fault.New(fault.Corrupt, "the log is damaged on %s: writes that were acknowledged (log sequence %d to %d) cannot be recovered", p.space.where(end.segment+format.Addr(end.used)), end.sequence, witness)
 		}
 	}
 	if err := p.markLog(at, chunks[:keep], end); err != nil {

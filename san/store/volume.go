@@ -1,6 +1,8 @@
 package store
 
 import (
+	"slices"
+
 	"steadfast/block"
 	"steadfast/fault"
 	"steadfast/internal/bufpool"
@@ -319,10 +321,11 @@ func (v *Volume) mappedRun(from, to uint64) (start, n uint64, err error) {
 }
 
 // nextEntry returns the first block in [from, to) that the view has any entry
-// for.
+// for. It looks at the oldest branch first: what a write to a younger one takes
+// out of it meanwhile is then found in that one.
 func (v *Volume) nextEntry(from, to uint64) (lba uint64, found bool, err error) {
 	lba = to
-	for _, l := range v.view().links {
+	for _, l := range slices.Backward(v.view().links) {
 		var hit uint64
 		any := false
 		err := v.p.tree.Scan(maptree.Key{Branch: l.branch, LBA: from, Gen: format.GenMax}, maptree.Key{Branch: l.branch, LBA: lba, Gen: format.GenMax}, 0, func(e maptree.Entry) bool {

@@ -22,7 +22,8 @@ type Branch struct {
 	Pins      []Pin
 }
 
-// Pin is a moment of a branch that snapshots or other branches still read.
+// Pin is a moment of a branch that snapshots or other branches still read. One
+// that no snapshot and no job names reads only what those branches do not hide.
 type Pin struct {
 	LSN       uint64
 	Exclusive uint64 // blocks that no other pin and no head reads
@@ -64,8 +65,8 @@ type Attribute struct {
 	Value []byte
 }
 
-// Job is reclaiming that is under way or waits: of a pin of a branch that
-// nobody reads any more, or (Head) of a head that is gone. For the blocks before
+// Job is reclaiming that is under way or waits: of a pin of a branch whose
+// snapshot is gone, or (Head) of a head that is gone. For the blocks before
 // Cursor it is done, and for the others it is as if nothing had gone.
 type Job struct {
 	Branch  uint32

@@ -59,19 +59,13 @@ func own(c Content, readers map[uint64]int, copied map[uint64]bool) (n int64) {
 	return n
 }
 
-// RolledBack tells whether any volume was ever rolled back.
-func (s *State) RolledBack() bool {
-	return slices.ContainsFunc(s.Names(), func(name string) bool { return s.Volumes[name].RolledBack })
-}
-
 // Account holds what a quiet pool says about space against the model. It must
 // have no background work left.
 func (s *State) Account(got *Observed) error {
 	if got.Waste > 0 {
 		return fmt.Errorf("%d blocks are mapped and hold zeros", got.Waste)
 	}
-	// What a rolled-back volume overwrote stays stored while its old line does.
-	if n := s.Stored() * block.BlockSize; n != got.Status.Data && !s.Inexact && (!s.RolledBack() || got.Status.Data < n) {
+	if n := s.Stored() * block.BlockSize; n != got.Status.Data && !s.Inexact {
 		return fmt.Errorf("the pool says it holds %d bytes of data, want %d", got.Status.Data, n)
 	}
 	if got.Status.Data+got.Status.Metadata != got.Status.Used {
