@@ -34,6 +34,7 @@ type Cache struct {
 	// lost gives the memory back when nobody closed the cache: a pool that is
 	// abandoned, as by a crash in a simulation, must not keep it.
 	lost   runtime.Cleanup
+	unmap  func([]byte) error
 	shards [shards]shard
 	hits   atomic.Uint64
 	misses atomic.Uint64
@@ -53,9 +54,12 @@ type shard struct {
 
 // New returns a cache that keeps at most bytes of blocks (and about 1 % more
 // for the index). With less than one block per shard it keeps nothing.
-func New(bytes int64) (*Cache, error) {
+func New(bytes int64) (*Cache, error) { return newCache(bytes, unix.Munmap) }
+
+// newCache is New with a way to give the memory back.
+func newCache(bytes int64, unmap func([]byte) error) (*Cache, error) {
 	per := int(bytes / BlockSize / shards)
-	c := &Cache{}
+	c := &Cache{unmap: unmap}
 	if per <= 0 {
 		return c, nil
 	}
@@ -64,7 +68,7 @@ func New(bytes int64) (*Cache, error) {
 		return nil, fmt.Errorf("block cache of %d bytes: %w", bytes, err)
 	}
 	c.arena = arena
-	c.lost = runtime.AddCleanup(c, func(arena []byte) { _ = unix.Munmap(arena) }, arena)
+	c.lost = runtime.AddCleanup(c, func(arena []byte) { _ = unmap(arena) }, arena)
 	tab := 1
 	for tab < 2*per {
 		tab *= 2
@@ -94,7 +98,7 @@ func (c *Cache) Close() error {
 	c.lost.Stop()
 	arena := c.arena
 	c.arena = nil
-	return unix.Munmap(arena)
+	return c.unmap(arena)
 }
 
 // Get copies the block at ref (never 0) with this tag into p, BlockSize bytes,

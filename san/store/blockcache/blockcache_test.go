@@ -3,7 +3,6 @@ package blockcache
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"runtime"
 	"sync"
 	"testing"
@@ -124,19 +123,26 @@ func BenchmarkGet(b *testing.B) {
 // TestAbandoned: a cache that nobody closed gives its memory back with the
 // garbage, as the pool of a simulated crash must.
 func TestAbandoned(t *testing.T) {
-	c, err := New(shards * BlockSize)
+	unmapped := make(chan []byte, 1)
+	c, err := newCache(shards*BlockSize, func(arena []byte) error {
+		unmapped <- arena
+		return unix.Munmap(arena)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.Put(1, 1, fill(1, 1))
-	arena := c.arena
 	runtime.KeepAlive(c)
-	for range 100 {
+	for range 1000 {
 		runtime.GC()
-		if err := unix.Msync(arena, unix.MS_ASYNC); errors.Is(err, unix.ENOMEM) {
-			return // no longer mapped
+		select {
+		case arena := <-unmapped:
+			if len(arena) != shards*BlockSize {
+				t.Errorf("%d bytes were given back", len(arena))
+			}
+			return
+		case <-time.After(10 * time.Millisecond):
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
-	t.Fatal("the arena of an abandoned cache is still mapped")
+	t.Fatal("nobody gave the memory of an abandoned cache back")
 }
