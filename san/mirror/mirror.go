@@ -87,7 +87,6 @@ type Range struct {
 // Config is what a mirror is made with.
 type Config struct {
 	Agent group.Config
-	Peer  quorum.Member
 	// Position is what the store kept of the life before.
 	Position Position
 	// Copies bounds the resync's copies under way, and CopyBlocks one of them.
@@ -123,8 +122,9 @@ type (
 	}
 	// Changes answers List.
 	Changes struct{ Ranges []Range }
-	// Linked and Unlinked tell of the connection to an incarnation of the peer.
-	Linked   struct{ To quorum.Incarnation }
+	// Linked tells of a connection to an incarnation of the peer.
+	Linked struct{ To quorum.Incarnation }
+	// Unlinked tells that it has ended.
 	Unlinked struct{}
 	// Received is a packet of the peer.
 	Received struct {

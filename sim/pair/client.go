@@ -19,7 +19,6 @@ type client struct {
 	session int
 	left    int // operations to go
 	open    int // index of the operation under way in world.ops, or -1
-	next    value
 	stopped bool
 	reads   bool // it never writes
 }

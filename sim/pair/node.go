@@ -45,8 +45,7 @@ type node struct {
 	raft   *raft.RawNode
 	state  *quorum.State
 	mirror *mirror.Mirror
-	link   int // number of the connection to the peer, 0 when there is none
-	served quorum.Epoch
+	link   int             // number of the connection to the peer, 0 when there is none
 	asks   map[uint64]*ask // clients' operations under way
 }
 
@@ -54,7 +53,6 @@ type node struct {
 type ask struct {
 	client *client
 	number int // session
-	done   func(values []value)
 	block  uint64
 	kind   mirror.Kind
 	loaded []value
@@ -110,7 +108,7 @@ func (n *node) start() {
 	if n.store != nil {
 		cfg := w.cfg.mirror
 		cfg.Agent.Me = quorum.Incarnation{Member: memberOf(n.index), Boot: n.boots}
-		cfg.Agent.Group, cfg.Peer = groupName, memberOf(1-n.index)
+		cfg.Agent.Group = groupName
 		cfg.Position = n.store.saved[len(n.store.saved)-1]
 		n.mirror = mirror.New(cfg, n.time())
 	}
@@ -182,7 +180,7 @@ func (n *node) ready() {
 	for n.raft != nil && n.raft.HasReady() {
 		rd := n.raft.Ready()
 		if !raft.IsEmptyHardState(rd.HardState) {
-			n.log.SetHardState(rd.HardState)
+			_ = n.log.SetHardState(rd.HardState) // memory does not fail
 		}
 		_ = n.log.Append(rd.Entries)
 		for _, m := range rd.Messages {

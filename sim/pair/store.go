@@ -28,7 +28,6 @@ type store struct {
 
 	slow     time.Duration // added to each access, by a fault
 	failNext bool          // the next write fails
-	life     int
 }
 
 func newStore(w *world) *store {

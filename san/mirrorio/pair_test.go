@@ -1,0 +1,356 @@
+package mirrorio
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"steadfast/cluster/group"
+	"steadfast/cluster/quorum"
+	"steadfast/fault"
+	"steadfast/san/mirror"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	volumeBlocks = 256
+	volumeBytes  = volumeBlocks * BlockSize
+)
+
+// memory is a store in memory that outlives the group's lives.
+type memory struct {
+	mu       sync.Mutex
+	data     [volumeBytes]byte
+	changed  [volumeBlocks]mirror.Position
+	position mirror.Position
+	saved    mirror.Position
+	broken   bool
+}
+
+func (s *memory) Apply(_ uint32, c *Change, _ bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken {
+		return fault.New(fault.Failed, "the drive is broken")
+	}
+	s.position++
+	if c.Kind == Data {
+		copy(s.data[c.Off:], c.Data)
+	} else {
+		clear(s.data[c.Off : c.Off+c.Length])
+	}
+	for b := c.Off / BlockSize; b*BlockSize < c.Off+c.Length; b++ {
+		s.changed[b] = s.position
+	}
+	return nil
+}
+
+func (s *memory) Read(_ uint32, p []byte, off int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	copy(p, s.data[off:])
+	return nil
+}
+
+func (s *memory) Flush() error { return nil }
+
+func (s *memory) Position() mirror.Position {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.position
+}
+
+func (s *memory) Changed(since mirror.Position) (out []mirror.Range, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for b, p := range s.changed {
+		if p > since {
+			out = append(out, mirror.Range{Block: uint64(b), Count: 1})
+		}
+	}
+	return out, nil
+}
+
+func (s *memory) SavePosition(p mirror.Position) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.saved = p
+	return nil
+}
+
+// quorumNow is a quorum that decides at once.
+type quorumNow struct {
+	mu    sync.Mutex
+	state *quorum.State
+	tell  map[quorum.Member]*Group
+}
+
+func (q *quorumNow) propose(c quorum.Command) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	next := q.state.Clone()
+	_ = next.Apply(next.Index+1, c) // what is refused changes nothing
+	q.state = next
+	for _, g := range q.tell {
+		go g.Decided(next)
+	}
+}
+
+// pair is two nodes.
+type pair struct {
+	t      *testing.T
+	quorum *quorumNow
+	stores map[quorum.Member]*memory
+	boots  map[quorum.Member]quorum.Boot
+	groups map[quorum.Member]*Group
+	links  sync.WaitGroup
+
+	mu sync.Mutex // guards groups: a load looks while lives come and go
+}
+
+func newPair(t *testing.T) *pair {
+	p := &pair{
+		t: t, quorum: &quorumNow{state: quorum.NewState(), tell: map[quorum.Member]*Group{}},
+		stores: map[quorum.Member]*memory{"a": {}, "b": {}}, boots: map[quorum.Member]quorum.Boot{}, groups: map[quorum.Member]*Group{},
+	}
+	p.start("a")
+	p.start("b")
+	p.await("a lives", func() bool { return p.state().Boots["a"] == 1 })
+	p.quorum.propose(quorum.Command{Kind: quorum.KindCreate, Group: "g", By: p.me("a")})
+	p.connect()
+	p.inSync()
+	t.Cleanup(func() {
+		p.stop("a")
+		p.stop("b")
+		p.links.Wait()
+	})
+	return p
+}
+
+func (p *pair) me(m quorum.Member) quorum.Incarnation {
+	return quorum.Incarnation{Member: m, Boot: p.boots[m]}
+}
+
+func (p *pair) state() *quorum.State {
+	p.quorum.mu.Lock()
+	defer p.quorum.mu.Unlock()
+	return p.quorum.state
+}
+
+// start begins a life.
+func (p *pair) start(m quorum.Member) {
+	p.boots[m]++
+	began := time.Now()
+	store := p.stores[m]
+	g := Start(Options{
+		Mirror: mirror.Config{
+			Agent: group.Config{
+				Me: p.me(m), Group: "g", Lease: 500 * time.Millisecond, Renew: 50 * time.Millisecond, Silence: 250 * time.Millisecond,
+				Drift: 1000, Revive: time.Second, Retry: 50 * time.Millisecond,
+			},
+			Position: store.saved, Copies: 4, CopyBlocks: 16, Settle: 20 * time.Millisecond,
+		},
+		Store: store, Now: func() group.Instant { return group.Instant(time.Since(began)) }, Propose: func(c quorum.Command) { go p.quorum.propose(c) },
+		Log: slog.New(slog.DiscardHandler), Tick: 5 * time.Millisecond,
+	})
+	p.mu.Lock()
+	p.groups[m] = g
+	p.mu.Unlock()
+	p.quorum.mu.Lock()
+	p.quorum.tell[m] = g
+	p.quorum.mu.Unlock()
+	g.Decided(p.state())
+}
+
+// stop ends a life.
+func (p *pair) stop(m quorum.Member) {
+	p.quorum.mu.Lock()
+	delete(p.quorum.tell, m)
+	p.quorum.mu.Unlock()
+	p.group(m).Close()
+}
+
+// connect joins the two by TCP.
+func (p *pair) connect() {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer l.Close()
+	a, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	b, err := l.Accept()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	ga, gb, ia, ib := p.groups["a"], p.groups["b"], p.me("a"), p.me("b")
+	p.links.Go(func() { _ = ga.Attach(a, ib) })
+	p.links.Go(func() { _ = gb.Attach(b, ia) })
+}
+
+func (p *pair) await(what string, is func() bool) {
+	p.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.t.Fatalf("%s: never; a %+v, b %+v, %+v", what, p.groups["a"].Standing(), p.groups["b"].Standing(), p.state().Group["g"])
+		}
+	}
+}
+
+func (p *pair) inSync() {
+	p.t.Helper()
+	p.await("both in sync", func() bool {
+		g := p.state().Group["g"]
+		return g != nil && g.Has(p.me("a")) && g.Has(p.me("b"))
+	})
+}
+
+func (p *pair) group(m quorum.Member) *Group {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.groups[m]
+}
+
+func (p *pair) volume(m quorum.Member) *Volume {
+	return p.group(m).Volume(0, func() int64 { return volumeBytes }, func() bool { return false })
+}
+
+// equal holds that the two have the same, when nothing is under way.
+func (p *pair) equal() {
+	p.t.Helper()
+	p.await("equal copies", func() bool {
+		a, b := p.stores["a"], p.stores["b"]
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return a.data == b.data
+	})
+}
+
+// load writes and checks blocks until told to stop, at whichever node serves. It
+// returns how many writes were acknowledged.
+func (p *pair) load(stop *atomic.Bool, blocks []int64) int {
+	acknowledged, at := 0, quorum.Member("a")
+	buf, back := make([]byte, BlockSize), make([]byte, BlockSize)
+	for n := uint64(1); !stop.Load(); n++ {
+		off := blocks[rand.IntN(len(blocks))] * BlockSize
+		binary.LittleEndian.PutUint64(buf, n)
+		// An operation that was not answered is tried again until one is.
+		for !stop.Load() {
+			err := p.volume(at).WriteAt(buf, off, 0)
+			if err == nil {
+				acknowledged++
+				err = p.volume(at).ReadAt(back, off)
+			}
+			if err == nil {
+				if !bytes.Equal(buf, back) {
+					p.t.Errorf("byte %d: read %d after %d was acknowledged", off, binary.LittleEndian.Uint64(back), n)
+				}
+				break
+			}
+			if !errors.Is(err, errMoved) {
+				p.t.Errorf("%v", err)
+				return acknowledged
+			}
+			at = map[quorum.Member]quorum.Member{"a": "b", "b": "a"}[at]
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return acknowledged
+}
+
+// TestMirror writes on the owner and finds it on both.
+func TestMirror(t *testing.T) {
+	p := newPair(t)
+	v := p.volume("a")
+	want := bytes.Repeat([]byte("both"), 3*BlockSize/4)
+	if err := v.WriteAt(want, 512, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Trim(512, 512); err != nil {
+		t.Fatal(err)
+	}
+	clear(want[:512])
+	if err := v.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	if err := v.ReadAt(got, 512); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("read what was not written: %v", err)
+	}
+	p.equal()
+	if err := p.volume("b").ReadAt(got, 512); !fault.Is(err, fault.Fenced) {
+		t.Errorf("the node that does not own the group answered: %v", err)
+	}
+	if err := v.WriteAt(got, volumeBytes, 0); !fault.Is(err, fault.Invalid) {
+		t.Errorf("a write behind the end: %v", err)
+	}
+}
+
+// TestTakeover kills the owner under load again and again; nothing acknowledged
+// is lost, and the copies are equal each time the dead one is back.
+func TestTakeover(t *testing.T) {
+	p := newPair(t)
+	var stop atomic.Bool
+	var workers sync.WaitGroup
+	var total atomic.Int64
+	for i := range 4 { // each has blocks of its own, so that it knows what they hold
+		var blocks []int64
+		for b := range int64(20) {
+			blocks = append(blocks, int64(i)+4*b)
+		}
+		workers.Go(func() { total.Add(int64(p.load(&stop, blocks))) })
+	}
+	rounds := 3
+	if testing.Short() {
+		rounds = 1
+	}
+	for range rounds {
+		time.Sleep(50 * time.Millisecond) // some load
+		owner := p.state().Group["g"].Owner.Member
+		p.stop(owner)
+		p.await("the other owns it", func() bool { return p.state().Group["g"].Owner.Member != owner })
+		p.start(owner)
+		p.connect()
+		p.inSync()
+	}
+	p.groups[p.state().Group["g"].Owner.Member].Move()
+	epoch := p.state().Group["g"].Epoch
+	p.await("handed over", func() bool { return p.state().Group["g"].Epoch > epoch })
+	time.Sleep(50 * time.Millisecond)
+	stop.Store(true)
+	workers.Wait()
+	p.equal()
+	if total.Load() < 100 {
+		t.Errorf("only %d writes were acknowledged", total.Load())
+	}
+}
+
+// TestBrokenDrive breaks the owner's store: the other goes on.
+func TestBrokenDrive(t *testing.T) {
+	p := newPair(t)
+	s := p.stores["a"]
+	s.mu.Lock()
+	s.broken = true
+	s.mu.Unlock()
+	if err := p.volume("a").WriteAt(make([]byte, BlockSize), 0, 0); !errors.Is(err, errMoved) {
+		t.Errorf("a write to a broken drive: %v", err)
+	}
+	p.await("b owns it", func() bool { return p.groups["b"].Standing().Serving })
+	if err := p.volume("b").WriteAt(make([]byte, BlockSize), 0, 0); err != nil {
+		t.Error(err)
+	}
+}

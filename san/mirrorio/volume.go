@@ -1,0 +1,75 @@
+package mirrorio
+
+import (
+	"context"
+
+	"steadfast/block"
+	"steadfast/fault"
+	"steadfast/san/mirror"
+)
+
+// Volume is a volume of a group: what is answered is on both nodes, as the
+// group's rules have it. Of block.Device it lacks CompareAndWrite yet, whose
+// write depends on what is there when its turn comes.
+type Volume struct {
+	group  *Group
+	number uint32
+	size   func() int64
+	cached func() bool // the volume has a write cache
+}
+
+// Volume returns the group's volume of a number. size and cached tell what it is
+// at the moment.
+func (g *Group) Volume(number uint32, size func() int64, cached func() bool) *Volume {
+	return &Volume{group: g, number: number, size: size, cached: cached}
+}
+
+// Size implements block.Device.
+func (v *Volume) Size() int64 { return v.size() }
+
+// op describes an operation on a range of bytes.
+func (v *Volume) op(kind mirror.Kind, off, n int64) (mirror.Op, error) {
+	if size := v.size(); off < 0 || n < 0 || off > size-n || off%block.SectorSize != 0 || n%block.SectorSize != 0 {
+		return mirror.Op{}, fault.New(fault.Invalid, "%d bytes at %d are not whole sectors of a volume of %d bytes", n, off, size)
+	}
+	first, end := off/BlockSize, (off+n+BlockSize-1)/BlockSize
+	return mirror.Op{Kind: kind, Volume: v.number, Block: uint64(first), Count: uint64(end - first)}, nil
+}
+
+// ReadAt implements block.Device.
+func (v *Volume) ReadAt(p []byte, off int64) error {
+	op, err := v.op(mirror.Read, off, int64(len(p)))
+	if err != nil || len(p) == 0 {
+		return err
+	}
+	return v.group.begin(context.Background(), op, p, off)
+}
+
+// WriteAt implements block.Device.
+func (v *Volume) WriteAt(p []byte, off int64, flags block.Flags) error {
+	return v.change(&Change{Kind: Data, Off: off, Length: int64(len(p)), Data: p}, flags)
+}
+
+// Trim implements block.Device.
+func (v *Volume) Trim(off, n int64) error {
+	return v.change(&Change{Kind: Trim, Off: off, Length: n}, 0)
+}
+
+// Zero implements block.Device.
+func (v *Volume) Zero(off, n int64, flags block.Flags) error {
+	return v.change(&Change{Kind: Zero, Off: off, Length: n}, flags)
+}
+
+func (v *Volume) change(c *Change, flags block.Flags) error {
+	op, err := v.op(mirror.Write, c.Off, c.Length)
+	if err != nil || c.Length == 0 {
+		return err
+	}
+	op.Durable, op.Payload = flags&block.FUA != 0 || !v.cached(), c
+	return v.group.begin(context.Background(), op, nil, 0)
+}
+
+// Flush implements block.Device.
+func (v *Volume) Flush() error {
+	return v.group.begin(context.Background(), mirror.Op{Kind: mirror.Flush}, nil, 0)
+}
