@@ -59,6 +59,7 @@ const (
 	Write        // or any other change of the blocks' content
 	Flush        // makes stable what was done before
 	Barrier      // a change of all volumes at one moment, as a snapshot is
+	Compare      // a Write, if what is there is what the caller expects
 	copied       // a resync's copy of blocks
 	ending       // a resync's last word: flush, and everything is there
 )
@@ -119,6 +120,8 @@ type (
 		Position Position
 		Payload  any // what a Load for a copy read
 		Failed   bool
+		// Differs: what a Load for a Compare read is not what was expected.
+		Differs bool
 	}
 	// Changes answers List.
 	Changes struct{ Ranges []Range }
@@ -506,7 +509,7 @@ func (m *Mirror) granted(o *operation) {
 		return
 	}
 	switch o.op.Kind {
-	case Read:
+	case Read, Compare:
 		o.asked = m.ask()
 		m.do(Load{o.id, o.op})
 	case copied:
@@ -520,13 +523,18 @@ func (m *Mirror) granted(o *operation) {
 		m.forward(o)
 		m.do(Sync{o.id})
 	case Write, Barrier:
-		if len(m.at.Others) == 0 && !m.cfg.Fault.has(memoryOfOne) {
-			o.op.Durable = true
-		}
-		m.forward(o)
-		m.ledger.begin(o.id)
-		m.do(Apply{o.id, o.op})
+		m.write(o)
 	}
+}
+
+// write sends a change to the other, and stores it here.
+func (m *Mirror) write(o *operation) {
+	if len(m.at.Others) == 0 && !m.cfg.Fault.has(memoryOfOne) {
+		o.op.Durable = true
+	}
+	m.forward(o)
+	m.ledger.begin(o.id)
+	m.do(Apply{o.id, o.op})
 }
 
 // ask puts the question that a read stands on, where clocks are not trusted.
@@ -563,6 +571,14 @@ func (m *Mirror) applied(a Applied) {
 	if o.from != nil {
 		m.appliedInbound(o)
 		return
+	}
+	if o.op.Kind == Compare {
+		// It holds its blocks. When it differs, it is a read of what is there.
+		if o.op.Kind = Write; !a.Differs {
+			m.write(o)
+			return
+		}
+		o.op.Kind = Read
 	}
 	if o.op.Kind == copied && !o.local {
 		o.op.Payload = a.Payload

@@ -81,8 +81,11 @@ type Group struct {
 
 // request is a client's operation.
 type request struct {
-	read []byte // what a read fills
+	read []byte // what a read, or a compare, fills
 	off  int64
+	// Of a compare: what is expected, and where the first difference is, or -1.
+	expected []byte
+	mismatch int64
 	err  error
 	done chan struct{}
 	// holds are the core, which has not ended it, and the store, which is at its
@@ -250,7 +253,9 @@ func (g *Group) load(e mirror.Load, r *request) mirror.Applied {
 		if r.err == nil {
 			r.err = err
 		}
-		return mirror.Applied{}
+		r.mismatch = firstDifference(r.read, r.expected)
+		// What cannot be read is not what is expected.
+		return mirror.Applied{Differs: r.expected != nil && (err != nil || r.mismatch >= 0)}
 	}
 	c := newChange(int(e.Op.Count) * BlockSize)
 	c.Kind, c.Off = Data, int64(e.Op.Block)*BlockSize
@@ -265,10 +270,20 @@ func (g *Group) list(since mirror.Position) {
 	}
 }
 
+// firstDifference returns where got is not what is expected, or -1.
+func firstDifference(got, expected []byte) int64 {
+	for i := range expected {
+		if got[i] != expected[i] {
+			return int64(i)
+		}
+	}
+	return -1
+}
+
 // begin puts a client's operation to the core and waits for its end. When ctx
 // ends it asks for the operation's, and waits for that.
-func (g *Group) begin(ctx context.Context, op mirror.Op, read []byte, off int64) error {
-	r := &request{read: read, off: off, done: make(chan struct{}), holds: 1}
+func (g *Group) begin(ctx context.Context, op mirror.Op, r *request) error {
+	r.done, r.holds = make(chan struct{}), 1
 	g.mu.Lock()
 	g.last++
 	id := g.last

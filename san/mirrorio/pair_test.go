@@ -291,6 +291,12 @@ func TestMirror(t *testing.T) {
 	if err := v.ReadAt(got, 512); err != nil || !bytes.Equal(got, want) {
 		t.Fatalf("read what was not written: %v", err)
 	}
+	if at, err := v.CompareAndWrite(0, make([]byte, 512), bytes.Repeat([]byte{1}, 512), 0); at != -1 || err != nil {
+		t.Errorf("a comparison with what is there: differs at %d, %v", at, err)
+	}
+	if at, err := v.CompareAndWrite(0, append(bytes.Repeat([]byte{1}, 511), 2), make([]byte, 512), 0); at != 511 || err != nil {
+		t.Errorf("a comparison with something else: differs at %d, %v", at, err)
+	}
 	p.equal()
 	if err := p.volume("b").ReadAt(got, 512); !fault.Is(err, fault.Fenced) {
 		t.Errorf("the node that does not own the group answered: %v", err)

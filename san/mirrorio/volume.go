@@ -9,14 +9,15 @@ import (
 )
 
 // Volume is a volume of a group: what is answered is on both nodes, as the
-// group's rules have it. Of block.Device it lacks CompareAndWrite yet, whose
-// write depends on what is there when its turn comes.
+// group's rules have it.
 type Volume struct {
 	group  *Group
 	number uint32
 	size   func() int64
 	cached func() bool // the volume has a write cache
 }
+
+var _ block.Device = (*Volume)(nil)
 
 // Volume returns the group's volume of a number. size and cached tell what it is
 // at the moment.
@@ -42,7 +43,7 @@ func (v *Volume) ReadAt(p []byte, off int64) error {
 	if err != nil || len(p) == 0 {
 		return err
 	}
-	return v.group.begin(context.Background(), op, p, off)
+	return v.group.begin(context.Background(), op, &request{read: p, off: off})
 }
 
 // WriteAt implements block.Device.
@@ -66,10 +67,24 @@ func (v *Volume) change(c *Change, flags block.Flags) error {
 		return err
 	}
 	op.Durable, op.Payload = flags&block.FUA != 0 || !v.cached(), c
-	return v.group.begin(context.Background(), op, nil, 0)
+	return v.group.begin(context.Background(), op, &request{})
+}
+
+// CompareAndWrite implements block.Device. The comparison is made when the
+// operation's turn has come: it holds its blocks until the write is done.
+func (v *Volume) CompareAndWrite(off int64, old, new []byte, flags block.Flags) (mismatch int64, err error) {
+	op, err := v.op(mirror.Compare, off, int64(len(old)))
+	if err != nil || len(old) == 0 {
+		return -1, err
+	}
+	op.Durable = flags&block.FUA != 0 || !v.cached()
+	op.Payload = &Change{Kind: Data, Off: off, Length: int64(len(new)), Data: new}
+	r := &request{read: make([]byte, len(old)), off: off, expected: old}
+	err = v.group.begin(context.Background(), op, r)
+	return r.mismatch, err
 }
 
 // Flush implements block.Device.
 func (v *Volume) Flush() error {
-	return v.group.begin(context.Background(), mirror.Op{Kind: mirror.Flush}, nil, 0)
+	return v.group.begin(context.Background(), mirror.Op{Kind: mirror.Flush}, &request{})
 }

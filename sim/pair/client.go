@@ -34,6 +34,7 @@ type record struct {
 	ret      instant // of an answered one; else the bound that judge finds
 	alone    bool    // it was answered by a set of one, which writes through
 	snapshot value   // a barrier's name
+	expected []value // of a compare
 }
 
 func (c *client) think() {
@@ -55,6 +56,16 @@ func (c *client) ask() {
 		r.kind = mirror.Barrier
 		w.count.values++
 		r.snapshot = value(w.count.values)
+	case !c.reads && w.chance(0.1):
+		r.kind = mirror.Compare
+		for range count {
+			w.count.values++
+			r.values = append(r.values, value(w.count.values))
+		}
+		r.expected = make([]value, count)
+		for i := range r.expected { // most likely what is there
+			r.expected[i] = w.latest[r.block+uint64(i)]
+		}
 	case c.reads || w.chance(0.45):
 		r.kind, r.values = mirror.Read, make([]value, count)
 	case w.chance(0.9):
@@ -131,8 +142,19 @@ func (c *client) answered(n *node, session int, a *ask) {
 	}
 	r := &c.world.ops[c.open]
 	r.answered, r.ret, r.alone = true, c.world.now, a.alone
-	if r.kind == mirror.Read {
+	switch {
+	case r.kind == mirror.Read:
 		copy(r.values, a.loaded)
+	case r.kind == mirror.Compare && a.differs:
+		r.kind, r.values = mirror.Read, a.loaded // which is all that it was
+		c.world.count.differed++
+	case r.kind == mirror.Compare:
+		c.world.count.compared++
+	}
+	if r.kind == mirror.Read || r.kind == mirror.Write || r.kind == mirror.Compare {
+		for i, v := range r.values {
+			c.world.latest[r.block+uint64(i)] = v
+		}
 	}
 	c.open = -1
 	c.think()
@@ -162,10 +184,10 @@ func (n *node) ask(c *client, session int, r record) {
 	}
 	w := n.world
 	w.count.ids++
-	n.asks[w.count.ids] = &ask{client: c, number: session, block: r.block, kind: r.kind}
+	n.asks[w.count.ids] = &ask{client: c, number: session, block: r.block, kind: r.kind, expected: r.expected}
 	op := mirror.Op{Kind: r.kind, Durable: w.cfg.durable || r.kind == mirror.Barrier}
 	switch r.kind {
-	case mirror.Write:
+	case mirror.Write, mirror.Compare:
 		op.Block, op.Count, op.Payload = r.block, uint64(len(r.values)), slices.Clone(r.values)
 	case mirror.Barrier:
 		op.Payload = r.snapshot

@@ -93,6 +93,9 @@ type touch struct {
 	write bool
 	maybe bool // it was not answered
 	value value
+	// compare: value is written if expected is there.
+	compare  bool
+	expected value
 	// loss is what a block may be after every memory was lost; of a loss only.
 	loss []value
 }
@@ -110,6 +113,11 @@ func register() porcupine.Model {
 					states = append(states, v)
 				}
 				return states
+			case in.compare && state.(value) != in.expected:
+				if in.maybe {
+					return []any{state}
+				}
+				return nil
 			case in.maybe:
 				return []any{state, in.value}
 			case in.write:
@@ -154,7 +162,12 @@ func (w *world) linearizable() {
 				continue
 			}
 			v := r.values[b-r.block]
-			history = append(history, porcupine.Operation{ClientId: r.client, Input: touch{write: r.kind == mirror.Write, maybe: !r.answered, value: v}, Output: v, Call: int64(r.call), Return: bounds[i]})
+			in := touch{write: r.kind != mirror.Read, maybe: !r.answered, value: v}
+			if r.kind == mirror.Compare && (r.answered || len(r.values) == 1) {
+				// Of two blocks without an answer, the other may have differed.
+				in.compare, in.expected = true, r.expected[b-r.block]
+			}
+			history = append(history, porcupine.Operation{ClientId: r.client, Input: in, Output: v, Call: int64(r.call), Return: bounds[i]})
 		}
 		for k, t := range w.revivals {
 			history = append(history, porcupine.Operation{ClientId: len(w.clients), Input: touch{loss: w.survivors(b, k)}, Output: value(0), Call: int64(t), Return: int64(t)})
@@ -207,7 +220,7 @@ func (w *world) survivors(b uint64, k int) (out []value) {
 }
 
 func (r *record) writes(b uint64) bool {
-	return r.kind == mirror.Write && b >= r.block && b < r.block+uint64(len(r.values))
+	return (r.kind == mirror.Write || r.kind == mirror.Compare) && b >= r.block && b < r.block+uint64(len(r.values))
 }
 
 // explain adds a block's operations to the trace.

@@ -58,6 +58,9 @@ type ask struct {
 	loaded []value
 	alone  bool
 	ending bool // its abort was asked for
+	// Of a compare: what is expected, and that it is not there.
+	expected []value
+	differs  bool
 }
 
 // time is the node's own clock, CLOCK_BOOTTIME.
@@ -267,10 +270,13 @@ func (n *node) do(e mirror.Effect) {
 			for i := range content {
 				content[i] = n.store.read(e.Op.Block + uint64(i)).value
 			}
+			differs := false
 			if a := n.asks[e.ID]; a != nil {
 				a.loaded = content
+				differs = e.Op.Kind == mirror.Compare && !slices.Equal(content, a.expected)
+				a.differs = differs
 			}
-			n.step(mirror.Applied{ID: e.ID, Payload: content})
+			n.step(mirror.Applied{ID: e.ID, Payload: content, Differs: differs})
 		})
 	case mirror.Sync:
 		n.later(n.store.delay(true), func() {

@@ -46,7 +46,7 @@ type counts struct {
 	takeovers, handed, yielded, revived, removed, admitted, settled, resyncs  int
 	crashes, powerLosses, bothDown, duringResync, pauses, clockStops          int
 	cuts, oneWay, mirrorCuts, driveFailures, slow, unanswered, durable, asked int
-	aborted, snapshots                                                        int
+	aborted, snapshots, compared, differed                                    int
 
 	operations, undecided int
 	simulated             time.Duration
@@ -65,6 +65,7 @@ func (c *counts) coverage() []counter {
 		{"drive failures", &c.driveFailures}, {"slow drives", &c.slow}, {"unanswered", &c.unanswered},
 		{"durable groups", &c.durable}, {"groups that ask for reads", &c.asked},
 		{"aborted", &c.aborted}, {"snapshots on both", &c.snapshots},
+		{"compared and written", &c.compared}, {"that differed", &c.differed},
 	}
 }
 
@@ -104,7 +105,7 @@ type Outcome struct {
 // Run makes one history. Histories of one process go one after the other: raft
 // takes its randomness from the process.
 func Run(seed uint64, mutants ...string) Outcome {
-	w := &world{rand: mathrand.New(mathrand.NewPCG(seed, 0x5ead)), owners: map[quorum.Epoch]int{}}
+	w := &world{rand: mathrand.New(mathrand.NewPCG(seed, 0x5ead)), owners: map[quorum.Epoch]int{}, latest: map[uint64]value{}}
 	old := rand.Reader
 	rand.Reader = source{mathrand.New(mathrand.NewPCG(seed, 0x4af7))}
 	defer func() { rand.Reader = old }()
@@ -277,7 +278,7 @@ func (w *world) fault() {
 		n, storing = w.owner(), w.owner()
 	}
 	lasts := w.between(10*time.Millisecond, 4*time.Second)
-	switch w.rand.IntN(14) {
+	switch w.rand.IntN(15) {
 	case 0, 1:
 		w.crash(n, lasts)
 	case 2:
@@ -318,7 +319,13 @@ func (w *world) fault() {
 				w.cut(o.index, j, w.between(1500*time.Millisecond, 4*time.Second), true)
 			}
 		}
-	case 13: // a member returns, and what it is admitted by is late
+	case 13: // what the owner sent before it froze is dealt with after it was succeeded
+		o := w.owner()
+		other := w.nodes[1-o.index]
+		other.inbox = max(other.inbox, w.now.add(w.between(1200*time.Millisecond, 2500*time.Millisecond)))
+		w.after(w.between(0, 20*time.Millisecond), func() { o.freeze(false) })
+		w.after(3*time.Second, o.thaw)
+	case 14: // a member returns, and what it is admitted by is late
 		w.late = 0.7
 		w.after(lasts, func() { w.late = 0 })
 		w.crash(storing, w.between(10*time.Millisecond, 300*time.Millisecond))

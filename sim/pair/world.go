@@ -49,8 +49,9 @@ type world struct {
 	net     network
 	conn    *connection
 	conns   int
-	late    float64  // share of proposals that come late, by a fault
-	ops     []record // what clients asked for and got
+	late    float64          // share of proposals that come late, by a fault
+	ops     []record         // what clients asked for and got
+	latest  map[uint64]value // what some client last saw of a block
 	trace   []string
 	count   counts
 	failure string
