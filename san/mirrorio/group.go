@@ -86,8 +86,8 @@ type request struct {
 	// Of a compare: what is expected, and where the first difference is, or -1.
 	expected []byte
 	mismatch int64
-	err  error
-	done chan struct{}
+	err      error
+	done     chan struct{}
 	// holds are the core, which has not ended it, and the store, which is at its
 	// memory: the caller has it back when neither is left. Under Group.mu.
 	holds int
