@@ -108,7 +108,7 @@ func (q *quorumNow) propose(c quorum.Command) {
 
 // pair is two nodes.
 type pair struct {
-	t      *testing.T
+	t      testing.TB
 	quorum *quorumNow
 	stores map[quorum.Member]*memory
 	boots  map[quorum.Member]quorum.Boot
@@ -118,7 +118,7 @@ type pair struct {
 	mu sync.Mutex // guards groups: a load looks while lives come and go
 }
 
-func newPair(t *testing.T) *pair {
+func newPair(t testing.TB) *pair {
 	p := &pair{
 		t: t, quorum: &quorumNow{state: quorum.NewState(), tell: map[quorum.Member]*Group{}},
 		stores: map[quorum.Member]*memory{"a": {}, "b": {}}, boots: map[quorum.Member]quorum.Boot{}, groups: map[quorum.Member]*Group{},
