@@ -121,7 +121,7 @@ func (m *Mirror) grantedInbound(o *operation) {
 
 // appliedInbound acknowledges what is applied, whoever the owner is by now: if
 // it is another, nobody listens.
-func (m *Mirror) appliedInbound(o *operation) {
+func (m *Mirror) appliedInbound(o *operation, was any) {
 	in := o.from
 	m.forget(o)
 	if in != m.inbound {
@@ -130,7 +130,11 @@ func (m *Mirror) appliedInbound(o *operation) {
 	if o.op.Kind == ending {
 		in.ended = true
 	}
-	m.transmit(in.owner, Packet{Kind: Ack, Epoch: in.epoch, Stream: in.stream, Sequence: o.number})
+	ack := Packet{Kind: Ack, Epoch: in.epoch, Stream: in.stream, Sequence: o.number}
+	if o.refused {
+		ack.Refused, ack.Op = true, Op{Kind: o.op.Kind, Volume: o.op.Volume, Block: o.op.Block, Count: o.op.Count, Payload: was}
+	}
+	m.transmit(in.owner, ack)
 	m.resumeInbound()
 }
 

@@ -95,6 +95,8 @@ type Config struct {
 	CopyBlocks uint64
 	// Settle is how often a position is looked for.
 	Settle time.Duration
+	// Pause is how long a resync waits when the other has no room for it.
+	Pause time.Duration
 	// Fault breaks a rule on purpose; only a test sets it.
 	Fault Mutation
 }
@@ -118,10 +120,12 @@ type (
 	Applied struct {
 		ID       uint64
 		Position Position
-		Payload  any // what a Load for a copy read
+		Payload  any // what a Load read that is for no client
 		Failed   bool
 		// Differs: what a Load for a Compare read is not what was expected.
 		Differs bool
+		// Full: there was no room for a Write, and nothing of it was stored.
+		Full bool
 	}
 	// Changes answers List.
 	Changes struct{ Ranges []Range }
@@ -159,6 +163,7 @@ type Packet struct {
 	Stream   uint64
 	Sequence uint64 // of an operation in its stream
 	Complete uint64 // everything up to here is on both
+	Refused  bool   // of an Ack: there was no room; Op has what is there instead
 	Op       Op
 	Ranges   []Range
 }
@@ -183,6 +188,9 @@ type (
 	Sync struct{ ID uint64 }
 	// Done answers a client's operation.
 	Done struct{ ID uint64 }
+	// Refuse answers a client's write for which one of the nodes had no room. It
+	// was not done.
+	Refuse struct{ ID uint64 }
 	// Aborted answers Abort: nothing of the operation lands from now on.
 	Aborted struct{ ID uint64 }
 	// Abandon ends a client's operation without an answer: whether it was done is
@@ -218,13 +226,14 @@ type Mirror struct {
 	free     []uint64 // operations that wait for no blocks
 	flushed  group.Instant
 
-	stream  *stream    // as the owner
-	streams uint64     // number of the latest one
-	missed  *missed    // of a resync that was cut off
-	inbound *inbound   // as the other
-	hello   *Received  // that came before what it is about was decided
-	early   []Received // and what followed it
-	broken  bool       // the store has failed
+	stream  *stream       // as the owner
+	streams uint64        // number of the latest one
+	missed  *missed       // of a resync that was cut off
+	inbound *inbound      // as the other
+	hello   *Received     // that came before what it is about was decided
+	early   []Received    // and what followed it
+	broken  bool          // the store has failed
+	pausing group.Instant // no stream is opened before
 	now     group.Instant
 	out     []Effect
 }
@@ -245,6 +254,10 @@ type operation struct {
 	aborted bool // its end is waited for, not its result
 	asked   group.Instant
 	acks    []quorum.Incarnation
+	// refused and refusedThere tell that a node had no room; was is what that
+	// node has in its place. restoring: the one that had room is given that.
+	refused, refusedThere, restoring bool
+	was                              any
 	// As the other: where it came from.
 	from   *inbound
 	number uint64
@@ -565,11 +578,20 @@ func (m *Mirror) applied(a Applied) {
 		m.forget(o)
 		return
 	}
+	if a.Full {
+		m.full(o)
+		return
+	}
 	if (o.op.changes() || o.op.Kind == copied && o.from != nil) && !o.through {
 		m.ledger.entered(a.Position)
 	}
 	if o.from != nil {
-		m.appliedInbound(o)
+		m.appliedInbound(o, a.Payload)
+		return
+	}
+	if o.restoring && o.refused && !o.local {
+		o.op.Payload, o.acks, o.local = a.Payload, nil, true
+		m.forward(o)
 		return
 	}
 	if o.op.Kind == Compare {
@@ -624,6 +646,9 @@ func (m *Mirror) finish(o *operation) {
 		}
 		return
 	}
+	if (o.refused || o.refusedThere) && m.restore(o) {
+		return
+	}
 	switch o.op.Kind {
 	case Write, Barrier:
 		m.ledger.complete(o.id)
@@ -636,6 +661,8 @@ func (m *Mirror) finish(o *operation) {
 	switch {
 	case o.aborted:
 		m.do(Aborted{o.id})
+	case o.client && (o.refused || o.refusedThere):
+		m.do(Refuse{o.id})
 	case o.client:
 		m.do(Done{o.id})
 	}

@@ -16,6 +16,7 @@ const (
 	skipDirty                         // skip the survivor's changes
 	looseBarrier                      // a snapshot that is no barrier
 	ghost                             // an aborted operation that lands later
+	keepRefused                       // what one node refused stays on the other
 )
 
 // Mutations by name, for the simulation.
@@ -23,7 +24,7 @@ func Mutations() map[string]Mutation {
 	return map[string]Mutation{
 		"ack-early": ackEarly, "read-pending": readPending, "past-lease": pastLease, "stale-epoch": staleEpoch,
 		"epoch-at-entry": epochAtEntry, "memory-of-one": memoryOfOne, "forget-intent": forgetIntent, "skip-dirty": skipDirty,
-		"loose-barrier": looseBarrier, "ghost": ghost,
+		"loose-barrier": looseBarrier, "ghost": ghost, "keep-refused": keepRefused,
 	}
 }
 

@@ -52,7 +52,7 @@ type missed struct {
 
 // steer opens the stream, and takes a resync further.
 func (m *Mirror) steer() {
-	if m.at.Role != group.Owner || m.link == nil || m.broken {
+	if m.at.Role != group.Owner || m.link == nil || m.broken || m.now < m.pausing {
 		return
 	}
 	if m.stream == nil {
@@ -109,7 +109,7 @@ func (m *Mirror) openStream(to quorum.Incarnation) {
 // underWay lists the operations that the other may lack.
 func (m *Mirror) underWay() (list []*operation) {
 	for _, id := range m.sorted() {
-		if o := m.ops[id]; o.from == nil && o.granted && (o.op.changes() || o.op.Kind == Flush) {
+		if o := m.ops[id]; o.from == nil && o.granted && !o.refusedThere && (o.op.changes() || o.op.Kind == Flush) {
 			list = append(list, o)
 		}
 	}
@@ -271,8 +271,21 @@ func (m *Mirror) acknowledged(p Packet) {
 		return
 	}
 	delete(s.sent, p.Sequence)
-	if o := m.ops[w.id]; o != nil && o.number == p.Sequence && o.from == nil {
+	o := m.ops[w.id]
+	if o == nil || o.number != p.Sequence || o.from != nil {
+		o = nil
+	}
+	switch {
+	case p.Refused && (o == nil || !slices.Contains(m.at.Others, s.to)):
+		// It has no room for a resync: that is for later, and no client waits.
+		if w.write {
+			s.dirty.add(w.what)
+		}
+		m.closeStream()
+		m.pausing = m.now.Add(m.cfg.Pause)
+	case o != nil:
 		o.acks = append(o.acks, s.to)
+		o.refusedThere, o.was = p.Refused, p.Op.Payload
 	}
 }
 

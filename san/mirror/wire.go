@@ -14,7 +14,8 @@ const WireVersion = 1
 // Sizes of a packet's parts on the wire, in bytes, and what bounds them. All
 // numbers are little-endian.
 //
-//	0  version, kind, op kind, op flags (1: durable)      uint8 each
+//	0  version, kind, op kind, flags (1: op is durable,
+//	   2: refused)                                        uint8 each
 //	4  volume                                             uint32
 //	8  epoch, stream, sequence, complete                  uint64 each
 //	40 block, count                                       uint64 each
@@ -31,6 +32,7 @@ const (
 	RangesMax   = 1 << 20
 	PayloadMax  = 64 << 20
 	flagDurable = 1
+	flagRefused = 2
 )
 
 // AppendHeader appends a packet's bytes but for its payload, of which size is
@@ -39,7 +41,10 @@ func (p *Packet) AppendHeader(b []byte, size int) []byte {
 	var h [HeaderSize]byte
 	h[0], h[1], h[2] = WireVersion, byte(p.Kind), byte(p.Op.Kind)
 	if p.Op.Durable {
-		h[3] = flagDurable
+		h[3] |= flagDurable
+	}
+	if p.Refused {
+		h[3] |= flagRefused
 	}
 	le := binary.LittleEndian
 	le.PutUint32(h[4:], p.Op.Volume)
@@ -67,12 +72,13 @@ func DecodeHeader(h []byte) (p Packet, rangesSize, payloadSize int, err error) {
 		return p, 0, 0, fault.New(fault.Invalid, "a packet header of %d bytes", len(h))
 	}
 	n, size := le.Uint32(h[76:]), le.Uint32(h[80:])
-	p.Kind, p.Op.Kind, p.Op.Durable = PacketKind(h[1]), Kind(h[2]), h[3] == flagDurable
+	p.Kind, p.Op.Kind, p.Op.Durable = PacketKind(h[1]), Kind(h[2]), h[3]&flagDurable != 0
+	p.Refused = h[3]&flagRefused != 0
 	p.Control.Kind = group.MessageKind(h[72])
 	switch {
 	case h[0] != WireVersion:
 		return p, 0, 0, fault.New(fault.Invalid, "a packet of version %d; this node speaks %d", h[0], WireVersion)
-	case p.Kind < Control || p.Kind > Complete, p.Op.Kind > ending, h[3]&^flagDurable != 0, p.Control.Kind > group.Promise, n > RangesMax, size > PayloadMax:
+	case p.Kind < Control || p.Kind > Complete, p.Op.Kind > ending, h[3]&^(flagDurable|flagRefused) != 0, p.Control.Kind > group.Promise, n > RangesMax, size > PayloadMax:
 		return p, 0, 0, fault.New(fault.Invalid, "a packet that makes no sense: kind %d, operation %d, %d ranges, %d bytes", h[1], h[2], n, size)
 	}
 	p.Op.Volume = le.Uint32(h[4:])

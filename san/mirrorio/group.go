@@ -10,8 +10,7 @@
 // what the peer has under way. The loop itself never waits for a drive, a peer or
 // a client.
 //
-// Not yet: a full store, which has to make the group full and not to leave the
-// set; damage that the peer can heal; snapshots and attributes on both.
+// Not yet: damage that the peer can heal; snapshots and attributes on both.
 package mirrorio
 
 import (
@@ -199,6 +198,8 @@ func (g *Group) do(effects []mirror.Effect) {
 			}
 		case mirror.Done:
 			g.finish(e.ID, nil)
+		case mirror.Refuse:
+			g.finish(e.ID, errFull)
 		case mirror.Aborted:
 			g.finish(e.ID, fault.New(fault.Canceled, "the operation was aborted"))
 		case mirror.Abandon:
@@ -210,6 +211,9 @@ func (g *Group) do(effects []mirror.Effect) {
 		}
 	}
 }
+
+// errFull refuses a write for which either node has no room.
+var errFull = fault.New(fault.Full, "a node of the group has no room; delete something or add a drive there")
 
 // errMoved ends what this node cannot answer any more.
 var errMoved = fault.New(fault.Fenced, "the group is served elsewhere")
@@ -240,13 +244,16 @@ func (g *Group) apply(e mirror.Apply) mirror.Applied {
 	c := e.Op.Payload.(*Change)
 	err := g.opt.Store.Apply(e.Op.Volume, c, e.Op.Durable)
 	c.release()
+	if fault.Is(err, fault.Full) {
+		return mirror.Applied{Full: true}
+	}
 	return mirror.Applied{Position: g.opt.Store.Position(), Failed: g.failed("apply a change", err)}
 }
 
 // load reads for a client, into its buffer, or for a copy. What a client cannot
 // read is its error; what a copy cannot is the end of this node's part.
 func (g *Group) load(e mirror.Load, r *request) mirror.Applied {
-	if r != nil {
+	if r != nil && (e.Op.Kind == mirror.Read || e.Op.Kind == mirror.Compare) {
 		err := g.opt.Store.Read(e.Op.Volume, r.read, r.off)
 		g.mu.Lock()
 		defer g.mu.Unlock()

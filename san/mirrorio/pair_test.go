@@ -35,6 +35,7 @@ type memory struct {
 	position mirror.Position
 	saved    mirror.Position
 	broken   bool
+	full     bool
 }
 
 func (s *memory) Apply(_ uint32, c *Change, _ bool) error {
@@ -42,6 +43,9 @@ func (s *memory) Apply(_ uint32, c *Change, _ bool) error {
 	defer s.mu.Unlock()
 	if s.broken {
 		return fault.New(fault.Failed, "the drive is broken")
+	}
+	if s.full && s.changed[c.Off/BlockSize] == 0 {
+		return fault.New(fault.Full, "no room")
 	}
 	s.position++
 	if c.Kind == Data {
@@ -358,5 +362,40 @@ func TestBrokenDrive(t *testing.T) {
 	p.await("b owns it", func() bool { return p.groups["b"].Standing().Serving })
 	if err := p.volume("b").WriteAt(make([]byte, BlockSize), 0, 0); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFull has one node refuse what the other has stored already: nothing of it
+// is found, on either.
+func TestFull(t *testing.T) {
+	for _, who := range []quorum.Member{"a", "b"} {
+		t.Run(string(who), func(t *testing.T) {
+			p := newPair(t)
+			v := p.volume("a")
+			one, two, back := bytes.Repeat([]byte{1}, BlockSize), bytes.Repeat([]byte{2}, BlockSize), make([]byte, BlockSize)
+			if err := v.WriteAt(one, 0, 0); err != nil {
+				t.Fatal(err)
+			}
+			s := p.stores[who]
+			s.mu.Lock()
+			s.full = true
+			s.mu.Unlock()
+			if err := v.WriteAt(two, 0, 0); err != nil {
+				t.Errorf("an overwrite: %v", err)
+			}
+			if err := v.WriteAt(two, BlockSize, 0); !fault.Is(err, fault.Full) {
+				t.Errorf("a write without room: %v", err)
+			}
+			if _, err := v.CompareAndWrite(2*BlockSize, make([]byte, 512), two[:512], 0); !fault.Is(err, fault.Full) {
+				t.Errorf("a comparison that matches, without room: %v", err)
+			}
+			if err := v.ReadAt(back, BlockSize); err != nil || !bytes.Equal(back, make([]byte, BlockSize)) {
+				t.Errorf("the refused write is there, or not even nothing: %v", err)
+			}
+			p.equal()
+			if g := p.state().Group["g"]; len(g.Set) != 2 {
+				t.Errorf("%d entries: a full node stays in the set", len(g.Set))
+			}
+		})
 	}
 }

@@ -35,6 +35,7 @@ type record struct {
 	alone    bool    // it was answered by a set of one, which writes through
 	snapshot value   // a barrier's name
 	expected []value // of a compare
+	refused  bool    // there was no room: it was not done
 }
 
 func (c *client) think() {
@@ -143,6 +144,8 @@ func (c *client) answered(n *node, session int, a *ask) {
 	r := &c.world.ops[c.open]
 	r.answered, r.ret, r.alone = true, c.world.now, a.alone
 	switch {
+	case a.refused:
+		r.refused = true
 	case r.kind == mirror.Read:
 		copy(r.values, a.loaded)
 	case r.kind == mirror.Compare && a.differs:
@@ -151,7 +154,7 @@ func (c *client) answered(n *node, session int, a *ask) {
 	case r.kind == mirror.Compare:
 		c.world.count.compared++
 	}
-	if r.kind == mirror.Read || r.kind == mirror.Write || r.kind == mirror.Compare {
+	if !r.refused && (r.kind == mirror.Read || r.kind == mirror.Write || r.kind == mirror.Compare) {
 		for i, v := range r.values {
 			c.world.latest[r.block+uint64(i)] = v
 		}

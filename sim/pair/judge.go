@@ -158,7 +158,7 @@ func (w *world) linearizable() {
 				}
 				continue
 			}
-			if b < r.block || b >= r.block+uint64(len(r.values)) || r.kind == mirror.Read && !r.answered {
+			if b < r.block || b >= r.block+uint64(len(r.values)) || r.refused || r.kind == mirror.Read && !r.answered {
 				continue
 			}
 			v := r.values[b-r.block]
@@ -220,7 +220,7 @@ func (w *world) survivors(b uint64, k int) (out []value) {
 }
 
 func (r *record) writes(b uint64) bool {
-	return (r.kind == mirror.Write || r.kind == mirror.Compare) && b >= r.block && b < r.block+uint64(len(r.values))
+	return !r.refused && (r.kind == mirror.Write || r.kind == mirror.Compare) && b >= r.block && b < r.block+uint64(len(r.values))
 }
 
 // explain adds a block's operations to the trace.

@@ -61,6 +61,7 @@ type ask struct {
 	// Of a compare: what is expected, and that it is not there.
 	expected []value
 	differs  bool
+	refused  bool // there was no room
 }
 
 // time is the node's own clock, CLOCK_BOOTTIME.
@@ -260,6 +261,12 @@ func (n *node) do(e mirror.Effect) {
 				n.step(mirror.Applied{ID: e.ID, Failed: true})
 				return
 			}
+			if !n.store.fits(e.Op.Block, e.Op.Count) {
+				w.count.full++
+				w.note("%s has no room for %v at block %d", memberOf(n.index), e.Op.Payload, e.Op.Block)
+				n.step(mirror.Applied{ID: e.ID, Full: true})
+				return
+			}
 			p := n.store.write(e.Op.Block, e.Op.Count, e.Op.Payload.([]value), durable)
 			w.note("%s stores %v at block %d, position %d, kind %d, durable %t", memberOf(n.index), e.Op.Payload, e.Op.Block, p, e.Op.Kind, durable)
 			n.step(mirror.Applied{ID: e.ID, Position: p})
@@ -299,6 +306,10 @@ func (n *node) do(e mirror.Effect) {
 		a := n.asks[e.ID]
 		delete(n.asks, e.ID)
 		a.client.dropped(n, a.number)
+	case mirror.Refuse:
+		w.count.refused++
+		n.asks[e.ID].refused = true
+		n.answer(e.ID)
 	case mirror.Aborted:
 		w.count.aborted++
 		delete(n.asks, e.ID)

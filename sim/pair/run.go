@@ -46,7 +46,7 @@ type counts struct {
 	takeovers, handed, yielded, revived, removed, admitted, settled, resyncs  int
 	crashes, powerLosses, bothDown, duringResync, pauses, clockStops          int
 	cuts, oneWay, mirrorCuts, driveFailures, slow, unanswered, durable, asked int
-	aborted, snapshots, compared, differed                                    int
+	aborted, snapshots, compared, differed, full, refused                     int
 
 	operations, undecided int
 	simulated             time.Duration
@@ -66,6 +66,7 @@ func (c *counts) coverage() []counter {
 		{"durable groups", &c.durable}, {"groups that ask for reads", &c.asked},
 		{"aborted", &c.aborted}, {"snapshots on both", &c.snapshots},
 		{"compared and written", &c.compared}, {"that differed", &c.differed},
+		{"no room", &c.full}, {"refused", &c.refused},
 	}
 }
 
@@ -119,7 +120,7 @@ func Run(seed uint64, mutants ...string) Outcome {
 // choose draws what kind of world it is.
 func (w *world) choose(mutants []string) {
 	w.cfg = profile{
-		mutants: mutants, durable: w.chance(0.5), blocks: 4 + w.rand.Uint64N(12), clients: 2 + w.rand.IntN(3),
+		mutants: mutants, durable: w.chance(0.5), blocks: []uint64{4, 8, 16, 64}[w.rand.IntN(4)], clients: 2 + w.rand.IntN(3),
 		think: w.between(time.Millisecond, 20*time.Millisecond), patience: w.between(50*time.Millisecond, time.Second),
 		proof: []float64{0, 0.5, 1}[w.rand.IntN(3)], faults: 3 + w.rand.IntN(8), stalls: []float64{0, 0.001, 0.01, 0.05}[w.rand.IntN(4)], stall: w.between(0, 2*time.Second),
 	}
@@ -128,7 +129,7 @@ func (w *world) choose(mutants []string) {
 			Lease: time.Second, Renew: 100 * time.Millisecond, Silence: 400 * time.Millisecond, Drift: 1000,
 			Revive: 3 * time.Second, Retry: 200 * time.Millisecond, Confirm: w.chance(0.3),
 		},
-		Copies: 1 + w.rand.IntN(4), CopyBlocks: 1 + w.rand.Uint64N(4), Settle: w.between(10*time.Millisecond, 500*time.Millisecond),
+		Copies: 1 + w.rand.IntN(4), CopyBlocks: 1 + w.rand.Uint64N(4), Settle: w.between(10*time.Millisecond, 500*time.Millisecond), Pause: w.between(50*time.Millisecond, time.Second),
 	}
 	if w.cfg.durable {
 		w.count.durable++
@@ -208,7 +209,7 @@ func (w *world) calmDown() {
 	w.net.cut = [4][4]bool{}
 	for _, n := range w.nodes {
 		if n.store != nil {
-			n.store.slow, n.store.failNext = 0, false
+			n.store.slow, n.store.failNext, n.store.room = 0, false, -1
 		}
 		if n.frozen {
 			n.thaw()
@@ -278,7 +279,7 @@ func (w *world) fault() {
 		n, storing = w.owner(), w.owner()
 	}
 	lasts := w.between(10*time.Millisecond, 4*time.Second)
-	switch w.rand.IntN(15) {
+	switch w.rand.IntN(16) {
 	case 0, 1:
 		w.crash(n, lasts)
 	case 2:
@@ -325,7 +326,10 @@ func (w *world) fault() {
 		other.inbox = max(other.inbox, w.now.add(w.between(1200*time.Millisecond, 2500*time.Millisecond)))
 		w.after(w.between(0, 20*time.Millisecond), func() { o.freeze(false) })
 		w.after(3*time.Second, o.thaw)
-	case 14: // a member returns, and what it is admitted by is late
+	case 14:
+		storing.store.room = w.rand.IntN(3)
+		w.after(lasts, func() { storing.store.room = -1 })
+	case 15: // a member returns, and what it is admitted by is late
 		w.late = 0.7
 		w.after(lasts, func() { w.late = 0 })
 		w.crash(storing, w.between(10*time.Millisecond, 300*time.Millisecond))

@@ -26,12 +26,13 @@ type store struct {
 	saved  []mirror.Position // the first is stable
 	snaps  map[value]map[uint64]value
 
+	room     int           // blocks more that it has room for; negative: any number
 	slow     time.Duration // added to each access, by a fault
 	failNext bool          // the next write fails
 }
 
 func newStore(w *world) *store {
-	return &store{world: w, blocks: map[uint64][]version{}, saved: []mirror.Position{0}, snaps: map[value]map[uint64]value{}}
+	return &store{world: w, room: -1, blocks: map[uint64][]version{}, saved: []mirror.Position{0}, snaps: map[value]map[uint64]value{}}
 }
 
 func (s *store) read(block uint64) version {
@@ -39,6 +40,23 @@ func (s *store) read(block uint64) version {
 		return v[len(v)-1]
 	}
 	return version{}
+}
+
+// fits takes room for a write, if there is enough. What is overwritten needs none.
+func (s *store) fits(block, count uint64) bool {
+	fresh := 0
+	for i := range count {
+		if len(s.blocks[block+i]) == 0 {
+			fresh++
+		}
+	}
+	if s.room >= 0 && fresh > s.room {
+		return false
+	}
+	if s.room >= 0 {
+		s.room -= fresh
+	}
+	return true
 }
 
 // write enters content; durable ones are stable at once, with all before them.
