@@ -48,6 +48,7 @@ var actions = []action{
 	{"add drive", (*history).addDrive},
 	{"evacuate", (*history).evacuateOrRemove},
 	{"space", (*history).fullDisk},
+	{"since", (*history).since},
 }
 
 // target is a volume that an operation is about.

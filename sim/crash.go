@@ -43,7 +43,10 @@ func (h *history) recoverPool() error {
 	if err != nil {
 		return fmt.Errorf("read after a crash: %w", err)
 	}
-	return h.model.Recover(got.State, lost)
+	if err := h.model.Recover(got.State, lost); err != nil {
+		return err
+	}
+	return h.askSince()
 }
 
 // open opens the pool on the disks of this life.

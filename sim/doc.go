@@ -7,7 +7,9 @@
 // recovery too, and holds what is there against the model in package
 // storetest. A corruption history (corrupt.go) flips, loses, misdirects and
 // hides blocks: a read may fail but never be wrong. A failing history
-// (fail.go) has a drive refuse a write or flush for good.
+// (fail.go) has a drive refuse a write or flush for good. In all of them the
+// pool is asked now and then what has changed since moments that the history
+// remembers (since.go).
 //
 // One seed is run by
 //

@@ -49,7 +49,7 @@ type history struct {
 // counts say what a history was made of, so that a run can show that it was
 // not made of nothing.
 type counts struct {
-	operations, crashes, boundaries, full, found int
+	operations, crashes, boundaries, full, found, asked int
 }
 
 func (c *counts) add(o counts) {
@@ -58,6 +58,7 @@ func (c *counts) add(o counts) {
 	c.boundaries += o.boundaries
 	c.full += o.full
 	c.found += o.found
+	c.asked += o.asked
 }
 
 // newHistory makes a world with an empty pool.
@@ -409,11 +410,10 @@ func (h *history) account() error {
 func (h *history) finish() error {
 	h.step++
 	h.world.Endless()
-	if err := h.account(); err != nil {
-		return fmt.Errorf("at the end: %w", err)
-	}
-	if err := h.reopen(); err != nil {
-		return fmt.Errorf("at the end: %w", err)
+	for _, last := range []func() error{h.account, h.reopen, h.askSince} {
+		if err := last(); err != nil {
+			return fmt.Errorf("at the end: %w", err)
+		}
 	}
 	h.counts.boundaries = h.world.Boundaries()
 	return nil

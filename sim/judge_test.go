@@ -24,6 +24,7 @@ func TestJudge(t *testing.T) {
 	})
 	for _, f := range []flaw{
 		neverDurable, flushesNot, skipsDamage, tornSnapshot, lateAnswer, trimsTooMuch, forgetsRename, sharesClone,
+		missesTrims, saysAll, losesBase, reusesLSNs,
 	} {
 		t.Run(string(f), func(t *testing.T) {
 			t.Parallel()

@@ -42,7 +42,7 @@ var everyday = map[string]int{
 	"create": 4, "change": 4, "delete": 1, "snapshot": 4, "delete snapshot": 2, "rollback": 1, "clone": 2,
 	"attribute": 3, "thresholds": 1, "refused": 3,
 	"maintain": 10, "drain": 2, "reopen": 2, "die": 2, "check": 2, "changed": 4, "scrub": 1,
-	"add drive": 1, "evacuate": 1, "space": 1,
+	"add drive": 1, "evacuate": 1, "space": 1, "since": 10,
 }
 
 // profiles are the tendencies that histories are drawn from.
@@ -54,6 +54,7 @@ var profiles = []profile{
 	{name: "filling", volumeMax: 96 << 20, volumes: 4, weights: map[string]int{"fill": 60, "write": 30, "snapshot": 1, "clone": 1, "trim": 10, "copy": 2, "delete": 2, "check": 1, "scrub": 0}},
 	{name: "drives", volumeMax: 8 << 20, volumes: 3, weights: map[string]int{"add drive": 6, "evacuate": 10, "space": 4, "fill": 4}},
 	{name: "catalog", volumeMax: 64 << 40, volumes: 12, weights: map[string]int{"create": 20, "change": 20, "delete": 8, "attribute": 20, "write": 20, "clone": 6}},
+	{name: "bases", volumeMax: 8 << 20, volumes: 3, weights: map[string]int{"since": 60, "trim": 30, "zero": 20, "copy": 14, "snapshot": 6, "delete snapshot": 6, "rollback": 2}},
 	{name: "idle", volumeMax: 4 << 20, volumes: 2, weights: map[string]int{"maintain": 80, "drain": 20, "reopen": 8, "die": 8}},
 }
 

@@ -52,8 +52,8 @@ func TestStore(t *testing.T) {
 			})
 		}
 	})
-	fmt.Printf("sim: %d operations, %d crashes, %d write boundaries, %d times full, %d times damage was met\n",
-		sum.operations, sum.crashes, sum.boundaries, sum.full, sum.found)
+	fmt.Printf("sim: %d operations, %d crashes, %d write boundaries, %d times full, %d times damage was met, %d times told what changed\n",
+		sum.operations, sum.crashes, sum.boundaries, sum.full, sum.found, sum.asked)
 	fmt.Printf("sim: %d seeds, %d failed\n", len(runs), failed)
 }
 

@@ -30,7 +30,15 @@ type toy struct {
 	opt   store.Options
 	flaw  flaw
 	open  map[string]int
+	lives *lives
 }
+
+// lives has, for each life of a toy, the operation it began with: what a crash
+// takes back must not share its positions with what comes after.
+type lives struct{ began []uint64 }
+
+// positionLife is where the life begins in a position; below is the operation.
+const positionLife = 32
 
 // flaw is what a toy does wrong.
 type flaw string
@@ -45,18 +53,26 @@ const (
 	trimsTooMuch  flaw = "trim takes a block too many"
 	forgetsRename flaw = "a rename is not logged"
 	sharesClone   flaw = "a copy loses its last block"
+	missesTrims   flaw = "what was trimmed is not called changed"
+	saysAll       flaw = "everything is called changed"
+	losesBase     flaw = "a base is not logged"
+	reusesLSNs    flaw = "positions of what a crash took back come again"
 )
 
 const toyHeader = 24 // length, checksum, sequence
 
 func toySystem(f flaw) storetest.System {
+	l := &lives{}
 	return storetest.System{
 		Create: func(_ string, opt store.Options, drives []store.NamedDrive) (storetest.Pool, error) {
-			return &toy{drive: drives[0].Drive, state: storetest.NewState(), next: 1, opt: opt, flaw: f, open: map[string]int{}}, nil
+			l.began = []uint64{1}
+			return &toy{drive: drives[0].Drive, state: storetest.NewState(), next: 1, opt: opt, flaw: f, open: map[string]int{}, lives: l}, nil
 		},
 		Open: func(opt store.Options, drives []store.NamedDrive) (storetest.Pool, error) {
-			p := &toy{drive: drives[0].Drive, state: storetest.NewState(), next: 1, opt: opt, flaw: f, open: map[string]int{}}
-			return p, p.replay()
+			p := &toy{drive: drives[0].Drive, state: storetest.NewState(), next: 1, opt: opt, flaw: f, open: map[string]int{}, lives: l}
+			err := p.replay()
+			l.began = append(l.began, p.next)
+			return p, err
 		},
 	}
 }
@@ -103,7 +119,7 @@ func register() {
 	for _, op := range []storetest.Op{
 		storetest.Write{}, storetest.Clear{}, storetest.Copy{}, storetest.CreateVolume{}, storetest.ChangeVolume{},
 		storetest.DeleteVolume{}, storetest.CreateSnapshot{}, storetest.DeleteSnapshot{}, storetest.Rollback{},
-		storetest.Clone{}, storetest.SetAttribute{}, storetest.SetThresholds{},
+		storetest.Clone{}, storetest.SetAttribute{}, storetest.SetThresholds{}, storetest.SetBase{}, storetest.ClearBase{},
 	} {
 		toyOps[fmt.Sprintf("%T", op)] = reflect.TypeOf(op)
 	}
@@ -315,6 +331,58 @@ func (p *toy) Changed(volume, from, to string, emit func(store.Range) bool) erro
 		}
 	}
 	return nil
+}
+
+func (p *toy) Position() store.LSN {
+	return store.LSN(len(p.lives.began)<<positionLife | int(p.next-1))
+}
+
+// operation returns the last operation that is not after a position.
+func (p *toy) operation(at store.LSN) uint64 {
+	n := uint64(at & (1<<positionLife - 1))
+	if p.flaw == reusesLSNs {
+		return n
+	}
+	for _, began := range p.lives.began[at>>positionLife:] {
+		n = min(n, began-1)
+	}
+	return n
+}
+
+func (p *toy) ChangedSince(volume string, since store.LSN, emit func(store.Range) bool) error {
+	v, at := p.state.Volumes[volume], p.operation(since)
+	if v.Replaced > at || p.flaw == saysAll {
+		emit(store.Range{Length: v.Size})
+		return nil
+	}
+	for _, b := range slices.Sorted(maps.Keys(v.Touched)) {
+		_, data := v.Content[b]
+		if v.Touched[b] <= at || p.flaw == missesTrims && !data {
+			continue
+		}
+		if !emit(store.Range{Offset: b * block.BlockSize, Length: block.BlockSize}) {
+			break
+		}
+	}
+	return nil
+}
+
+func (p *toy) SetBase(volume string, base store.LSN) error {
+	op := storetest.SetBase{Volume: volume, Base: base}
+	if p.flaw == losesBase {
+		op.Apply(p.state, p.next)
+		return nil
+	}
+	return p.log(op, false)
+}
+
+func (p *toy) ClearBase(volume string) error {
+	return p.log(storetest.ClearBase{Volume: volume}, false)
+}
+
+func (p *toy) Base(volume string) (store.LSN, bool) {
+	v := p.state.Volumes[volume]
+	return v.Base, v.Tracked
 }
 
 func (p *toy) OpenVolume(name string) (storetest.Device, error) {

@@ -92,6 +92,23 @@ func (s *memory) SavePosition(p mirror.Position) error {
 	return nil
 }
 
+func (s *memory) begin() (Store, mirror.Position) { return s, s.saved }
+
+func (s *memory) end(bool) {}
+
+func (s *memory) content() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return bytes.Clone(s.data[:])
+}
+
+// disk is where a node's store lies, from life to life.
+type disk interface {
+	begin() (Store, mirror.Position)
+	end(power bool)
+	content() []byte
+}
+
 // quorumNow is a quorum that decides at once.
 type quorumNow struct {
 	mu    sync.Mutex
@@ -114,7 +131,7 @@ func (q *quorumNow) propose(c quorum.Command) {
 type pair struct {
 	t      testing.TB
 	quorum *quorumNow
-	stores map[quorum.Member]*memory
+	disks  map[quorum.Member]disk
 	boots  map[quorum.Member]quorum.Boot
 	groups map[quorum.Member]*Group
 	links  sync.WaitGroup
@@ -122,10 +139,12 @@ type pair struct {
 	mu sync.Mutex // guards groups: a load looks while lives come and go
 }
 
-func newPair(t testing.TB) *pair {
+func newPair(t testing.TB) *pair { return newPairOn(t, &memory{}, &memory{}) }
+
+func newPairOn(t testing.TB, a, b disk) *pair {
 	p := &pair{
 		t: t, quorum: &quorumNow{state: quorum.NewState(), tell: map[quorum.Member]*Group{}},
-		stores: map[quorum.Member]*memory{"a": {}, "b": {}}, boots: map[quorum.Member]quorum.Boot{}, groups: map[quorum.Member]*Group{},
+		disks: map[quorum.Member]disk{"a": a, "b": b}, boots: map[quorum.Member]quorum.Boot{}, groups: map[quorum.Member]*Group{},
 	}
 	p.start("a")
 	p.start("b")
@@ -134,8 +153,8 @@ func newPair(t testing.TB) *pair {
 	p.connect()
 	p.inSync()
 	t.Cleanup(func() {
-		p.stop("a")
-		p.stop("b")
+		p.stop("a", false)
+		p.stop("b", false)
 		p.links.Wait()
 	})
 	return p
@@ -155,14 +174,14 @@ func (p *pair) state() *quorum.State {
 func (p *pair) start(m quorum.Member) {
 	p.boots[m]++
 	began := time.Now()
-	store := p.stores[m]
+	store, kept := p.disks[m].begin()
 	g := Start(Options{
 		Mirror: mirror.Config{
 			Agent: group.Config{
 				Me: p.me(m), Group: "g", Lease: 500 * time.Millisecond, Renew: 50 * time.Millisecond, Silence: 250 * time.Millisecond,
 				Drift: 1000, Revive: time.Second, Retry: 50 * time.Millisecond,
 			},
-			Position: store.saved, Copies: 4, CopyBlocks: 16, Settle: 20 * time.Millisecond,
+			Position: kept, Copies: 4, CopyBlocks: 16, Settle: 20 * time.Millisecond,
 		},
 		Store: store, Now: func() group.Instant { return group.Instant(time.Since(began)) }, Propose: func(c quorum.Command) { go p.quorum.propose(c) },
 		Log: slog.New(slog.DiscardHandler), Tick: 5 * time.Millisecond,
@@ -176,12 +195,13 @@ func (p *pair) start(m quorum.Member) {
 	g.Decided(p.state())
 }
 
-// stop ends a life.
-func (p *pair) stop(m quorum.Member) {
+// stop ends a life, by a loss of power if power is set.
+func (p *pair) stop(m quorum.Member, power bool) {
 	p.quorum.mu.Lock()
 	delete(p.quorum.tell, m)
 	p.quorum.mu.Unlock()
 	p.group(m).Close()
+	p.disks[m].end(power)
 }
 
 // connect joins the two by TCP.
@@ -235,12 +255,7 @@ func (p *pair) volume(m quorum.Member) *Volume {
 func (p *pair) equal() {
 	p.t.Helper()
 	p.await("equal copies", func() bool {
-		a, b := p.stores["a"], p.stores["b"]
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return a.data == b.data
+		return bytes.Equal(p.disks["a"].content(), p.disks["b"].content())
 	})
 }
 
@@ -313,7 +328,10 @@ func TestMirror(t *testing.T) {
 // TestTakeover kills the owner under load again and again; nothing acknowledged
 // is lost, and the copies are equal each time the dead one is back.
 func TestTakeover(t *testing.T) {
-	p := newPair(t)
+	takeovers(t, newPair(t))
+}
+
+func takeovers(t *testing.T, p *pair) {
 	var stop atomic.Bool
 	var workers sync.WaitGroup
 	var total atomic.Int64
@@ -331,7 +349,7 @@ func TestTakeover(t *testing.T) {
 	for range rounds {
 		time.Sleep(50 * time.Millisecond) // some load
 		owner := p.state().Group["g"].Owner.Member
-		p.stop(owner)
+		p.stop(owner, rand.IntN(2) == 0)
 		p.await("the other owns it", func() bool { return p.state().Group["g"].Owner.Member != owner })
 		p.start(owner)
 		p.connect()
@@ -352,7 +370,7 @@ func TestTakeover(t *testing.T) {
 // TestBrokenDrive breaks the owner's store: the other goes on.
 func TestBrokenDrive(t *testing.T) {
 	p := newPair(t)
-	s := p.stores["a"]
+	s := p.disks["a"].(*memory)
 	s.mu.Lock()
 	s.broken = true
 	s.mu.Unlock()
@@ -376,7 +394,7 @@ func TestFull(t *testing.T) {
 			if err := v.WriteAt(one, 0, 0); err != nil {
 				t.Fatal(err)
 			}
-			s := p.stores[who]
+			s := p.disks[who].(*memory)
 			s.mu.Lock()
 			s.full = true
 			s.mu.Unlock()

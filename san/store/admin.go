@@ -15,19 +15,9 @@ import (
 )
 
 // change puts a change of the catalog into the log, durably, and returns when
-// it is done. Changes are refused before they are logged where that can be
-// told, and else when they are applied.
+// it is done.
 func (p *Pool) change(o *format.Op) (*volume, error) {
-	if err := p.admitting(); err != nil {
-		return nil, err
-	}
-	p.mu.RLock()
-	err := p.cat.check(o)
-	p.mu.RUnlock()
-	if err != nil {
-		return nil, err
-	}
-	err = p.commit(&op{durable: true, records: []format.Record{{Kind: format.RecordCatalog, Payload: o.Encode()}}})
+	err := p.logChange(o, true)
 	p.wanted.Store(true)
 	if p.opt.Wake != nil {
 		p.opt.Wake()
@@ -42,6 +32,21 @@ func (p *Pool) change(o *format.Op) (*volume, error) {
 		id = o.NewID
 	}
 	return p.cat.volumes[id], nil
+}
+
+// logChange puts a change of the catalog into the log. Changes are refused
+// before they are logged where that can be told, and else when they are applied.
+func (p *Pool) logChange(o *format.Op, durable bool) error {
+	if err := p.admitting(); err != nil {
+		return err
+	}
+	p.mu.RLock()
+	err := p.cat.check(o)
+	p.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	return p.commit(&op{durable: durable, records: []format.Record{{Kind: format.RecordCatalog, Payload: o.Encode()}}})
 }
 
 var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,62}$`)

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"slices"
+
 	"steadfast/internal/invariant"
 	"steadfast/san/store/format"
 	"steadfast/san/store/maptree"
@@ -265,6 +267,7 @@ func (a *applier) write(b *branch, r *format.Record, at format.Addr) error {
 // trim makes a range read as zeros. Only blocks that hold data are touched:
 // those that the branch or what it stands on has entries for.
 func (a *applier) trim(b *branch, r *format.Record) error {
+	b.trimmed(r.LBA, r.LBA+r.N, r.Gen)
 	for br, lsn := b, uint64(format.GenMax); br != nil; br, lsn = br.parent, br.parentLSN {
 		k, end := maptree.Key{Branch: br.id, LBA: r.LBA, Gen: format.GenMax}, r.LBA+r.N
 		for {
@@ -313,6 +316,9 @@ func (a *applier) copyBlocks(b *branch, r *format.Record) error {
 				return err
 			}
 		}
+	}
+	if slices.ContainsFunc(list, func(s source) bool { return s.ref.Kind() == format.KindHole }) {
+		b.trimmed(r.LBA, r.LBA+r.N, r.Gen+r.N-1)
 	}
 	for i, s := range list {
 		lba, gen := r.LBA+uint64(i), r.Gen+uint64(i)

@@ -73,6 +73,7 @@ type volume struct {
 	clone      bool
 	attributes map[string][]byte
 	snapshots  []*snapshot // oldest first
+	trims      trims
 	view       atomic.Pointer[view]
 	deleted    bool
 
@@ -259,7 +260,7 @@ func (c *catalog) check(o *format.Op) error {
 		return c.nameFree(o.NewName)
 	case format.OpDeleteVolume:
 		return c.volumeDeletable(v)
-	default: // an attribute can always be set
+	default: // an attribute or a base can always be set
 	}
 	return nil
 }
@@ -332,12 +333,16 @@ func (c *catalog) apply(o *format.Op, lsn uint64) error {
 		c.abandon(old)
 		v.size.Store(s.size)
 		v.referenced = s.referenced
+		// The old line is about to be reclaimed, and with it what it would take to
+		// say less.
+		v.trims.note(0, lbaEnd, lsn)
 	case format.OpClone:
 		s, _ := v.findSnapshot(o.Name)
 		n := c.addVolume(o.NewID, o.NewName, uint64(s.size), o.Time)
 		n.clone, n.referenced = true, s.referenced
 		n.writeCache.Store(v.writeCache.Load())
 		n.setHead(c.newBranch(n, s.branch, s.pin.lsn))
+		n.trims.note(0, lbaEnd, lsn) // what it stands on is older, and new to it
 	case format.OpThresholds:
 		c.thresholds = o.Value
 	case format.OpAttribute:
@@ -345,6 +350,12 @@ func (c *catalog) apply(o *format.Op, lsn uint64) error {
 			delete(v.attributes, o.Name)
 		} else {
 			v.attributes[o.Name] = o.Value
+		}
+	case format.OpBase:
+		if o.Delete {
+			v.trims.clearBase()
+		} else {
+			v.trims.setBase(o.Size)
 		}
 	default:
 		return fault.New(fault.Corrupt, "the log holds a change of unknown kind %d", o.Kind)
@@ -418,6 +429,7 @@ func (v *volume) format() format.Volume {
 	fv := format.Volume{
 		ID: v.id, Name: v.name, Size: uint64(v.size.Load()), Flags: v.flags(), Created: v.created,
 		Branch: v.branch.id, Referenced: uint64(v.referenced), Clone: v.clone,
+		Trims: v.trims.format(),
 	}
 	for _, k := range slices.Sorted(maps.Keys(v.attributes)) {
 		fv.Attributes = append(fv.Attributes, format.Attribute{Key: k, Value: v.attributes[k]})
@@ -493,7 +505,7 @@ func (c *catalog) decodeVolume(fv *format.Volume) error {
 	}
 	v := c.addVolume(fv.ID, fv.Name, fv.Size, fv.Created)
 	v.setFlags(fv.Flags)
-	v.referenced, v.clone = int64(fv.Referenced), fv.Clone
+	v.referenced, v.clone, v.trims = int64(fv.Referenced), fv.Clone, decodeTrims(fv.Trims)
 	v.setHead(b)
 	for _, a := range fv.Attributes {
 		v.attributes[a.Key] = a.Value

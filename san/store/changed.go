@@ -28,28 +28,106 @@ func (p *Pool) Changed(volume, from, to string, emit func(Range) bool) error {
 	if err != nil {
 		return err
 	}
-	parts := between(old, now)
-	end := uint64((size + block.BlockSize - 1) / block.BlockSize)
+	c := &changes{p: p, parts: between(old, now), size: size}
+	return c.each(emit)
+}
+
+// changes are what Changed and ChangedSince look for.
+type changes struct {
+	p     *Pool
+	parts []stretch
+	// trims lists what was trimmed among the blocks in [from, to); nil where holes
+	// have entries.
+	trims func(from, to uint64) ([]trimmed, error)
+	size  int64 // bytes
+}
+
+// each finds the blocks that a stretch has entries for or that were trimmed,
+// window by window, and emits them. It looks at the map before it looks at the
+// trims: an entry that a trim takes out meanwhile is then found there.
+func (c *changes) each(emit func(Range) bool) error {
+	end := uint64((c.size + block.BlockSize - 1) / block.BlockSize)
 	marks := make([]uint64, changedWindow/64)
-	runs := &runs{size: size, emit: emit}
-	for base := uint64(0); base < end; base += changedWindow {
-		base, err = p.firstChanged(parts, base, end)
-		if err != nil || base == end {
+	runs := &runs{size: c.size, emit: emit}
+	for base := uint64(0); base < end; {
+		first, err := c.first(base, end)
+		if err != nil {
+			return err
+		}
+		if first == end {
 			break
 		}
-		base = base / changedWindow * changedWindow
-		if err = p.markChanged(parts, base, min(base+changedWindow, end), marks); err != nil {
-			break
+		base = first / changedWindow * changedWindow
+		to, err := c.mark(base, end, marks)
+		switch {
+		case err != nil:
+			return err
+		case to > base: // all trimmed: the map can say nothing more
+			if !runs.add(base, to) {
+				return nil
+			}
+			base = to
+		default:
+			if !runs.addAll(marks, base) {
+				return nil
+			}
+			base += changedWindow
 		}
-		if !runs.addAll(marks, base) {
-			return nil
-		}
-	}
-	if err != nil {
-		return err
 	}
 	runs.flush()
 	return nil
+}
+
+// trimmed lists the trims in [from, to).
+func (c *changes) trimmed(from, to uint64) ([]trimmed, error) {
+	if c.trims == nil {
+		return nil, nil
+	}
+	return c.trims(from, to)
+}
+
+// first returns the first block in [from, end) that changed, or end.
+func (c *changes) first(from, end uint64) (uint64, error) {
+	first, err := c.p.firstChanged(c.parts, from, end)
+	if err != nil {
+		return 0, err
+	}
+	list, err := c.trimmed(from, end)
+	if err != nil {
+		return 0, err
+	}
+	if len(list) > 0 {
+		first = min(first, list[0].from)
+	}
+	return first, nil
+}
+
+// mark marks what changed in the window at base. If the window is trimmed whole
+// it does not, and returns to where whole windows are.
+func (c *changes) mark(base, end uint64, marks []uint64) (whole uint64, err error) {
+	to := min(base+changedWindow, end)
+	list, err := c.trimmed(base, end)
+	if err != nil {
+		return 0, err
+	}
+	if len(list) > 0 && list[0].from == base && list[0].to >= to {
+		if whole = list[0].to; whole < end {
+			whole = whole / changedWindow * changedWindow
+		}
+		return whole, nil
+	}
+	if err := c.p.markChanged(c.parts, base, to, marks); err != nil {
+		return 0, err
+	}
+	if list, err = c.trimmed(base, to); err != nil {
+		return 0, err
+	}
+	for _, r := range list {
+		for b := r.from; b < r.to; b++ {
+			marks[(b-base)/64] |= 1 << ((b - base) % 64)
+		}
+	}
+	return 0, nil
 }
 
 // runs joins neighbouring blocks into ranges.
@@ -64,17 +142,26 @@ type runs struct {
 func (r *runs) addAll(marks []uint64, base uint64) bool {
 	for i, word := range marks {
 		for ; word != 0; word &= word - 1 {
-			off := int64(base+uint64(i*64+bits.TrailingZeros64(word))) * block.BlockSize
-			if r.run.Offset+r.run.Length == off && r.run.Length > 0 {
-				r.run.Length += block.BlockSize
-				continue
-			}
-			if !r.flush() {
+			b := base + uint64(i*64+bits.TrailingZeros64(word))
+			if !r.add(b, b+1) {
 				return false
 			}
-			r.run = Range{Offset: off, Length: block.BlockSize}
 		}
 	}
+	return true
+}
+
+// add takes the blocks in [from, to). It reports whether the receiver wants more.
+func (r *runs) add(from, to uint64) bool {
+	off, n := int64(from)*block.BlockSize, int64(to-from)*block.BlockSize
+	if r.run.Length > 0 && r.run.Offset+r.run.Length == off {
+		r.run.Length += n
+		return true
+	}
+	if !r.flush() {
+		return false
+	}
+	r.run = Range{Offset: off, Length: n}
 	return true
 }
 

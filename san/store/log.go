@@ -39,8 +39,12 @@ type tail struct {
 	sequence uint64 // of the next chunk
 	chain    uint64
 	lsn      uint64 // next generation
-	sealed   bool   // the last chunk is an empty one, or there is none
-	blocks   int64
+	// sure is what lsn was when a chunk was last written durably. A crash can take
+	// back what came after, and recovery then goes on lsnGap further: so no
+	// generation may be given out beyond that. See placeChunk.
+	sure   uint64
+	sealed bool // the last chunk is an empty one, or there is none
+	blocks int64
 	// last and before are the youngest chunks under way, or nil.
 	last, before *flight
 }
@@ -270,6 +274,7 @@ func (p *Pool) buildChunk(w *writing) {
 			c.Records = append(c.Records, o.records...)
 		}
 	}
+	p.position.Store(p.tail.lsn - 1)
 }
 
 // placeChunk gives the chunk its place at the tail, which moves on. Under logMu.
@@ -292,6 +297,9 @@ func (p *Pool) placeChunk(w *writing) error {
 	c.Sequence, c.Chain = t.sequence, t.chain
 	w.bufs[0] = c.Encode(header)
 	w.flight = &flight{sequence: c.Sequence, prev: t.last, landed: make(chan struct{})}
+	if w.durable = w.durable || t.lsn > t.sure+lsnGap; w.durable {
+		t.sure = t.lsn
+	}
 	t.before, t.last = t.last, w.flight
 	t.sequence++
 	t.chain = c.Sum

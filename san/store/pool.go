@@ -75,6 +75,7 @@ type Pool struct {
 	tailFailed atomic.Bool
 	landed     atomic.Uint64 // sequence of the last chunk that is in the map
 	durable    atomic.Uint64 // greatest sequence known to be durable
+	position   atomic.Uint64 // greatest generation given out
 
 	applyMu sync.Mutex
 	applied uint64 // greatest generation in the map; under applyMu

@@ -13,7 +13,9 @@ import (
 )
 
 // lsnGap is how many generations an opening leaves unused, so that one that a
-// lost end of the log had used never names another block.
+// lost end of the log had used never names another block. The first chunk of a
+// life is therefore durable: of two lives that leave nothing behind, the second
+// would use the generations of the first.
 const lsnGap = 1 << 20
 
 // Open opens the pool that lies on drives, whatever crash it was left by.
@@ -38,7 +40,9 @@ func Open(opt Options, drives []NamedDrive) (*Pool, error) {
 	}
 	p.landed.Store(p.tail.sequence - 1)
 	p.durable.Store(p.tail.sequence - 1)
+	p.tail.sure = p.tail.lsn
 	p.tail.lsn += lsnGap
+	p.position.Store(p.tail.lsn - 1)
 	p.recapacity()
 	p.refreshUsed()
 	p.wanted.Store(true)

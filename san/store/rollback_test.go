@@ -17,6 +17,8 @@ import (
 type line struct {
 	testing.TB
 	opt    Options // one: identifiers must not come again
+	world  *drivetest.World
+	disk   *drivetest.Disk
 	d      NamedDrive
 	p      *Pool
 	blocks uint64
@@ -25,8 +27,9 @@ type line struct {
 }
 
 func newLine(t testing.TB, blocks uint64) *line {
-	disk := drivetest.NewWorld().NewDisk("a", 128<<20, rand.New(rand.NewPCG(1, 2)))
-	l := &line{TB: t, opt: options(), r: rand.New(rand.NewPCG(5, 6)), d: NamedDrive{Name: "a", Drive: disk.Open()}, blocks: blocks}
+	world := drivetest.NewWorld()
+	disk := world.NewDisk("a", 128<<20, rand.New(rand.NewPCG(1, 2)))
+	l := &line{TB: t, opt: options(), world: world, disk: disk, r: rand.New(rand.NewPCG(5, 6)), d: NamedDrive{Name: "a", Drive: disk.Open()}, blocks: blocks}
 	var err error
 	l.p, err = Create("pool", l.opt, []NamedDrive{l.d})
 	must(t, err)

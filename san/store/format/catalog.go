@@ -39,9 +39,25 @@ type Volume struct {
 	Branch     uint32 // the head's
 	Referenced uint64 // blocks
 	Clone      bool   // its first branch forked from another volume's snapshot
+	Trims      Trims
 	Attributes []Attribute
 	Snapshots  []Snapshot
 }
+
+// TrimsMax bounds the ranges that are kept of a volume's trims.
+const TrimsMax = 1024
+
+// Trims say where a volume was trimmed: by what is newer than Floor. They are
+// kept while it is Tracked.
+type Trims struct {
+	Tracked bool
+	Base    uint64 // the position that changes will be asked from
+	Floor   uint64
+	Ranges  []TrimRange // ascending, none overlapping another
+}
+
+// TrimRange is a range of blocks, with the newest generation that trimmed some.
+type TrimRange struct{ LBA, N, Gen uint64 }
 
 // Flags of a volume.
 const (
@@ -121,6 +137,7 @@ func (w *writer) volume(v *Volume) {
 	w.u32(v.Branch)
 	w.u64(v.Referenced)
 	w.bool(v.Clone)
+	w.trims(&v.Trims)
 	w.u32(uint32(len(v.Attributes)))
 	for _, a := range v.Attributes {
 		w.str(a.Key)
@@ -137,6 +154,18 @@ func (w *writer) volume(v *Volume) {
 	}
 }
 
+func (w *writer) trims(t *Trims) {
+	w.bool(t.Tracked)
+	w.u64(t.Base)
+	w.u64(t.Floor)
+	w.u32(uint32(len(t.Ranges)))
+	for _, r := range t.Ranges {
+		w.u64(r.LBA)
+		w.u64(r.N)
+		w.u64(r.Gen)
+	}
+}
+
 // DecodeCatalog reads what Encode wrote.
 func DecodeCatalog(p []byte) (*Catalog, error) {
 	r := &reader{b: p}
@@ -148,7 +177,7 @@ func DecodeCatalog(p []byte) (*Catalog, error) {
 		}
 		c.Branches = append(c.Branches, b)
 	}
-	for range r.count(58) {
+	for range r.count(79) {
 		c.Volumes = append(c.Volumes, r.volume())
 	}
 	for range r.count(30) {
@@ -168,6 +197,7 @@ func (r *reader) volume() Volume {
 	v := Volume{
 		ID: r.id(), Name: r.str(), Size: r.u64(), Flags: r.u8(), Created: r.u64(),
 		Branch: r.u32(), Referenced: r.u64(), Clone: r.bool(),
+		Trims: r.trims(),
 	}
 	for range r.count(8) {
 		v.Attributes = append(v.Attributes, Attribute{Key: r.str(), Value: r.bytes()})
@@ -178,20 +208,40 @@ func (r *reader) volume() Volume {
 	return v
 }
 
+// trims reads the ranges of a volume, which must be in order and within the
+// bounds: what is made of them later trusts that.
+func (r *reader) trims() Trims {
+	t := Trims{Tracked: r.bool(), Base: r.u64(), Floor: r.u64()}
+	end := uint64(0)
+	for range r.count(24) {
+		g := TrimRange{LBA: r.u64(), N: r.u64(), Gen: r.u64()}
+		if g.LBA < end || g.LBA > lbaMax || g.N == 0 || g.N > lbaMax-g.LBA || g.Gen > GenMax {
+			r.bad = true
+		}
+		end = g.LBA + g.N
+		t.Ranges = append(t.Ranges, g)
+	}
+	if len(t.Ranges) > TrimsMax || !t.Tracked && (t.Base > 0 || len(t.Ranges) > 0) || t.Base > GenMax || t.Floor > GenMax {
+		r.bad = true
+	}
+	return t
+}
+
 // OpKind is what a change of the catalog does.
 type OpKind uint8
 
 // Changes of the catalog.
 const (
-	OpCreateVolume   OpKind = 1 // Volume, Name, Size, Flags, Time
-	OpChangeVolume   OpKind = 2 // Volume, Name, Size, Flags
-	OpDeleteVolume   OpKind = 3 // Volume
-	OpCreateSnapshot OpKind = 4 // Volume, Name, Time
-	OpDeleteSnapshot OpKind = 5 // Volume, Name
-	OpRollback       OpKind = 6 // Volume, Name
-	OpClone          OpKind = 7 // Volume, Name of the snapshot; NewID, NewName, Time
-	OpThresholds     OpKind = 8 // Value: a percentage a byte
-	OpAttribute      OpKind = 9 // Volume, Name: the key; Value, or Delete
+	OpCreateVolume   OpKind = 1  // Volume, Name, Size, Flags, Time
+	OpChangeVolume   OpKind = 2  // Volume, Name, Size, Flags
+	OpDeleteVolume   OpKind = 3  // Volume
+	OpCreateSnapshot OpKind = 4  // Volume, Name, Time
+	OpDeleteSnapshot OpKind = 5  // Volume, Name
+	OpRollback       OpKind = 6  // Volume, Name
+	OpClone          OpKind = 7  // Volume, Name of the snapshot; NewID, NewName, Time
+	OpThresholds     OpKind = 8  // Value: a percentage a byte
+	OpAttribute      OpKind = 9  // Volume, Name: the key; Value, or Delete
+	OpBase           OpKind = 10 // Volume, Size: the position; or Delete
 )
 
 // Op is one change of the catalog, as the log holds it.

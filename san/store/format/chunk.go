@@ -284,7 +284,6 @@ func (r *reader) record() Record {
 	default:
 		r.bad = true
 	}
-	const lbaMax = 1 << 34 // 64 TiB in blocks
 	if rec.LBA > lbaMax || rec.N > lbaMax || rec.SrcLBA > lbaMax || rec.Gen > GenMax {
 		r.bad = true
 	}

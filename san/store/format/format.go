@@ -16,7 +16,7 @@ import (
 )
 
 // Version is the format this program writes, and the only one it reads.
-const Version = 1
+const Version = 2
 
 // Sizes of the layout, in bytes and in blocks of BlockSize.
 const (
@@ -123,6 +123,9 @@ const BranchShared = 0
 
 // GenMax is the greatest generation.
 const GenMax = 1<<48 - 1
+
+// lbaMax is past the last block of the largest volume: 64 TiB.
+const lbaMax = 1 << 34
 
 // Hash returns the hash of a block's content.
 func Hash(block []byte) uint64 { return xxh3.Hash(block) }

@@ -96,6 +96,7 @@ func sampleCatalog() *Catalog {
 		Branches: []Branch{{ID: 1, Entries: 3, Exclusive: 1, Pins: []Pin{{LSN: 4, Exclusive: 2}}}, {ID: 4, Owner: [16]byte{9}, Parent: 1, ParentLSN: 4}},
 		Volumes: []Volume{{
 			ID: [16]byte{9}, Name: "v", Size: 1 << 40, Flags: VolumeWriteCache, Created: 5, Branch: 4, Referenced: 6, Clone: true,
+			Trims:      Trims{Tracked: true, Base: 3, Floor: 2, Ranges: []TrimRange{{LBA: 0, N: 4, Gen: 9}, {LBA: 4, N: 1, Gen: 8}, {LBA: 1 << 33, N: 1 << 20, Gen: 7}}},
 			Attributes: []Attribute{{Key: "pr", Value: []byte{1, 2}}},
 			Snapshots:  []Snapshot{{Name: "s", Branch: 1, LSN: 4, Size: 1 << 30, Created: 7, Referenced: 8}},
 		}},

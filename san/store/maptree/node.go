@@ -48,6 +48,9 @@ func (p packed) less(q packed) bool { return p.hi < q.hi || p.hi == q.hi && p.lo
 // sameBlock reports whether two keys differ at most in their generation.
 func (p packed) sameBlock(q packed) bool { return p.hi == q.hi && p.lo>>48 == q.lo>>48 }
 
+// newest returns the first key that k's block can have.
+func (p packed) newest() packed { return packed{p.hi, p.lo &^ genMask} }
+
 // node is a view of a node's bytes.
 type node []byte
 

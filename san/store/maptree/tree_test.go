@@ -361,3 +361,48 @@ func BenchmarkPut(b *testing.B) {
 		})
 	}
 }
+
+// TestScanWhileReplaced gives blocks newer entries while a scan is between two
+// leaves: each block must be seen, as it was or as it is.
+func TestScanWhileReplaced(t *testing.T) {
+	tree := New(newMemory(), Options{})
+	const blocks = 1000
+	gen := uint64(1)
+	put := func(old, lba uint64) {
+		err := tree.Mutate(nil, func(tx *Tx) error {
+			if old == 0 {
+				return tx.Put(Entry{Key: Key{1, lba, gen}})
+			}
+			return tx.Swap(Key{1, lba, old}, Entry{Key: Key{1, lba, gen}})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for lba := range uint64(blocks) {
+		put(0, lba)
+	}
+	newest := make([]uint64, blocks)
+	for i := range newest {
+		newest[i] = gen
+	}
+	seen := make([]int, blocks)
+	err := tree.Scan(Key{1, 0, genMask}, Key{1, blocks, genMask}, 0, func(e Entry) bool {
+		seen[e.LBA]++
+		// All that follows gets newer entries, in this leaf and in the next.
+		gen++
+		for lba := e.LBA + 1; lba < min(e.LBA+200, blocks); lba++ {
+			put(newest[lba], lba)
+			newest[lba] = gen
+		}
+		return true
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for lba, n := range seen {
+		if n != 1 {
+			t.Fatalf("block %d was seen %d times", lba, n)
+		}
+	}
+}

@@ -13,6 +13,7 @@ type Model struct {
 	pending []pending // operations after base, in order
 	now     *State    // base with all answered operations of pending
 	next    uint64
+	moments []*Moment
 }
 
 // pending is an operation that a power loss may take back.
@@ -71,14 +72,17 @@ func (m *Model) Recover(got *State, lost bool) error {
 		first++
 	}
 	s := m.base.Clone()
-	found, fit, open := -1, map[int64]bool(nil), false
+	least, found, fit, open, left := -1, -1, map[int64]bool(nil), false, doubt{}
 	var last string
 	for k := 0; k <= len(m.pending); k++ {
 		if k >= first {
 			may := m.doubt(s, k)
 			d := s.differ(got, may)
 			if d == "" {
-				found = k
+				if found < 0 {
+					least = k
+				}
+				found, left = k, may
 				parted, same := may.settle(s, got)
 				fit, open = parted, open || same
 			}
@@ -92,7 +96,12 @@ func (m *Model) Recover(got *State, lost bool) error {
 		return fmt.Errorf("the pool is in none of the %d states the crash may leave:%s", len(m.pending)+1-first, tail(last, 3000))
 	}
 	m.base.Inexact = m.base.Inexact || open
-	m.take(found, fit, got, lost)
+	taken := uint64(never) // the first operation that the crash may have taken back
+	if least < len(m.pending) {
+		taken = m.pending[least].at
+	}
+	m.take(found, fit, left, got, lost)
+	m.forgetLost(taken)
 	return nil
 }
 
@@ -137,13 +146,16 @@ func (d doubt) settle(s, got *State) (fit map[int64]bool, open bool) {
 }
 
 // take makes the state after the first k operations, and the blocks in fit of
-// the next one, the present.
-func (m *Model) take(k int, fit map[int64]bool, got *State, lost bool) {
+// the next one, of which left is in doubt, the present.
+func (m *Model) take(k int, fit map[int64]bool, left doubt, got *State, lost bool) {
 	kept := m.pending[:k:k]
-	if k < len(m.pending) && len(fit) > 0 {
+	if len(left.blocks) > 0 {
 		next := m.pending[k]
 		op := next.op.(BlockOp)
-		kept = append(kept, pending{part{op, fit}, next.at, true})
+		if len(fit) > 0 {
+			kept = append(kept, pending{part{op, fit}, next.at, true})
+		}
+		kept = append(kept, pending{touched{op, left}, next.at, true})
 	}
 	m.pending = nil
 	m.now = m.base.Clone()

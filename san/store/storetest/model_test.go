@@ -152,3 +152,42 @@ func TestDecode(t *testing.T) {
 		t.Error("a flipped bit was taken")
 	}
 }
+
+// TestJudgeSince demands what was changed, also if it reads as it did, and allows
+// what something was done to; and after a crash asks for what comes after it.
+func TestJudgeSince(t *testing.T) {
+	const k = block.BlockSize
+	m := history(2, volume("v"), write(0, 32, 10))
+	m.Remember("v", 7, nil)
+	for _, op := range []Op{write(k, 8, 20), write(k, 8, 18), write(2*k, 8, 26), Clear{Volume: "v", Offset: 3 * k, Length: k}} {
+		m.Answered(op, false)
+	}
+	for name, tc := range map[string]struct {
+		said []span
+		ok   bool
+	}{
+		"what was changed":          {[]span{{1, 2}, {3, 4}}, true},
+		"and what was written over": {[]span{{1, 4}}, true},
+		"not what is the same":      {[]span{{3, 4}}, false},
+		"not the trim":              {[]span{{1, 2}}, false},
+		"an untouched block":        {[]span{{0, 4}}, false},
+		"everything":                {[]span{{0, 256}}, false},
+		"nothing":                   {nil, false},
+	} {
+		if err := m.Now().Volumes["v"].judgeSince(m.moments[0], tc.said); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	m.Remember("v", 9, nil)
+	if err := m.Recover(after(volume("v"), write(0, 32, 10)), true); err != nil {
+		t.Fatal(err)
+	}
+	m.Answered(write(2*k, 8, 50), false)
+	for _, mo := range m.moments {
+		for _, said := range [][]span{{{2, 3}}, nil} {
+			if err := m.Now().Volumes["v"].judgeSince(mo, said); (err == nil) != (len(said) == 1) {
+				t.Errorf("since %d, after a crash, %v: %v", mo.Position, said, err)
+			}
+		}
+	}
+}

@@ -61,6 +61,7 @@ func (r *Reader) readVolume(p Pool, st store.VolumeStatus, out *Observed) (*Volu
 	if one != st || err != nil {
 		return nil, fmt.Errorf("asked alone it is %+v (error: %w), in the list %+v", one, err, st)
 	}
+	v.Base, v.Tracked = p.Base(st.Name)
 	dev, err := p.OpenVolume(st.Name)
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)

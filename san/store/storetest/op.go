@@ -35,6 +35,9 @@ func (s *State) put(volume string, effects []Effect, at uint64) {
 	v := s.Volumes[volume]
 	for _, e := range effects {
 		v.Touched[e.Block] = at
+		if v.Content[e.Block].Block != e.Cell.Block {
+			v.Altered[e.Block] = at
+		}
 		if e.Cell.Block == (Block{}) {
 			delete(v.Content, e.Block)
 		} else {
@@ -97,7 +100,7 @@ const touchMax = 1 << 14
 func (o Clear) Effects(s *State, at uint64) (string, []Effect) {
 	content := s.Volumes[o.Volume].Content
 	end := o.Offset + o.Length
-	first, last := o.Offset/block.BlockSize, (end+block.BlockSize-1)/block.BlockSize
+	first, last := o.span().first, o.span().end
 	var out []Effect
 	add := func(b int64) {
 		cell := Cell{content[b].Block, stored(at, len(out))}
@@ -120,6 +123,11 @@ func (o Clear) Effects(s *State, at uint64) (string, []Effect) {
 		}
 	}
 	return o.Volume, out
+}
+
+// span is the blocks that the range has a part in.
+func (o Clear) span() span {
+	return span{o.Offset / block.BlockSize, (o.Offset + o.Length + block.BlockSize - 1) / block.BlockSize}
 }
 
 // Apply implements Op.
@@ -183,6 +191,7 @@ func applyBlocks(o BlockOp, s *State, at uint64) {
 		}
 	}
 	s.put(volume, effects, at)
+	s.Volumes[volume].noteCleared(whole, at)
 }
 
 // part is a BlockOp of which a crash left only some blocks.
@@ -294,11 +303,12 @@ func (o DeleteSnapshot) String() string { return "delete " + o.Volume + "@" + o.
 type Rollback struct{ Volume, Name string }
 
 // Apply implements Op.
-func (o Rollback) Apply(s *State, _ uint64) {
+func (o Rollback) Apply(s *State, at uint64) {
 	v := s.Volumes[o.Volume]
 	snap := v.Snapshot(o.Name)
 	v.Size, v.History, v.RolledBack = snap.Size, snap.clone(), true
 	v.Line = append(v.Line, snap.Key)
+	v.Replaced = at
 }
 
 // String implements Op.
@@ -312,7 +322,7 @@ type Clone struct {
 }
 
 // Apply implements Op.
-func (o Clone) Apply(s *State, _ uint64) {
+func (o Clone) Apply(s *State, at uint64) {
 	from := s.Volumes[o.Volume]
 	snap := from.Snapshot(o.Snapshot)
 	v := &Volume{
@@ -320,6 +330,7 @@ func (o Clone) Apply(s *State, _ uint64) {
 		Attributes: map[string]string{}, History: snap.clone(),
 	}
 	v.Line = append(v.Line, snap.Key)
+	v.Replaced = at
 	s.Volumes[o.Name] = v
 }
 

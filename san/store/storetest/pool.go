@@ -28,6 +28,11 @@ type Pool interface {
 	Rollback(volume, snapshot string) error
 	Clone(volume, snapshot, name string) (store.VolumeStatus, error)
 	Changed(volume, from, to string, emit func(store.Range) bool) error
+	Position() store.LSN
+	ChangedSince(volume string, since store.LSN, emit func(store.Range) bool) error
+	SetBase(volume string, base store.LSN) error
+	ClearBase(volume string) error
+	Base(volume string) (base store.LSN, ok bool)
 	StartScrub() error
 	StopScrub()
 	Scrub() store.ScrubStatus

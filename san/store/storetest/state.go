@@ -43,7 +43,11 @@ type Volume struct {
 	OriginName           string // what a pool says about that; "" in a model
 	RolledBack           bool   // ever
 	Attributes           map[string]string
-	Snapshots            []*Snapshot
+	Base                 store.LSN // if Tracked
+	Tracked              bool
+	// Sure is the first operation after which a pool must say what changed.
+	Sure      uint64
+	Snapshots []*Snapshot
 	History
 	// Bad holds blocks that could not be read. Only in what was read.
 	Bad map[int64]bool
@@ -58,20 +62,30 @@ type Snapshot struct {
 	Bad map[int64]bool
 }
 
-// History is a content, with what Changed may say of it.
+// History is a content, with what Changed and ChangedSince may say of it.
 type History struct {
 	Content Content
 	// Touched holds, for each block, the last operation that wrote to it.
 	Touched map[int64]uint64
+	// Altered holds, for each block, the last operation that changed it.
+	Altered map[int64]uint64
+	// Cleared holds what was cleared in ranges too large for Touched.
+	Cleared []cleared
+	// Replaced is the operation that last put this content in another's place.
+	Replaced uint64
 	// Line holds the keys of the snapshots that this content came by, oldest
 	// first, deleted ones too.
 	Line []uint64
 }
 
-func newHistory() History { return History{Content: Content{}, Touched: map[int64]uint64{}} }
+func newHistory() History {
+	return History{Content: Content{}, Touched: map[int64]uint64{}, Altered: map[int64]uint64{}}
+}
 
 func (h History) clone() History {
-	return History{maps.Clone(h.Content), maps.Clone(h.Touched), slices.Clone(h.Line)}
+	h.Content, h.Touched, h.Altered = maps.Clone(h.Content), maps.Clone(h.Touched), maps.Clone(h.Altered)
+	h.Cleared, h.Line = slices.Clone(h.Cleared), slices.Clone(h.Line)
+	return h
 }
 
 // NewState returns the state of a new pool.
@@ -189,6 +203,8 @@ func (s *State) differVolume(v, g *Volume, may map[int64]Block) string {
 		return fmt.Sprintf("its origin is %q, want %q", g.OriginName, s.originName(v))
 	case !maps.Equal(v.Attributes, g.Attributes):
 		return fmt.Sprintf("attributes are %q, want %q", g.Attributes, v.Attributes)
+	case v.Tracked != g.Tracked || v.Base != g.Base:
+		return fmt.Sprintf("its base is %d (%v), want %d (%v)", g.Base, g.Tracked, v.Base, v.Tracked)
 	case len(v.Snapshots) != len(g.Snapshots):
 		return fmt.Sprintf("%d snapshots, want %d", len(g.Snapshots), len(v.Snapshots))
 	}
