@@ -24,16 +24,25 @@ const (
 	KindRevive  Kind = "revive"
 	KindPromote Kind = "promote"
 	KindDelete  Kind = "delete"
+
+	KindInvite   Kind = "invite"
+	KindWithdraw Kind = "withdraw"
+	KindJoin     Kind = "join"
+	KindVote     Kind = "vote"
+	KindLeave    Kind = "leave"
+	KindMove     Kind = "move"
 )
 
-// Command is one proposed change. All but boot and create name the group's
-// revision that they are meant for.
+// Command is one proposed change. All but boot and create name the revision, of
+// the group or of the membership, that they are meant for.
 type Command struct {
 	Kind     Kind        `json:"kind"`
 	Group    string      `json:"group,omitempty"`
 	Revision Revision    `json:"rev,omitempty"`
 	By       Incarnation `json:"by"`
 	Who      Incarnation `json:"who,omitzero"` // whom remove, admit, hand and yield are about
+	// Change is what invite to move are about; nil for all others.
+	Change *Change `json:"change,omitempty"`
 }
 
 // Encode returns c as an entry of the log holds it.
@@ -58,6 +67,10 @@ func (s *State) Apply(index uint64, c Command) error {
 		return s.boot(c.By)
 	case s.Boots[c.By.Member] != c.By.Boot:
 		return fault.New(fault.Stale, "%s of %s life %d, which is at %d", c.Kind, c.By.Member, c.By.Boot, s.Boots[c.By.Member])
+	case !s.speaks(c.By.Member):
+		return fault.New(fault.Denied, "%s of %s, which is not a member", c.Kind, c.By.Member)
+	case c.Kind.OfRoll():
+		return s.enrol(c)
 	case c.Kind == KindCreate:
 		return s.create(c)
 	}
@@ -88,11 +101,17 @@ func (s *State) boot(i Incarnation) error {
 	if i.Member == "" || i.Boot <= s.Boots[i.Member] {
 		return fault.New(fault.Stale, "%s has begun life %d already", i.Member, s.Boots[i.Member])
 	}
+	if !s.speaks(i.Member) {
+		return fault.New(fault.Denied, "%s is not a member and begins no life", i.Member)
+	}
 	s.Boots[i.Member] = i.Boot
 	return nil
 }
 
 func (s *State) create(c Command) error {
+	if !s.holds(c.By.Member) {
+		return denied(c)
+	}
 	if s.Group[c.Group] != nil {
 		return fault.New(fault.Exists, "there is a group %q already", c.Group)
 	}
@@ -110,7 +129,7 @@ func (s *State) change(g *Group, c Command) error {
 		g.Set = slices.DeleteFunc(g.Set, func(i Incarnation) bool { return i == c.Who })
 	case KindAdmit:
 		_, there := g.Entry(c.Who.Member)
-		if c.By != g.Owner || there || s.Boots[c.Who.Member] != c.Who.Boot {
+		if c.By != g.Owner || there || s.Boots[c.Who.Member] != c.Who.Boot || !s.holds(c.Who.Member) {
 			return denied(c)
 		}
 		g.Set = append(g.Set, c.Who)
@@ -141,7 +160,7 @@ func (s *State) change(g *Group, c Command) error {
 		g.own(c.By)
 		g.Revived++
 	case KindPromote:
-		if g.Has(c.By) {
+		if g.Has(c.By) || !s.holds(c.By.Member) {
 			return denied(c)
 		}
 		g.own(c.By)

@@ -33,6 +33,28 @@
 //
 // A member's lives are numbered by itself and only go up. A command of a former
 // life is refused: what it proposed before it died may be applied long after.
+//
+// # The members
+//
+// Who may speak at all is decided in the same way. The membership has a revision
+// of its own, which each of these names; any member may propose them:
+//
+//	Invite    makes a token for one joiner of a role, good until a time
+//	Withdraw  takes a token back
+//	Join      a new member, by a token, which is gone then. It gets a number,
+//	          given once and never again, and does not vote yet
+//	Vote      a member that has caught up becomes a voter
+//	Leave     takes a member out; not one that is in a group's set, where data
+//	          could be on it alone, and not the last voter
+//	Move      changes a member's address
+//
+// Join, Vote and Leave are raft's changes of configuration too; they are one
+// entry of the log with it, so that neither is ever without the other. A state
+// that has no members at all does not ask who is one: it is for trying the
+// rules of groups alone. A witness holds no data and so is in no set.
+//
+// Times of tokens are seconds that the proposer read from its clock: an expiry
+// is for the one who loses a token, not for the order of events.
 package quorum
 
 import (
@@ -96,18 +118,19 @@ func (g *Group) clone() *Group {
 // State is everything decided up to Index.
 type State struct {
 	Index uint64            `json:"index"` // of the log
-	Boots map[Member]Boot   `json:"boots"` // newest life of each member
+	Boots map[Member]Boot   `json:"boots"` // newest life of each member, of those that left too
 	Group map[string]*Group `json:"groups"`
+	Roll  Roll              `json:"roll"`
 }
 
 // NewState returns what is decided before anything is.
 func NewState() *State {
-	return &State{Boots: map[Member]Boot{}, Group: map[string]*Group{}}
+	return &State{Boots: map[Member]Boot{}, Group: map[string]*Group{}, Roll: newRoll()}
 }
 
 // Clone returns a copy that shares nothing with s.
 func (s *State) Clone() *State {
-	c := &State{Index: s.Index, Boots: maps.Clone(s.Boots), Group: map[string]*Group{}}
+	c := &State{Index: s.Index, Boots: maps.Clone(s.Boots), Group: map[string]*Group{}, Roll: s.Roll.clone()}
 	for name, g := range s.Group {
 		c.Group[name] = g.clone()
 	}
@@ -130,6 +153,9 @@ func DecodeState(p []byte) (*State, error) {
 		if g == nil || g.Name != name || !g.Has(g.Owner) {
 			return nil, fault.New(fault.Corrupt, "the quorum's snapshot contradicts itself: group %q", name)
 		}
+	}
+	if err := s.Roll.check(); err != nil {
+		return nil, err
 	}
 	return s, nil
 }

@@ -24,7 +24,8 @@ func incarnation(s string) Incarnation {
 
 func (i Incarnation) text() string { return fmt.Sprintf("%s%d", i.Member, i.Boot) }
 
-// TestScenarios plays commands, one a line: "succeed 3 by b1", "remove 2 by a1 b1".
+// TestScenarios plays commands, one a line: "succeed 3 by b1", "remove 2 by a1 b1";
+// those of the membership as in members.txt.
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		s, index := NewState(), uint64(0)
@@ -32,6 +33,11 @@ func TestScenarios(t *testing.T) {
 			var out strings.Builder
 			for line := range strings.Lines(d.Input) {
 				f := strings.Fields(line)
+				if f[0] == "found" || f[0] == "recover" || Kind(f[0]).OfRoll() {
+					index++
+					s = playRoll(&out, s, index, f)
+					continue
+				}
 				c := Command{Kind: Kind(f[0]), Group: "g"}
 				if n, err := strconv.ParseUint(f[1], 10, 64); err == nil {
 					c.Revision = Revision(n)
@@ -64,9 +70,15 @@ func TestScenarios(t *testing.T) {
 
 // TestRules plays random commands and holds what must be so after each.
 func TestRules(t *testing.T) {
-	kinds := []Kind{KindBoot, KindCreate, KindRemove, KindAdmit, KindSucceed, KindHand, KindYield, KindSettle, KindRevive, KindPromote, KindDelete, "unheard-of"}
+	kinds := []Kind{
+		KindInvite, KindWithdraw, KindJoin, KindVote, KindLeave, KindMove,
+		KindBoot, KindCreate, KindRemove, KindAdmit, KindSucceed, KindHand, KindYield, KindSettle, KindRevive, KindPromote, KindDelete, "unheard-of",
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		s := NewState()
+		if rapid.Bool().Draw(t, "members") {
+			s = founded(t)
+		}
 		who := func(name string) Incarnation {
 			return Incarnation{rapid.SampledFrom([]Member{"a", "b"}).Draw(t, name), Boot(rapid.IntRange(1, 3).Draw(t, name+" boot"))}
 		}
@@ -74,6 +86,10 @@ func TestRules(t *testing.T) {
 			c := Command{Kind: rapid.SampledFrom(kinds).Draw(t, "kind"), Group: "g", By: who("by"), Who: who("who")}
 			if g := s.Group["g"]; g != nil {
 				c.Revision = g.Revision - Revision(rapid.IntRange(0, 1).Draw(t, "late"))
+			}
+			if c.Kind.OfRoll() {
+				c.Change = drawChange(t, s)
+				c.Revision = s.Roll.Revision - Revision(rapid.IntRange(0, 8).Draw(t, "late")/8)
 			}
 			before := s.Clone()
 			err := s.Apply(index+1, c)
@@ -96,6 +112,13 @@ func check(t *rapid.T, before, after *State, c Command, err error) {
 		before.Index = after.Index
 		if diff := cmp.Diff(before, after); diff != "" {
 			t.Fatalf("a refused %s changed something:\n%s", c.Kind, diff)
+		}
+		return
+	}
+	checkRoll(t, before, after, c)
+	if c.Kind.OfRoll() {
+		if diff := cmp.Diff(before.Group, after.Group); diff != "" {
+			t.Fatalf("%s changed a group:\n%s", c.Kind, diff)
 		}
 		return
 	}
@@ -136,13 +159,30 @@ func FuzzDecode(f *testing.F) {
 	_ = s.Apply(1, Command{Kind: KindCreate, Group: "g", By: Incarnation{"a", 1}})
 	p, _ = s.Encode()
 	f.Add(p)
+	for _, s := range []*State{founded(f), crowded(f)} {
+		p, _ = s.Encode()
+		f.Add(p)
+	}
+	p, _ = Command{Kind: KindJoin, Revision: 2, By: Incarnation{"a", 1}, Change: &Change{Name: "b", ID: 2, Address: "h:2", Key: mark("b"), Token: mark("t"), Now: 5}}.Encode()
+	f.Add(p)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		if c, err := DecodeCommand(p); err == nil {
 			_ = NewState().Apply(1, c)
+			for _, s := range []*State{founded(f), crowded(f)} {
+				// With the revision and the life right, the rest is tried.
+				c.By, c.Revision = Incarnation{"a", s.Boots["a"]}, s.Roll.Revision
+				_ = s.Apply(9, c)
+				if _, err := s.Encode(); err != nil || s.Roll.check() != nil {
+					t.Fatalf("%v, %v after %v", err, s.Roll.check(), c)
+				}
+			}
 		}
 		if s, err := DecodeState(p); err == nil {
 			for name := range s.Group {
 				_ = s.Apply(s.Index+1, Command{Kind: KindSettle, Group: name})
+			}
+			for name := range s.Roll.Members {
+				_ = s.Recover(name)
 			}
 		}
 	})

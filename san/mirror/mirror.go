@@ -656,7 +656,7 @@ func (m *Mirror) finish(o *operation) {
 		m.save(m.ledger.flushed(o.id))
 	case copied, ending:
 		m.ended(o)
-	case Read:
+	default: // a read leaves nothing, and a compare is one or a write by now
 	}
 	switch {
 	case o.aborted:

@@ -1,0 +1,74 @@
+package identity
+
+import (
+	"crypto/tls"
+	"slices"
+
+	"steadfast/fault"
+)
+
+// What a connection is for, by ALPN (RFC 7301): the number is the version of
+// what is spoken.
+const (
+	ProtoPeer = "steadfast-quorum/1"
+	ProtoJoin = "steadfast-join/1"
+)
+
+// Server returns the TLS of a member's listener. A member must show a
+// certificate of this cluster that check, which asks the quorum's state,
+// accepts. A joiner shows a key that nobody knows yet: it is let in as far as
+// Serve, when the member Signs.
+func (i *Identity) Server(check func(Peer) error) *tls.Config {
+	base := &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{i.cert},
+		// A resumed session would carry an old proof; handshakes are rare.
+		SessionTicketsDisabled: true,
+	}
+	// The chain is verified in VerifyConnection and not by crypto/tls, whose way
+	// depends on the clock. Either way the handshake proves the key.
+	peer := base.Clone()
+	peer.NextProtos, peer.ClientAuth = []string{ProtoPeer}, tls.RequireAnyClientCert
+	peer.VerifyConnection = i.verifier(check)
+	join := base.Clone()
+	join.NextProtos, join.ClientAuth = []string{ProtoJoin}, tls.RequireAnyClientCert
+	base.NextProtos = []string{ProtoPeer, ProtoJoin}
+	base.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		switch {
+		case slices.Contains(hello.SupportedProtos, ProtoPeer):
+			return peer, nil
+		case slices.Contains(hello.SupportedProtos, ProtoJoin) && i.Signs():
+			return join, nil
+		}
+		return nil, fault.New(fault.Denied, "it speaks none of what this member answers to: %q", hello.SupportedProtos)
+	}
+	return base
+}
+
+// Client returns the TLS of a connection to a member, which must be who check
+// accepts.
+func (i *Identity) Client(check func(Peer) error) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{ProtoPeer},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &i.cert, nil },
+		// Members are known by key and name, not by host name: verifier does all of
+		// what is skipped here.
+		InsecureSkipVerify: true,
+		VerifyConnection:   i.verifier(check),
+	}
+}
+
+func (i *Identity) verifier(check func(Peer) error) func(tls.ConnectionState) error {
+	return func(s tls.ConnectionState) error {
+		p, err := i.PeerOf(s)
+		if err != nil {
+			return err
+		}
+		if s.NegotiatedProtocol != ProtoPeer {
+			return fault.New(fault.Denied, "member %s speaks %q", p.Name, s.NegotiatedProtocol)
+		}
+		return check(p)
+	}
+}
+
+// PeerOf says who is at the other end.
+func (i *Identity) PeerOf(s tls.ConnectionState) (Peer, error) { return i.peer(s.PeerCertificates) }
