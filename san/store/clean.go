@@ -180,6 +180,10 @@ func (p *Pool) cleanWindow(v *victim) error {
 // blocks it went over: a chunk that reaches past the window comes next time,
 // unless the segment ends there.
 func (p *Pool) liveIn(at format.Addr, buf []byte, last bool) (used int, moves []move, err error) {
+	shared, err := p.anyShared()
+	if err != nil {
+		return 0, nil, err
+	}
 	blocks := len(buf) / format.BlockSize
 	block := func(i int) []byte { return buf[i*format.BlockSize : (i+1)*format.BlockSize] }
 	for i := 0; i < blocks; {
@@ -192,7 +196,7 @@ func (p *Pool) liveIn(at format.Addr, buf []byte, last bool) (used int, moves []
 					return i, moves, nil
 				}
 				if end <= blocks {
-					if moves, err = p.liveOf(c, a+format.Addr(h), buf[(i+h)*format.BlockSize:end*format.BlockSize], moves); err != nil {
+					if moves, err = p.liveOf(c, a+format.Addr(h), buf[(i+h)*format.BlockSize:end*format.BlockSize], moves, shared); err != nil {
 						return i, nil, err
 					}
 					i = end
@@ -212,11 +216,23 @@ func (p *Pool) liveIn(at format.Addr, buf []byte, last bool) (used int, moves []
 	return blocks, moves, nil
 }
 
+// anyShared tells whether any block of the pool is shared. One that becomes so
+// meanwhile is found when its segment's end is reached and it is still there.
+func (p *Pool) anyShared() (any bool, err error) {
+	first, end := maptree.Key{Branch: format.BranchShared, Gen: format.GenMax}, maptree.Key{Branch: format.BranchShared + 1, Gen: format.GenMax}
+	err = p.tree.Scan(first, end, 0, func(maptree.Entry) bool {
+		any = true
+		return false
+	})
+	return any, err
+}
+
 // liveOf appends the live data blocks of a chunk, the first of which is at a.
-func (p *Pool) liveOf(c *format.Chunk, a format.Addr, data []byte, moves []move) ([]move, error) {
+// shared tells whether they may be shared ones.
+func (p *Pool) liveOf(c *format.Chunk, a format.Addr, data []byte, moves []move, shared bool) ([]move, error) {
 	i := 0
 	add := func(branch uint32, lba, gen uint64) error {
-		e, ok, err := p.liveEntry(branch, lba, gen, a+format.Addr(i))
+		e, ok, err := p.liveEntry(branch, lba, gen, a+format.Addr(i), shared)
 		if ok {
 			moves = append(moves, move{entry: e, from: a + format.Addr(i), data: data[i*format.BlockSize : (i+1)*format.BlockSize]})
 		}
@@ -241,12 +257,12 @@ func (p *Pool) liveOf(c *format.Chunk, a format.Addr, data []byte, moves []move)
 
 // liveEntry returns the map entry that refers to the block at a, which was
 // written as the named one: its own, or that of the shared object it became.
-func (p *Pool) liveEntry(branch uint32, lba, gen uint64, a format.Addr) (maptree.Entry, bool, error) {
+func (p *Pool) liveEntry(branch uint32, lba, gen uint64, a format.Addr, shared bool) (maptree.Entry, bool, error) {
 	e, ok, err := p.tree.Lookup(branch, lba, gen)
 	if err != nil || ok && e.Gen == gen && e.Ref == uint64(format.DataRef(a)) {
 		return e, err == nil, err
 	}
-	if branch == format.BranchShared {
+	if branch == format.BranchShared || !shared {
 		return e, false, nil
 	}
 	e, ok, err = p.tree.Lookup(format.BranchShared, gen, 1)
