@@ -262,13 +262,33 @@ func (d *File) Reserve(off, n int64) error {
 		if err := d.write(d.plain, [][]byte{zeros[:part]}, off+done, 0); err != nil {
 			return err
 		}
-		if err := unix.SyncFileRange(int(d.plain.Fd()), off+done, part, unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER); err != nil {
-			return d.fail(err, "writing zeros")
+		if err := d.writeOut(off+done, part); err != nil {
+			return err
 		}
 		done += part
 	}
 	_ = unix.Fadvise(int(d.plain.Fd()), off, n, unix.FADV_DONTNEED)
 	return nil
+}
+
+// writeOut has a range of the page cache written, as no flush does for what lies
+// elsewhere. A filesystem that finds space only now may find none: then it is
+// full, and the drive has not failed.
+func (d *File) writeOut(off, n int64) error {
+	for {
+		err := unix.SyncFileRange(int(d.plain.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+			return fault.Wrap(fault.Full, err, fmt.Sprintf("drive %s: no space in its filesystem", d.path))
+		case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ESPIPE):
+			return d.Flush() // a kernel or a filesystem without it
+		default:
+			return d.fail(err, "writing zeros")
+		}
+	}
 }
 
 // written reports whether the filesystem holds data for all of the range.

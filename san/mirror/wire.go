@@ -92,7 +92,16 @@ func DecodeHeader(h []byte) (p Packet, rangesSize, payloadSize int, err error) {
 	if p.Op.Block+p.Op.Count < p.Op.Block {
 		return p, 0, 0, fault.New(fault.Invalid, "a packet about %d blocks at %d", p.Op.Count, p.Op.Block)
 	}
+	if p.Kind == Forward && (p.Op.Kind == 0 || p.Op.Kind == Read || p.Op.Kind == Compare) || p.Carries() != (size > 0) {
+		return p, 0, 0, fault.New(fault.Invalid, "a packet of kind %d about operation %d with %d bytes", p.Kind, p.Op.Kind, size)
+	}
 	return p, int(n) * rangeSize, int(size), nil
+}
+
+// Carries tells whether the packet has a payload: what is to be stored, or what
+// is there instead.
+func (p *Packet) Carries() bool {
+	return p.Kind == Forward && (p.Op.Kind == Write || p.Op.Kind == copied) || p.Kind == Ack && p.Refused
 }
 
 // DecodeRanges reads the ranges that follow a header.

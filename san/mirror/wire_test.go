@@ -36,7 +36,14 @@ func TestWire(t *testing.T) {
 		for range rapid.IntRange(0, 3).Draw(t, "ranges") {
 			p.Ranges = append(p.Ranges, Range{rapid.Uint32().Draw(t, "v"), n.Draw(t, "b"), n.Draw(t, "c")})
 		}
-		payload := rapid.SliceOfN(rapid.Byte(), 0, 20).Draw(t, "payload")
+		if p.Kind == Forward {
+			p.Op.Kind = rapid.SampledFrom([]Kind{Write, Flush, Barrier, copied, ending}).Draw(t, "forwarded")
+		}
+		p.Refused = rapid.Bool().Draw(t, "refused")
+		var payload []byte
+		if p.Carries() {
+			payload = rapid.SliceOfN(rapid.Byte(), 1, 20).Draw(t, "payload")
+		}
 		got, rest, err := decode(append(p.AppendHeader(nil, len(payload)), payload...))
 		if err != nil || cmp.Diff(p, got) != "" || string(rest) != string(payload) {
 			t.Fatalf("%v\n%s", err, cmp.Diff(p, got))

@@ -2,6 +2,7 @@ package mirrorio
 
 import (
 	"encoding/binary"
+	"math"
 
 	"steadfast/block"
 	"steadfast/fault"
@@ -42,6 +43,11 @@ func (c *Change) release() {
 	}
 }
 
+// blocks returns the change's first block and the one behind its last.
+func (c *Change) blocks() (first, end uint64) {
+	return uint64(c.Off / BlockSize), uint64((c.Off + c.Length + BlockSize - 1) / BlockSize)
+}
+
 // changeHeader is the size of a change on the wire before its data: kind uint8, 7
 // of zero, offset and length int64, little-endian.
 const changeHeader = 24
@@ -56,7 +62,7 @@ func (c *Change) appendHeader(b []byte) []byte {
 func decodeChange(b []byte, size int) (*Change, error) {
 	c := &Change{Kind: ChangeKind(b[0]), Off: int64(binary.LittleEndian.Uint64(b[8:])), Length: int64(binary.LittleEndian.Uint64(b[16:]))}
 	fits := c.Kind == Data && c.Length == int64(size) || (c.Kind == Trim || c.Kind == Zero) && size == 0
-	if !fits || c.Off < 0 || c.Length < 0 || c.Off+c.Length < 0 {
+	if !fits || c.Off < 0 || c.Length < 0 || c.Off > math.MaxInt64-BlockSize-c.Length {
 		return nil, fault.New(fault.Invalid, "a change of kind %d, %d bytes at %d, with %d bytes of data", c.Kind, c.Length, c.Off, size)
 	}
 	return c, nil

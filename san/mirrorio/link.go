@@ -45,11 +45,20 @@ func (g *Group) Attach(conn net.Conn, peer quorum.Incarnation) error {
 	if !g.put(attached{l}) {
 		return conn.Close()
 	}
-	var writer sync.WaitGroup
-	writer.Go(l.write)
+	var others sync.WaitGroup
+	over := make(chan struct{})
+	others.Go(l.write)
+	others.Go(func() {
+		select {
+		case <-g.ended: // the loop may have ended before it knew of the link
+			l.end()
+		case <-over:
+		}
+	})
 	err := l.read()
+	close(over)
 	l.end()
-	writer.Wait()
+	others.Wait()
 	g.put(lost{l})
 	return err
 }
@@ -117,18 +126,8 @@ func (l *link) write() {
 // read takes packets until the connection ends.
 func (l *link) read() error {
 	r := bufio.NewReaderSize(l.conn, 256<<10)
-	var header [mirror.HeaderSize]byte
 	for {
-		if _, err := io.ReadFull(r, header[:]); err != nil {
-			return fault.Wrap(fault.Unreachable, err, "the mirror link to "+string(l.peer.Member))
-		}
-		p, ranges, size, err := mirror.DecodeHeader(header[:])
-		if err == nil && ranges > 0 {
-			p.Ranges, err = readRanges(r, ranges)
-		}
-		if err == nil && size > 0 {
-			p.Op.Payload, err = readChange(r, size)
-		}
+		p, err := readPacket(r)
 		if err != nil {
 			l.group.opt.Log.Warn("the mirror link ends", slog.String("peer", string(l.peer.Member)), slog.Any("error", err))
 			return err
@@ -137,6 +136,33 @@ func (l *link) read() error {
 			return nil
 		}
 	}
+}
+
+// readPacket reads one packet. What makes no sense is an error, which ends the
+// connection: it must not get as far as the store, whose failure would take this
+// node out of the group.
+func readPacket(r io.Reader) (p mirror.Packet, err error) {
+	var header [mirror.HeaderSize]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
+		return p, fault.Wrap(fault.Unreachable, err, "the mirror link")
+	}
+	p, ranges, size, err := mirror.DecodeHeader(header[:])
+	if err == nil && ranges > 0 {
+		p.Ranges, err = readRanges(r, ranges)
+	}
+	if err != nil || size == 0 {
+		return p, err
+	}
+	c, err := readChange(r, size)
+	if err != nil {
+		return p, err
+	}
+	if first, end := c.blocks(); first != p.Op.Block || end != p.Op.Block+p.Op.Count {
+		c.release()
+		return p, fault.New(fault.Invalid, "a change of %d bytes at %d in an operation on %d blocks at %d", c.Length, c.Off, p.Op.Count, p.Op.Block)
+	}
+	p.Op.Payload = c
+	return p, nil
 }
 
 func readRanges(r io.Reader, size int) ([]mirror.Range, error) {

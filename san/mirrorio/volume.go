@@ -46,9 +46,19 @@ func (v *Volume) ReadAt(p []byte, off int64) error {
 	return v.group.begin(context.Background(), op, &request{read: p, off: off})
 }
 
+// pieceMax bounds the bytes of one operation that carries data; a larger write is
+// several, for which no order is promised.
+const pieceMax = 1 << 20
+
 // WriteAt implements block.Device.
 func (v *Volume) WriteAt(p []byte, off int64, flags block.Flags) error {
-	return v.change(&Change{Kind: Data, Off: off, Length: int64(len(p)), Data: p}, flags)
+	for {
+		n := min(len(p), pieceMax-int(off%BlockSize))
+		if err := v.change(&Change{Kind: Data, Off: off, Length: int64(n), Data: p[:n]}, flags); err != nil || n == len(p) {
+			return err
+		}
+		p, off = p[n:], off+int64(n)
+	}
 }
 
 // Trim implements block.Device.
@@ -56,9 +66,24 @@ func (v *Volume) Trim(off, n int64) error {
 	return v.change(&Change{Kind: Trim, Off: off, Length: n}, 0)
 }
 
-// Zero implements block.Device.
+// Zero implements block.Device. The blocks at the ends that are zeroed in part
+// are operations of their own: they need room, which the rest does not, and what
+// is refused for want of it has to be read.
 func (v *Volume) Zero(off, n int64, flags block.Flags) error {
-	return v.change(&Change{Kind: Zero, Off: off, Length: n}, flags)
+	for n > 0 {
+		part := n
+		switch rest := off % BlockSize; {
+		case rest != 0:
+			part = min(n, BlockSize-rest)
+		case n > BlockSize:
+			part = n / BlockSize * BlockSize
+		}
+		if err := v.change(&Change{Kind: Zero, Off: off, Length: part}, flags); err != nil {
+			return err
+		}
+		off, n = off+part, n-part
+	}
+	return nil
 }
 
 func (v *Volume) change(c *Change, flags block.Flags) error {

@@ -60,8 +60,8 @@ func TestPair(t *testing.T) {
 		parts = append(parts, fmt.Sprintf("%s %d", c.name, *c.n))
 	}
 	fmt.Printf("sim: pair: %s\n", strings.Join(parts, ", "))
-	fmt.Printf("sim: pair: %d requests, %d of %d blocks' histories not judged in time, %.1f simulated hours, %.0f seeds/s\n",
-		sum.operations, sum.undecided, len(seeds), sum.simulated.Hours(), float64(len(seeds))/took.Seconds())
+	fmt.Printf("sim: pair: %d requests, %d histories of a block not judged in time, %.1f simulated hours, %.0f seeds/s\n",
+		sum.operations, sum.undecided, sum.simulated.Hours(), float64(len(seeds))/took.Seconds())
 	fmt.Printf("sim: %d seeds, %d failed\n", len(seeds), failed)
 }
 
