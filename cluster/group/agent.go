@@ -186,6 +186,7 @@ type Agent struct {
 	synced   *quorum.Incarnation
 	promises map[quorum.Incarnation]Instant // the latest Stamp each answered, in this epoch
 	asked    Instant                        // the latest Stamp
+	moving   bool                           // it is to hand over, once who joins has joined
 	handing  bool
 	drained  bool
 	broken   bool
@@ -225,7 +226,7 @@ func (a *Agent) Step(now Instant, in Input) (out []Effect) {
 	case Broken:
 		a.broken = true
 	case Move:
-		a.handing = a.role() == Owner && len(a.others()) > 0 && a.joining == nil
+		a.moving = true
 	case Drained:
 		a.drained = a.handing
 	}
@@ -359,6 +360,9 @@ func (a *Agent) act(now Instant) (out []Effect) {
 	}
 	switch a.role() {
 	case Owner:
+		if a.moving && a.joining == nil {
+			a.moving, a.handing = false, len(a.others()) > 0
+		}
 		out = a.rule(now)
 		if a.due(now) {
 			_, ask := a.Ask(now)
@@ -366,8 +370,10 @@ func (a *Agent) act(now Instant) (out []Effect) {
 		}
 		return out
 	case Entry:
+		a.moving = false
 		return a.watch(now)
 	default:
+		a.moving = false
 		return a.comeBack(now)
 	}
 }

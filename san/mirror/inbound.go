@@ -74,7 +74,7 @@ func (m *Mirror) greet() {
 	m.ledger.restart()
 	if h.Op.Kind == ending {
 		m.inbound.listing, m.inbound.unsettled = true, m.unsettled()
-		m.do(List{m.position})
+		m.list()
 	}
 	for _, r := range early {
 		m.follow(r)

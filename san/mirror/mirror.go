@@ -127,8 +127,11 @@ type (
 		// Full: there was no room for a Write, and nothing of it was stored.
 		Full bool
 	}
-	// Changes answers List.
-	Changes struct{ Ranges []Range }
+	// Changes answers the List of that number.
+	Changes struct {
+		Number uint64
+		Ranges []Range
+	}
 	// Linked tells of a connection to an incarnation of the peer.
 	Linked struct{ To quorum.Incarnation }
 	// Unlinked tells that it has ended.
@@ -201,8 +204,12 @@ type (
 		To quorum.Incarnation
 		Packet
 	}
-	// List asks what was changed since a position; Changes answers.
-	List struct{ Since Position }
+	// List asks what was changed since a position; Changes answers. What was
+	// changed before the List must be in it, so an older answer will not do.
+	List struct {
+		Number uint64
+		Since  Position
+	}
 	// SavePosition keeps a position in the store, with its next commit.
 	SavePosition struct{ Position Position }
 	// Resynced tells that the peer has everything.
@@ -222,6 +229,7 @@ type Mirror struct {
 	held  []Begin
 
 	position Position
+	lists    uint64 // number of the latest List; answers to others are too old
 	ledger   ledger
 	free     []uint64 // operations that wait for no blocks
 	flushed  group.Instant
@@ -298,7 +306,7 @@ func (m *Mirror) Step(now group.Instant, in Input) []Effect {
 	case Applied:
 		m.applied(in)
 	case Changes:
-		m.changes(in.Ranges)
+		m.changes(in)
 	case Linked:
 		m.unlink()
 		m.link = &in.To

@@ -17,6 +17,7 @@ const (
 	looseBarrier                      // a snapshot that is no barrier
 	ghost                             // an aborted operation that lands later
 	keepRefused                       // what one node refused stays on the other
+	oldList                           // take what was changed as an earlier role asked
 )
 
 // Mutations by name, for the simulation.
@@ -24,7 +25,7 @@ func Mutations() map[string]Mutation {
 	return map[string]Mutation{
 		"ack-early": ackEarly, "read-pending": readPending, "past-lease": pastLease, "stale-epoch": staleEpoch,
 		"epoch-at-entry": epochAtEntry, "memory-of-one": memoryOfOne, "forget-intent": forgetIntent, "skip-dirty": skipDirty,
-		"loose-barrier": looseBarrier, "ghost": ghost, "keep-refused": keepRefused,
+		"loose-barrier": looseBarrier, "ghost": ghost, "keep-refused": keepRefused, "old-list": oldList,
 	}
 }
 

@@ -100,7 +100,7 @@ func (m *Mirror) openStream(to quorum.Incarnation) {
 		s.phase, s.dirty, hello.Op.Kind = phaseCopying, m.missed.dirty, copied // where it was
 	} else {
 		s.take(m.unsettled())
-		m.do(List{m.position})
+		m.list()
 	}
 	m.missed = nil
 	m.transmit(to, hello)
@@ -184,8 +184,18 @@ func (m *Mirror) forward(o *operation) {
 	m.transmit(s.to, Packet{Kind: Forward, Epoch: m.at.Epoch, Stream: s.number, Sequence: o.number, Complete: m.completeUpTo(s), Op: o.op})
 }
 
+// list asks what this node's store has changed since the position.
+func (m *Mirror) list() {
+	m.lists++
+	m.do(List{m.lists, m.position})
+}
+
 // changes takes what this node's store has changed.
-func (m *Mirror) changes(list []Range) {
+func (m *Mirror) changes(c Changes) {
+	if c.Number != m.lists && !m.cfg.Fault.has(oldList) {
+		return // it was asked in another role, and lacks what was changed since
+	}
+	list := c.Ranges
 	if s := m.stream; s != nil && s.phase == phaseAsking && !s.mine {
 		s.mine = true
 		if !m.cfg.Fault.has(skipDirty) {

@@ -189,7 +189,7 @@ func (g *Group) do(effects []mirror.Effect) {
 		case mirror.Sync:
 			g.apart(e.ID, func(*request) mirror.Applied { return mirror.Applied{Failed: g.failed("flush", g.opt.Store.Flush())} })
 		case mirror.List:
-			g.tasks.Go(func() { g.list(e.Since) })
+			g.tasks.Go(func() { g.list(e) })
 		case mirror.SavePosition:
 			g.tasks.Go(func() { g.failed("save the position", g.opt.Store.SavePosition(e.Position)) })
 		case mirror.Transmit:
@@ -270,10 +270,10 @@ func (g *Group) load(e mirror.Load, r *request) mirror.Applied {
 	return mirror.Applied{Payload: c, Failed: g.failed("read for a copy", err)}
 }
 
-func (g *Group) list(since mirror.Position) {
-	ranges, err := g.opt.Store.Changed(since)
+func (g *Group) list(l mirror.List) {
+	ranges, err := g.opt.Store.Changed(l.Since)
 	if !g.failed("list changes", err) {
-		g.put(mirror.Changes{Ranges: ranges})
+		g.put(mirror.Changes{Number: l.Number, Ranges: ranges})
 	}
 }
 

@@ -291,9 +291,11 @@ func (n *node) do(e mirror.Effect) {
 			n.step(mirror.Applied{ID: e.ID})
 		})
 	case mirror.List:
+		// The store looks at some moment, and the answer is known some time later.
 		n.later(n.store.delay(false), func() {
-			w.note("%s has changed since %d: %v", memberOf(n.index), e.Since, n.store.changed(e.Since))
-			n.step(mirror.Changes{Ranges: n.store.changed(e.Since)})
+			ranges := n.store.changed(e.Since)
+			w.note("%s has changed since %d: %v", memberOf(n.index), e.Since, ranges)
+			n.later(n.store.delay(false)+w.between(0, w.cfg.lists), func() { n.step(mirror.Changes{Number: e.Number, Ranges: ranges}) })
 		})
 	case mirror.SavePosition:
 		w.note("%s keeps position %d", memberOf(n.index), e.Position)

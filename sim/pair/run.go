@@ -27,6 +27,7 @@ type profile struct {
 	patience time.Duration
 	proof    float64 // how often a death is proven
 	faults   int
+	lists    time.Duration // how long an answer of what was changed may be on its way
 	stalls   float64       // how often a packet waits before it is dealt with
 	stall    time.Duration // at most so long
 }
@@ -122,7 +123,7 @@ func (w *world) choose(mutants []string) {
 	w.cfg = profile{
 		mutants: mutants, durable: w.chance(0.5), blocks: []uint64{4, 8, 16, 64}[w.rand.IntN(4)], clients: 2 + w.rand.IntN(3),
 		think: w.between(time.Millisecond, 20*time.Millisecond), patience: w.between(50*time.Millisecond, time.Second),
-		proof: []float64{0, 0.5, 1}[w.rand.IntN(3)], faults: 3 + w.rand.IntN(8), stalls: []float64{0, 0.001, 0.01, 0.05}[w.rand.IntN(4)], stall: w.between(0, 2*time.Second),
+		proof: []float64{0, 0.5, 1}[w.rand.IntN(3)], faults: 3 + w.rand.IntN(8), lists: []time.Duration{0, 10 * time.Millisecond, 3 * time.Second}[w.rand.IntN(3)], stalls: []float64{0, 0.001, 0.01, 0.05}[w.rand.IntN(4)], stall: w.between(0, 2*time.Second),
 	}
 	w.cfg.mirror = mirror.Config{
 		Agent: group.Config{
