@@ -18,6 +18,7 @@ type attention uint32
 const (
 	powerOn attention = 1 << iota
 	resetOccurred
+	nexusLost
 	mediumChanged
 	lunsChanged
 	capacityChanged
@@ -35,6 +36,7 @@ const (
 var attentionCodes = [...][2]uint8{
 	{0x29, 0x00}, // POWER ON, RESET, OR BUS DEVICE RESET OCCURRED
 	{0x29, 0x03}, // BUS DEVICE RESET FUNCTION OCCURRED
+	{0x29, 0x07}, // I_T NEXUS LOSS OCCURRED
 	{0x28, 0x00}, // NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED
 	{0x3f, 0x0e}, // REPORTED LUNS DATA HAS CHANGED
 	{0x2a, 0x09}, // CAPACITY DATA HAS CHANGED
@@ -47,6 +49,10 @@ var attentionCodes = [...][2]uint8{
 	{0x38, 0x07}, // THIN PROVISIONING SOFT THRESHOLD REACHED
 	{0x3f, 0x03}, // INQUIRY DATA HAS CHANGED
 }
+
+// carriedAttentions are those that a nexus is still told when it comes back to
+// another node. The others say less than the loss of the nexus does.
+const carriedAttentions = (inquiryChanged<<1 - 1) &^ (powerOn | nexusLost | commandsCleared)
 
 // noticed are the conditions that changes of reservations raise.
 var noticed = [...]attention{

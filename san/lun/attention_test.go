@@ -132,7 +132,9 @@ func TestAccessStates(t *testing.T) {
 		away.next(plainLUN)
 		r.srv.SetPortGroups([]scsi.PortGroup{{ID: 1, State: c.state, Ports: []uint16{1}}, {ID: 2, Ports: []uint16{2}}})
 		if c.state != scsi.ActiveOptimized {
+			// All nexuses hear of it, those of other groups too. SPC-4, 5.15.2.5.
 			h.want(plainLUN, cdb(scsi.OpTestUnitReady), nil, "6h/2ah/06h")
+			away.want(plainLUN, cdb(scsi.OpTestUnitReady), nil, "6h/2ah/06h")
 		}
 		for _, x := range always {
 			h.ok(plainLUN, x, nil)

@@ -138,7 +138,7 @@ func (k *task) copySegment(ends []*task, s scsi.CopySegment) *scsi.Check {
 		return nil
 	}
 	src, dst := from.itl.unit, to.itl.unit
-	err := dst.vol.CopyFrom(bytesOf(s.DestinationLBA), src.vol, bytesOf(s.SourceLBA), bytesOf(n), 0)
+	err := dst.vol().CopyFrom(bytesOf(s.DestinationLBA), src.vol(), bytesOf(s.SourceLBA), bytesOf(n), 0)
 	if err != nil {
 		// The cause stays in the additional sense code.
 		check := failed(err, int64(s.SourceLBA))

@@ -21,11 +21,33 @@
 // of these marks the queued tasks dead, in the same step that would let them
 // start, and answers when the running ones have returned from the volume.
 //
+// Takeover. A volume that is a StateKeeper keeps, beside its content, what
+// initiators can tell of its unit. Every command that changes reservations,
+// registrations or mode pages saves it before the change is in force and before
+// the answer: a node that dies before the save leaves the old state and no
+// answer, one that dies after it the new state, which the initiator finds when
+// it asks again. The node that serves the unit next (AddVolume, or
+// ReplaceVolume where initiators see it there already) puts it in force, and
+// tells each nexus of its loss, which is what a takeover is to initiators: tasks
+// and what RESERVE(6) reserved are gone, the rest is as it was. Attentions that
+// a volume raises by itself (Watch) travel with the next save; a capacity that
+// has changed since is found out. Nothing in the state names a node: a nexus is
+// an initiator port, a target and a relative target port.
+//
+// The state is kept, and put in force again, without APTPL and after a loss of
+// power of all nodes too, when it had become stable: SPC-4, 5.13.5, has
+// reservations without APTPL end there. To keep a host fenced is the safe
+// mistake of the two, and nodes that come back cannot tell which of them had
+// power all the time.
+//
 // It trusts the transport to call Begin in command order and to end each task
 // it began exactly once, and the volume to do what block.Device says.
 //
 // Lock order: Server.mu, unit.persist, unit.mu. A volume is called without
 // unit.mu. The transport's Events are called without any lock.
+//
+// ReplaceVolume changes a unit's volume under running tasks: those go on with
+// the one they have, which answers for itself.
 //
 // Sources: SAM-5 (task sets, task management, unit attentions), SPC-4, SBC-3.
 package lun

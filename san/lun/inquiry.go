@@ -98,7 +98,7 @@ func (k *task) designators(b []byte) []byte {
 	b = scsi.AppendDesignator(b, scsi.CodeBinary, scsi.OfUnit, scsi.DesignatorNAA, id[:])
 	b = scsi.AppendDesignator(b, scsi.CodeASCII, scsi.OfUnit, scsi.DesignatorT10, fmt.Appendf(nil, "%-8s%x", vendor, i.unit.id))
 	b = scsi.AppendDesignator(b, scsi.CodeBinary, scsi.OfPort, scsi.DesignatorTargetPort, two(tag))
-	b = scsi.AppendDesignator(b, scsi.CodeBinary, scsi.OfPort, scsi.DesignatorPortGroup, two(i.port.srv.groupOf(i.port)))
+	b = scsi.AppendDesignator(b, scsi.CodeBinary, scsi.OfPort, scsi.DesignatorPortGroup, two(i.port.srv.groupOf(i)))
 	b = scsi.AppendNameDesignator(b, scsi.OfPort, fmt.Sprintf("%s,t,0x%04x", i.nexus.Port.Target, tag))
 	return scsi.AppendNameDesignator(b, scsi.OfTarget, i.nexus.Port.Target)
 }

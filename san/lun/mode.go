@@ -15,10 +15,11 @@ const thresholdExponent = 11
 func (k *task) modeSense() *scsi.Check {
 	q := scsi.DecodeMode(k.CDB)
 	u := k.itl.unit
-	u.mu.Lock()
-	m := u.mode
-	u.mu.Unlock()
-	m.WriteCache = u.vol.WriteCache()
+	m, _, err := u.told()
+	if err != nil {
+		return failed(err, -1)
+	}
+	m.WriteCache = u.vol().WriteCache()
 	switch q.Control {
 	case scsi.ModeSaved:
 		return scsi.Fail(scsi.KeyIllegalRequest, 0x39, 0) // SAVING PARAMETERS NOT SUPPORTED
@@ -52,7 +53,10 @@ func (k *task) modeSelect() *scsi.Check {
 	u := k.itl.unit
 	u.persist.Lock() // between our look and our change nobody else changes it
 	defer u.persist.Unlock()
-	cache := u.vol.WriteCache()
+	if u.elsewhere() {
+		return errStandby
+	}
+	cache := u.vol().WriteCache()
 	u.mu.Lock()
 	old := u.mode
 	old.WriteCache = cache
@@ -63,9 +67,15 @@ func (k *task) modeSelect() *scsi.Check {
 	}
 	if m.WriteCache != cache {
 		// The volume reports the change, and so every nexus hears of it.
-		if err := u.vol.SetWriteCache(m.WriteCache); err != nil {
+		if err := u.vol().SetWriteCache(m.WriteCache); err != nil {
 			return failed(err, -1)
 		}
+	}
+	if err := u.keepMode(m); err != nil {
+		if m.WriteCache != cache {
+			_ = u.vol().SetWriteCache(cache) // when that fails as well, all nexuses have heard of the change
+		}
+		return refusal(err)
 	}
 	u.mu.Lock()
 	u.mode = m
@@ -83,7 +93,7 @@ func (k *task) logSense() *scsi.Check {
 	if q.Save {
 		return scsi.InvalidCDB(1, 0)
 	}
-	space, ok := k.itl.unit.vol.(SpaceReporter)
+	space, ok := k.itl.unit.vol().(SpaceReporter)
 	codes := []byte{scsi.LogSupported, scsi.LogProvisioning, scsi.LogExceptions}
 	if !ok {
 		codes = []byte{scsi.LogSupported, scsi.LogExceptions}

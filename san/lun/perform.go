@@ -118,6 +118,9 @@ func (k *task) notAccessible(c class) *scsi.Check {
 	u.mu.Lock()
 	state := k.itl.access
 	u.mu.Unlock()
+	if (state == scsi.ActiveOptimized || state == scsi.ActiveNonOptimized) && u.elsewhere() {
+		state = scsi.Standby // what there is to serve is with another node, whatever is said of the port
+	}
 	switch state {
 	case scsi.ActiveOptimized, scsi.ActiveNonOptimized:
 		return nil // it became active just now

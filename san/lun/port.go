@@ -133,12 +133,13 @@ func (p *port) Manage(f scsi.Function, lun scsi.LUN, tag uint32) scsi.FunctionRe
 	switch f {
 	case scsi.TargetWarmReset, scsi.TargetColdReset:
 		// Units that this initiator does not see are not its to reset.
+		done := true
 		for _, i := range *p.view.Load() {
-			if i != nil {
-				i.unit.reset(p)
+			if i != nil && !i.unit.reset(p) {
+				done = false
 			}
 		}
-		return scsi.FunctionComplete
+		return resetResponse(done)
 	case scsi.TaskReassign:
 		return scsi.ReassignUnsupported // error recovery level 0
 	default: // of one logical unit
@@ -159,9 +160,17 @@ func (p *port) Manage(f scsi.Function, lun scsi.LUN, tag uint32) scsi.FunctionRe
 	case scsi.ClearACA:
 		// NACA is refused, so there never is an ACA condition to clear.
 	case scsi.LogicalUnitResetFunction:
-		i.unit.reset(p)
+		return resetResponse(i.unit.reset(p))
 	default:
 		return scsi.FunctionUnsupported
+	}
+	return scsi.FunctionComplete
+}
+
+// resetResponse answers a reset that is done, or that could not be saved.
+func resetResponse(done bool) scsi.FunctionResponse {
+	if !done {
+		return scsi.FunctionRejected
 	}
 	return scsi.FunctionComplete
 }

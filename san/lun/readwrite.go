@@ -121,7 +121,7 @@ func (k *task) tryRead() bool {
 		return false
 	}
 	b := k.port.srv.getBuffer(int(n))
-	if !u.vol.TryReadAt(b.data, bytesOf(t.LBA)) || !k.state.CompareAndSwap(queued, running) {
+	if !u.vol().TryReadAt(b.data, bytesOf(t.LBA)) || !k.state.CompareAndSwap(queued, running) {
 		b.put()
 		return false
 	}
@@ -147,15 +147,15 @@ func (k *task) read() *scsi.Check {
 		return scsi.InvalidCDB(lengthField(k.CDB), -1)
 	}
 	u := k.itl.unit
-	if t.FUA && u.vol.WriteCache() {
+	if t.FUA && u.vol().WriteCache() {
 		// The medium must have what is read. SBC-3, 4.15.3.
-		if err := u.vol.Flush(); err != nil {
+		if err := u.vol().Flush(); err != nil {
 			return failed(err, -1)
 		}
 	}
 	b := k.port.srv.getBuffer(int(n))
 	if want > 0 {
-		if err := u.vol.ReadAt(b.data[:want], bytesOf(t.LBA)); err != nil {
+		if err := u.vol().ReadAt(b.data[:want], bytesOf(t.LBA)); err != nil {
 			check := failed(err, k.locate(err, t.LBA, b.data[:want]))
 			b.put()
 			return check
@@ -176,7 +176,7 @@ func (k *task) locate(err error, lba uint64, p []byte) int64 {
 	}
 	for at := lba; len(p) > 0; {
 		n := min(int64(len(p)), bytesOf(perPhysical-at%perPhysical))
-		if k.itl.unit.vol.ReadAt(p[:n], bytesOf(at)) != nil {
+		if k.itl.unit.vol().ReadAt(p[:n], bytesOf(at)) != nil {
 			return int64(at)
 		}
 		at, p = at+uint64(n/block.SectorSize), p[n:]
@@ -226,7 +226,7 @@ func (k *task) write() *scsi.Check {
 func (k *task) store(data []byte, t scsi.Transfer) *scsi.Check {
 	u := k.itl.unit
 	if len(data) > 0 {
-		if err := u.vol.WriteAt(data, bytesOf(t.LBA), flags(t)); err != nil {
+		if err := u.vol().WriteAt(data, bytesOf(t.LBA), flags(t)); err != nil {
 			return failed(err, int64(t.LBA))
 		}
 	}
@@ -304,7 +304,7 @@ func (k *task) compare(lba uint64, n int64, want []byte) *scsi.Check {
 			return ended
 		}
 		p := b[:min(n-done, int64(len(b)))]
-		if err := u.vol.ReadAt(p, bytesOf(lba)+done); err != nil {
+		if err := u.vol().ReadAt(p, bytesOf(lba)+done); err != nil {
 			return failed(err, k.locate(err, lba+uint64(done/block.SectorSize), p))
 		}
 		if at := mismatch(p, want, done); at >= 0 {
@@ -355,13 +355,13 @@ func (k *task) orWrite() *scsi.Check {
 	defer bufpool.Put(old)
 	defer bufpool.Put(merged)
 	for !k.stop.Load() {
-		if err := u.vol.ReadAt(old, bytesOf(t.LBA)); err != nil {
+		if err := u.vol().ReadAt(old, bytesOf(t.LBA)); err != nil {
 			return failed(err, k.locate(err, t.LBA, old))
 		}
 		for i := range merged {
 			merged[i] = old[i] | data[i]
 		}
-		at, err := u.vol.CompareAndWrite(bytesOf(t.LBA), old, merged, flags(t))
+		at, err := u.vol().CompareAndWrite(bytesOf(t.LBA), old, merged, flags(t))
 		if err != nil {
 			return failed(err, int64(t.LBA))
 		}
@@ -389,7 +389,7 @@ func (k *task) compareAndWrite() *scsi.Check {
 		return nil
 	}
 	u := k.itl.unit
-	at, err := u.vol.CompareAndWrite(bytesOf(t.LBA), k.DataOut[:n], k.DataOut[n:], flags(t))
+	at, err := u.vol().CompareAndWrite(bytesOf(t.LBA), k.DataOut[:n], k.DataOut[n:], flags(t))
 	switch {
 	case err != nil:
 		return failed(err, int64(t.LBA))
@@ -414,7 +414,7 @@ func (k *task) synchronize() *scsi.Check {
 	if _, check := k.transfer(1<<32 - 1); check != nil {
 		return check
 	}
-	if err := k.itl.unit.vol.Flush(); err != nil {
+	if err := k.itl.unit.vol().Flush(); err != nil {
 		return failed(err, -1)
 	}
 	return nil

@@ -39,7 +39,7 @@ func (k *task) startStop() *scsi.Check {
 	if check := k.admit(writes); check != nil {
 		return check
 	}
-	if err := k.itl.unit.vol.Flush(); err != nil {
+	if err := k.itl.unit.vol().Flush(); err != nil {
 		return failed(err, -1)
 	}
 	return nil
@@ -79,7 +79,7 @@ func (k *task) getLBAStatus() *scsi.Check {
 	want := max(min((allocation-8)/16, lbaStatusMax), 1)
 	var list []scsi.LBAStatus
 	for at := lba; at < total && len(list) < want && !k.stop.Load(); {
-		mapped, n, err := u.vol.Mapped(bytesOf(at), bytesOf(min(total-at, 1<<31)))
+		mapped, n, err := u.vol().Mapped(bytesOf(at), bytesOf(min(total-at, 1<<31)))
 		if err != nil {
 			return failed(err, int64(at))
 		}
@@ -118,7 +118,7 @@ func (k *task) reportPortGroups() *scsi.Check {
 	if format > 1 {
 		return scsi.InvalidCDB(1, 7)
 	}
-	data := scsi.AppendPortGroups(nil, k.port.srv.groupsOf(k.port), format == 1)
+	data := scsi.AppendPortGroups(nil, k.port.srv.groupsOf(k.itl), format == 1)
 	return k.reply(data, allocation32(k.CDB[6:]))
 }
 

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"steadfast/fault"
 	"steadfast/san/lun/reserve"
 	"steadfast/scsi"
 )
@@ -50,10 +49,10 @@ func (k *task) release() *scsi.Check {
 
 // persistentIn is PERSISTENT RESERVE IN. SPC-4, 6.15.
 func (k *task) persistentIn() *scsi.Check {
-	u := k.itl.unit
-	u.mu.Lock()
-	s := u.pr
-	u.mu.Unlock()
+	_, s, err := k.itl.unit.told()
+	if err != nil {
+		return failed(err, -1)
+	}
 	var data []byte
 	switch k.CDB[1] & 0x1f {
 	case scsi.ActionPersistReadKeys:
@@ -127,13 +126,17 @@ func (k *task) ports(ids []scsi.TransportID) (list []string, check *scsi.Check) 
 }
 
 // decide changes the unit's reservations, and does what follows: the new state
-// is stored, if it is to outlive a loss of power, then in force, and then the
-// tasks of preempted nexuses end. Only then there is an answer. A crash before
+// is stored, if it is to outlive a loss of power or if another node may take
+// over, then in force, and then the tasks of preempted nexuses end. Only then there is an answer. A crash before
 // the store leaves the old state and no answer; one after it, the new state,
 // which the initiator finds when it asks again.
 func (k *task) decide(r reserve.Request) *scsi.Check {
 	u := k.itl.unit
 	u.persist.Lock()
+	if u.elsewhere() {
+		u.persist.Unlock()
+		return errStandby
+	}
 	u.mu.Lock()
 	old, legacy := u.pr, u.legacy
 	u.mu.Unlock()
@@ -147,7 +150,7 @@ func (k *task) decide(r reserve.Request) *scsi.Check {
 		check = &scsi.Check{Status: scsi.ReservationConflict} // SPC-2's way excludes this one
 	}
 	if check == nil && e.Changed {
-		check = u.keep(old, next)
+		check = refusal(u.keep(old, next, e.Notices))
 	}
 	if check != nil || !e.Changed {
 		u.persist.Unlock()
@@ -159,13 +162,7 @@ func (k *task) decide(r reserve.Request) *scsi.Check {
 	// In the same step in which the nexuses lose their rights, so that what a
 	// nexus sends after it has registered anew is not taken for the old.
 	aborted := u.mark(k.port, k, func(t *task) bool { return slices.Contains(e.Abort, t.itl.nexus) })
-	for _, n := range e.Notices {
-		for i := range u.nexuses {
-			if i.nexus == n.To {
-				i.raise(noticed[n.What])
-			}
-		}
-	}
+	u.notify(e.Notices)
 	u.mu.Unlock()
 	u.persist.Unlock()
 	for _, i := range u.all(nil) {
@@ -175,25 +172,6 @@ func (k *task) decide(r reserve.Request) *scsi.Check {
 	}
 	aborted.drain()
 	aborted.cleared(k.port)
-	return nil
-}
-
-// keep stores what is to outlive a loss of power. Under persist.
-func (u *unit) keep(old, next reserve.State) *scsi.Check {
-	var value []byte
-	if next.Persist {
-		var err error
-		if value, err = reserve.Encode(next); fault.Is(err, fault.Limit) {
-			return verdict(reserve.NoResources)
-		} else if err != nil {
-			return failed(err, -1)
-		}
-	} else if !old.Persist {
-		return nil
-	}
-	if err := u.vol.SetAttribute(attributeName, value); err != nil {
-		return failed(err, -1)
-	}
 	return nil
 }
 

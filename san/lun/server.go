@@ -35,6 +35,10 @@ type Server struct {
 	targets map[string]map[string][]Mapping // by target, then by initiator
 	ports   map[*port]struct{}
 	groups  []scsi.PortGroup // as SetPortGroups gave them
+	// unitPorts are those of units that have their own (SetUnitPorts).
+	unitPorts map[[16]byte][]scsi.PortGroup
+	// changing are volumes whose unit is just made, replaced or taken away.
+	changing map[[16]byte]bool
 }
 
 var _ scsi.PortOpener = (*Server)(nil)
@@ -47,6 +51,9 @@ func NewServer() *Server {
 		units:    map[[16]byte]*unit{},
 		targets:  map[string]map[string][]Mapping{},
 		ports:    map[*port]struct{}{},
+
+		unitPorts: map[[16]byte][]scsi.PortGroup{},
+		changing:  map[[16]byte]bool{},
 	}
 }
 
@@ -71,44 +78,27 @@ func (s *Server) freeTask(k *task) {
 	s.tasks.Put(k)
 }
 
-// AddVolume makes v a unit, with the reservations that are kept with it. Fails
-// with fault.Exists when it is one already, and with what reading them gave.
-func (s *Server) AddVolume(v Volume) error {
-	s.mu.Lock()
-	exists := s.units[v.ID()] != nil
-	s.mu.Unlock()
-	if exists {
-		return fault.New(fault.Exists, "volume %s is a logical unit already", v.Name())
-	}
-	u, err := newUnit(s, v)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	if s.units[u.id] != nil {
-		s.mu.Unlock()
-		u.close()
-		return fault.New(fault.Exists, "volume %s is a logical unit already", v.Name())
-	}
-	s.units[u.id] = u
-	gone, grown := s.remap("")
-	s.mu.Unlock()
-	s.settle(gone, grown)
-	return nil
-}
-
-// RemoveVolume takes a unit away, out of all views; initiators find no unit in
-// its place. It returns when no task of it is left. Fails with fault.NotFound.
+// RemoveVolume takes a unit away, out of all views, with its SetUnitPorts;
+// initiators find no unit in its place. It returns when no task of it is left:
+// those in the volume are waited for. Fails with fault.NotFound, and with
+// fault.Busy while the unit is being made or changed.
 func (s *Server) RemoveVolume(id [16]byte) error {
 	s.mu.Lock()
 	u := s.units[id]
-	if u == nil {
+	switch {
+	case s.changing[id]:
+		s.mu.Unlock()
+		return fault.New(fault.Busy, "the logical unit of volume %x is just being changed", id)
+	case u == nil:
 		s.mu.Unlock()
 		return fault.New(fault.NotFound, "no logical unit has the volume %x", id)
 	}
+	s.changing[id] = true
 	delete(s.units, id)
+	delete(s.unitPorts, id)
 	gone, grown := s.remap("")
 	s.mu.Unlock()
+	defer s.vacate(id)
 	s.settle(gone, grown)
 	u.close()
 	return nil
@@ -154,97 +144,9 @@ func (s *Server) RemoveTarget(target string) error {
 	return nil
 }
 
-// SetPortGroups says what target port groups there are, and their access
-// states; without, all ports are in one group (1), active. Nexuses whose state
-// changes hear of it (implicit ALUA). SPC-4, 5.15.2.
-func (s *Server) SetPortGroups(groups []scsi.PortGroup) {
-	s.mu.Lock()
-	s.groups = slices.Clone(groups)
-	var changed []*itl
-	for p := range s.ports {
-		state := s.groupFor(p).State
-		for _, i := range *p.view.Load() {
-			if i == nil {
-				continue
-			}
-			i.unit.mu.Lock()
-			if i.access != state {
-				i.access = state
-				i.unit.refresh()
-				changed = append(changed, i)
-			}
-			i.unit.mu.Unlock()
-		}
-	}
-	s.mu.Unlock()
-	attend(changed, accessChanged)
-}
-
-// groupFor returns the group of a port. Under mu.
-func (s *Server) groupFor(p *port) scsi.PortGroup {
-	for _, g := range s.groups {
-		if slices.Contains(g.Ports, p.nexus.TargetPort) {
-			return g
-		}
-	}
-	return scsi.PortGroup{ID: 1, State: scsi.ActiveOptimized}
-}
-
-// groupOf returns the identifier of a port's group.
-func (s *Server) groupOf(p *port) uint16 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.groupFor(p).ID
-}
-
-// groupsOf returns the groups to report to a nexus: those that were set, or
-// one of all the ports that nexuses come through.
-func (s *Server) groupsOf(p *port) []scsi.PortGroup {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.groups) > 0 {
-		return slices.Clone(s.groups)
-	}
-	g := s.groupFor(p)
-	g.Ports = s.tags(p.nexus.TargetName)
-	return []scsi.PortGroup{g}
-}
-
-// tags returns the relative target ports of a target that are known. Under mu.
-func (s *Server) tags(target string) []uint16 {
-	seen := map[uint16]bool{}
-	for _, g := range s.groups {
-		for _, t := range g.Ports {
-			seen[t] = true
-		}
-	}
-	for p := range s.ports {
-		if p.nexus.TargetName == target {
-			seen[p.nexus.TargetPort] = true
-		}
-	}
-	return slices.Sorted(maps.Keys(seen))
-}
-
-// portsOf returns all target ports that a unit is reached through, for
-// ALL_TG_PT.
-func (s *Server) portsOf(u *unit) []reserve.Port {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var list []reserve.Port
-	for target, view := range s.targets {
-		if !shows(view, u.id) {
-			continue
-		}
-		for _, tag := range s.tags(target) {
-			list = append(list, reserve.Port{Target: target, Tag: tag})
-		}
-	}
-	return list
-}
-
 // OpenPort implements scsi.PortOpener. The nexus begins with the unit
-// attention of a power on. SAM-5, 6.3.1.
+// attention of a power on, and on a unit that another node may have served
+// before with that of its own loss. SAM-5, 6.3.1 and 6.3.4.
 func (s *Server) OpenPort(n scsi.Nexus, ev scsi.Events) (scsi.Port, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -321,7 +223,7 @@ func (s *Server) look(p *port) (lost, grown []*itl) {
 		m, ok := want[uint16(n)]
 		switch {
 		case i == nil:
-		case !ok || s.units[m.Volume] != i.unit:
+		case !ok || s.units[m.Volume] != i.unit || !s.reaches(p, i.unit):
 			lost = append(lost, i)
 		default:
 			next.put(n, i)
@@ -331,17 +233,16 @@ func (s *Server) look(p *port) (lost, grown []*itl) {
 	}
 	for n, m := range want {
 		u := s.units[m.Volume]
-		if u == nil {
+		if u == nil || !s.reaches(p, u) {
 			continue
 		}
 		i := &itl{
-			unit: u, port: p, lun: scsi.MakeLUN(int(n)), readOnly: m.ReadOnly, access: s.groupFor(p).State,
+			unit: u, port: p, lun: scsi.MakeLUN(int(n)), readOnly: m.ReadOnly, access: s.groupFor(p, u).State,
 			nexus: reserve.Nexus{
 				Initiator: p.nexus.InitiatorPort,
 				Port:      reserve.Port{Target: p.nexus.TargetName, Tag: p.nexus.TargetPort},
 			},
 		}
-		i.raise(powerOn)
 		i.attach()
 		grown = append(grown, i)
 		next.put(int(n), i)

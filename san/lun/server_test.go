@@ -3,12 +3,9 @@ package lun_test
 import (
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"steadfast/fault"
 	"steadfast/san/lun"
 	"steadfast/san/lun/luntest"
-	"steadfast/san/lun/reserve"
 	"steadfast/scsi"
 )
 
@@ -65,44 +62,6 @@ func TestViews(t *testing.T) {
 	a.want(1, cdb(scsi.OpTestUnitReady), nil, "5h/25h/00h")
 	if _, err = r.srv.OpenPort(scsi.Nexus{InitiatorName: hostA, TargetName: targetName}, nil); !fault.Is(err, fault.Denied) {
 		t.Errorf("a port that sees nothing: %v", err)
-	}
-}
-
-// TestSaveRestore carries a unit's state to another server, as a takeover
-// does: initiators find their reservations, mode pages and pending attentions.
-func TestSaveRestore(t *testing.T) {
-	r := newRig(t)
-	a, b := r.open(hostA), r.open(hostB)
-	list := modeList(control(0x04, 0, 0x40))
-	a.ok(plainLUN, modeSelect(list), list)
-	b.next(plainLUN)
-	a.persist(scsi.ActionPersistRegister, 0, 0, 1, 0)
-	a.persist(scsi.ActionPersistReserve, reserve.WriteExclusive, 1, 0, 0)
-	r.plain.Tell(lun.Threshold)
-	state, err := r.srv.Save(r.plain.ID())
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	peer := newRig(t)
-	a, b = peer.login(hostA, 1), peer.login(hostB, 1)
-	if err := peer.srv.Restore(state); err != nil {
-		t.Fatal(err)
-	}
-	for _, h := range []*host{a, b} {
-		h.want(plainLUN, cdb(scsi.OpTestUnitReady), nil, "6h/38h/07h")
-	}
-	b.want(plainLUN, transfer(scsi.OpWrite10, 0, 1), pattern(1, 1), "conflict")
-	a.ok(plainLUN, transfer(scsi.OpWrite10, 0, 1), pattern(1, 1))
-	if task := a.do(plainLUN, transfer(scsi.OpRead10, volumeBlocks, 1), nil); task.Sense[0] != 0x72 {
-		t.Error("D_SENSE was not restored")
-	}
-	again, err := peer.srv.Save(peer.plain.ID())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(state.Reservations, again.Reservations); diff != "" {
-		t.Errorf("reservations came over changed:\n%s", diff)
 	}
 }
 

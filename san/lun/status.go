@@ -91,7 +91,7 @@ func (s *Server) Units() []Status {
 
 // status describes a unit.
 func (u *unit) status() Status {
-	st := Status{Volume: u.id, Name: u.vol.Name(), NAA: naa(u.id), Counters: u.count.snapshot()}
+	st := Status{Volume: u.id, Name: u.vol().Name(), NAA: naa(u.id), Counters: u.count.snapshot()}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	st.Reservations = u.pr
@@ -124,75 +124,4 @@ func (s *Server) ClearReservations(id [16]byte) error {
 		return err
 	}
 	return u.clearReservations()
-}
-
-// NexusState is what a unit knows of one nexus.
-type NexusState struct {
-	Nexus reserve.Nexus
-	// Attentions are the pending unit attentions, one bit each.
-	Attentions uint32
-	// Holds says that it holds what RESERVE(6) reserved.
-	Holds bool
-}
-
-// UnitState is all that initiators can tell of a unit, beside the volume's
-// content: what another node needs to serve in its place unnoticed.
-type UnitState struct {
-	Volume       [16]byte
-	Mode         scsi.Mode
-	Reservations reserve.State
-	Nexuses      []NexusState // those logged in
-}
-
-// Save returns the state of a volume's unit. Fails with fault.NotFound.
-func (s *Server) Save(id [16]byte) (UnitState, error) {
-	u, err := s.unit(id)
-	if err != nil {
-		return UnitState{}, err
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	st := UnitState{Volume: id, Mode: u.mode, Reservations: u.pr}
-	for i := range u.nexuses {
-		st.Nexuses = append(st.Nexuses, NexusState{i.nexus, i.set.Load(), u.legacy == i})
-	}
-	return st, nil
-}
-
-// Restore gives a unit a state that Save returned. What it says of nexuses
-// that are logged in is theirs at once, and replaces the unit attention of
-// their own beginning; the rest is dropped, as it is when a nexus is lost.
-// Fails with fault.NotFound, and when reservations that are to outlive a loss
-// of power cannot be stored.
-func (s *Server) Restore(st UnitState) error {
-	u, err := s.unit(st.Volume)
-	if err != nil {
-		return err
-	}
-	u.persist.Lock()
-	defer u.persist.Unlock()
-	u.mu.Lock()
-	old := u.pr
-	u.mu.Unlock()
-	if check := u.keep(old, st.Reservations); check != nil {
-		return check
-	}
-	u.mu.Lock()
-	u.mode, u.pr, u.legacy = st.Mode, st.Reservations, nil
-	u.sense.Store(u.mode.DescriptorSense)
-	for i := range u.nexuses {
-		for _, n := range st.Nexuses {
-			if n.Nexus != i.nexus {
-				continue
-			}
-			i.set.Store(n.Attentions)
-			if n.Holds {
-				u.legacy = i
-			}
-		}
-	}
-	u.refresh()
-	u.mu.Unlock()
-	u.reload()
-	return nil
 }

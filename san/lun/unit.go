@@ -4,7 +4,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"steadfast/block"
 	"steadfast/fault"
 	"steadfast/san/lun/reserve"
 	"steadfast/scsi"
@@ -16,9 +15,10 @@ const attributeName = "scsi-reservations"
 // unit is one logical unit.
 type unit struct {
 	srv *Server
-	vol Volume
 	id  [16]byte
-	// stopWatch ends the volume's reports.
+	// device is the volume; ReplaceVolume changes it.
+	device atomic.Pointer[Volume]
+	// stopWatch ends the volume's reports. Under persist.
 	stopWatch func()
 
 	blocks    atomic.Uint64 // capacity in logical blocks
@@ -38,32 +38,46 @@ type unit struct {
 	mode    scsi.Mode // WriteCache is the volume's
 	pr      reserve.State
 	legacy  *itl // who holds what RESERVE(6) reserved
+	// greeting is what every nexus is told when it begins, and returning what
+	// those are still to be told which are away.
+	greeting  attention
+	returning map[reserve.Nexus]attention
 }
 
-// newUnit returns the unit of a volume, with the reservations kept with it.
-// Fails when they cannot be read: to serve the volume without them could let a
-// fenced host write.
+// vol returns the volume that the unit has now. What holds on to it may find it
+// replaced: then it fails as the former one does.
+func (u *unit) vol() Volume { return *u.device.Load() }
+
+// newUnit returns the unit of a volume, with what is kept with it. Fails as
+// load does.
 func newUnit(s *Server, v Volume) (*unit, error) {
-	u := &unit{srv: s, vol: v, id: v.ID(), nexuses: map[*itl]struct{}{}}
+	k, err := load(v)
+	if err != nil {
+		return nil, err
+	}
+	u := &unit{srv: s, id: v.ID(), nexuses: map[*itl]struct{}{}}
 	u.changed.L = &u.mu
 	u.set.tasks.prev, u.set.tasks.next = &u.set.tasks, &u.set.tasks
-	kept, err := v.Attribute(attributeName)
-	if err == nil && kept != nil {
-		u.pr, err = reserve.Decode(kept)
-	}
-	if err != nil {
-		return nil, fault.Wrap(fault.KindOf(err), err, "reservations of volume "+v.Name())
-	}
-	u.reload()
-	u.stopWatch = v.Watch(u.event)
+	u.device.Store(&v)
+	u.mu.Lock()
+	u.adopt(k)
+	u.mu.Unlock()
+	u.watch(v)
 	return u, nil
+}
+
+// watch begins to follow what v reports. Under persist, or before anyone else
+// knows the unit.
+func (u *unit) watch(v Volume) {
+	u.stopWatch = v.Watch(u.event)
+	u.reload() // and what was before
 }
 
 // reload reads what the volume says about itself.
 func (u *unit) reload() {
-	u.blocks.Store(uint64(u.vol.Size() / block.SectorSize))
+	u.blocks.Store(blocksOf(u.vol()))
 	u.mu.Lock()
-	u.protected.Store(u.vol.ReadOnly() || u.mode.SoftwareProtect)
+	u.protected.Store(u.vol().ReadOnly() || u.mode.SoftwareProtect)
 	u.mu.Unlock()
 }
 
@@ -100,10 +114,12 @@ func (u *unit) all(except *itl) []*itl {
 	return list
 }
 
-// attach makes i a nexus of its unit. Without unit.mu.
+// attach makes i a nexus of its unit, with what such a one is told first.
+// Without unit.mu.
 func (i *itl) attach() {
 	u := i.unit
 	u.mu.Lock()
+	i.raise(u.welcome(i.nexus))
 	u.nexuses[i] = struct{}{}
 	u.allow(i) // the others may what they might before
 	u.mu.Unlock()
@@ -132,7 +148,7 @@ func (u *unit) allow(i *itl) {
 	if i.readOnly {
 		d |= denyProtect
 	}
-	if i.access != scsi.ActiveOptimized && i.access != scsi.ActiveNonOptimized {
+	if i.access != scsi.ActiveOptimized && i.access != scsi.ActiveNonOptimized || u.elsewhere() {
 		d |= denyAccess
 	}
 	i.denied.Store(d)
@@ -140,17 +156,38 @@ func (u *unit) allow(i *itl) {
 
 // reset is LOGICAL UNIT RESET: all tasks end, what RESERVE(6) reserved is
 // free, mode pages are as they were made; persistent reservations stay. Every
-// nexus hears of it. SAM-5, 6.3.3.
-func (u *unit) reset(by *port) {
+// nexus hears of it. It returns false when the mode pages could not be saved:
+// they are as before then. SAM-5, 6.3.3.
+func (u *unit) reset(by *port) bool {
 	u.abort(by, func(*task) bool { return true })
+	done := u.resetMode()
 	u.mu.Lock()
 	u.legacy = nil
-	u.mode = scsi.Mode{}
-	u.sense.Store(false)
 	u.refresh()
 	u.mu.Unlock()
 	u.reload()
 	attend(u.all(nil), resetOccurred)
+	return done
+}
+
+// resetMode makes the mode pages what they are by default.
+func (u *unit) resetMode() bool {
+	u.persist.Lock()
+	defer u.persist.Unlock()
+	u.mu.Lock()
+	old := u.mode
+	u.mu.Unlock()
+	if old.WriteCache = false; old == (scsi.Mode{}) {
+		return true
+	}
+	if u.keepMode(scsi.Mode{}) != nil {
+		return false
+	}
+	u.mu.Lock()
+	u.mode = scsi.Mode{}
+	u.sense.Store(false)
+	u.mu.Unlock()
+	return true
 }
 
 // cleared tells other nexuses that tasks of theirs were ended by a function
@@ -173,6 +210,8 @@ func (a aborting) cleared(by *port) {
 
 // close ends the unit; its nexuses must be gone.
 func (u *unit) close() {
+	u.persist.Lock()
+	defer u.persist.Unlock()
 	u.stopWatch()
 }
 
@@ -181,18 +220,25 @@ func (u *unit) close() {
 func (u *unit) clearReservations() error {
 	u.persist.Lock()
 	defer u.persist.Unlock()
-	u.mu.Lock()
-	old := u.pr
-	u.mu.Unlock()
-	if old.Persist {
-		if err := u.vol.SetAttribute(attributeName, nil); err != nil {
-			return err
-		}
+	if u.elsewhere() {
+		return fault.New(fault.Fenced, "volume %s is served by another node: clear its reservations there", u.vol().Name())
 	}
 	u.mu.Lock()
-	u.pr = reserve.State{Generation: old.Generation + 1}
+	old := u.pr
+	var told []reserve.Notice
+	for _, r := range old.Registrations {
+		told = append(told, reserve.Notice{To: r.Nexus, What: reserve.ReservationsPreempted})
+	}
+	u.mu.Unlock()
+	next := reserve.State{Generation: old.Generation + 1}
+	if err := u.keep(old, next, told); err != nil {
+		return err
+	}
+	u.mu.Lock()
+	u.pr = next
 	u.legacy = nil
 	u.refresh()
+	u.notify(told)
 	u.mu.Unlock()
 	attend(u.all(nil), reservationsPreempted)
 	return nil

@@ -52,7 +52,7 @@ func (k *task) unmap() *scsi.Check {
 // pool leaves those parts as they are: UNMAP need not do everything it is
 // asked, and must always be able to give space back.
 func (k *task) deallocate(off, n int64, f block.Flags, hint bool) error {
-	vol := k.itl.unit.vol
+	vol := k.itl.unit.vol()
 	first := (off + block.BlockSize - 1) &^ (block.BlockSize - 1)
 	last := (off + n) &^ (block.BlockSize - 1)
 	zero := func(off, n int64) error {
@@ -113,7 +113,7 @@ func (k *task) writeSame() *scsi.Check {
 	case t.Unmap:
 		err = k.deallocate(off, n, 0, false)
 	case t.NoData || isZero(k.DataOut):
-		err = u.vol.Zero(off, n, 0)
+		err = u.vol().Zero(off, n, 0)
 	default:
 		err = k.fill(off, n, k.DataOut)
 	}
@@ -141,7 +141,7 @@ func (k *task) fill(off, n int64, one []byte) error {
 			return ended
 		}
 		p := b[:min(n, int64(len(b)))]
-		if err := k.itl.unit.vol.WriteAt(p, off, 0); err != nil {
+		if err := k.itl.unit.vol().WriteAt(p, off, 0); err != nil {
 			return err
 		}
 		off, n = off+int64(len(p)), n-int64(len(p))

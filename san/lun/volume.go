@@ -35,6 +35,31 @@ type Volume interface {
 	Watch(fn func(Event)) (stop func())
 }
 
+// StateMax bounds in bytes what a StateKeeper is given. RegistrationsMax
+// registrations fit, each by another initiator port of 255 bytes on another
+// target of 223: the longest names there are.
+const StateMax = 31*block.BlockSize - 64
+
+// StateKeeper is a Volume that keeps what initiators can tell of its unit
+// beside its content where whoever serves the unit next finds it: reservations
+// and registrations, with APTPL or without, mode pages, and unit attentions
+// that are still to be told. What RESERVE(6) reserved is not among it: a
+// takeover is a loss of every I_T nexus.
+//
+// The state is loaded by AddVolume and ReplaceVolume, and saved before a change
+// is in force and before its answer. Both may wait for another node. They are
+// never called twice at once for one unit, and no lock is held meanwhile that
+// a read or a write of the unit needs.
+type StateKeeper interface {
+	// SaveState replaces the state; it is not retained. When it returns nil the
+	// state is what the next to serve the unit loads, and with durable so
+	// also when all nodes have lost power in between. A failure leaves the
+	// former state or the new one. At most StateMax bytes.
+	SaveState(state []byte, durable bool) error
+	// LoadState returns what was saved last, and nothing when nothing was.
+	LoadState() ([]byte, error)
+}
+
 // SpaceReporter is a Volume that can tell how much room there is; the logical
 // block provisioning log page carries it. Bytes.
 type SpaceReporter interface {

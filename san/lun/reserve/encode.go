@@ -84,11 +84,12 @@ func Decode(b []byte) (State, error) {
 	if f.Holder != nil {
 		s.Holder = *f.Holder
 	}
-	return s, s.check()
+	return s, s.Check()
 }
 
-// check returns an error when s cannot be a state that Decide made.
-func (s State) check() error {
+// Check returns a fault.Corrupt error when s, read from where it was stored,
+// cannot be a state that Decide made.
+func (s State) Check() error {
 	switch {
 	case len(s.Registrations) > RegistrationsMax:
 		return fault.New(fault.Corrupt, "stored reservations: %d registrations", len(s.Registrations))

@@ -164,7 +164,7 @@ func TestInvariants(t *testing.T) {
 					t.Fatalf("%+v: verdict %d, changed %v, yet:\n%s", r, e.Verdict, e.Changed, diff)
 				}
 			}
-			if err := next.check(); err != nil {
+			if err := next.Check(); err != nil {
 				t.Fatalf("%+v led to %+v: %v", r, next, err)
 			}
 			for _, n := range e.Notices {
@@ -228,7 +228,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if err := s.check(); err != nil {
+		if err := s.Check(); err != nil {
 			t.Fatal(err)
 		}
 	})
