@@ -481,7 +481,7 @@ func (a *Agent) propose(now Instant, c quorum.Command) []Effect {
 	if c.Kind != quorum.KindBoot {
 		c.Group, c.Revision = a.cfg.Group, a.group.Revision
 	}
-	if c == a.proposed && now < a.when.Add(a.cfg.Retry) {
+	if c.Equal(a.proposed) && now < a.when.Add(a.cfg.Retry) {
 		return nil
 	}
 	a.proposed, a.when = c, now
@@ -490,3 +490,27 @@ func (a *Agent) propose(now Instant, c quorum.Command) []Effect {
 
 // Missed tells whether i is dead or has been silent for too long.
 func (a *Agent) Missed(now Instant, i quorum.Incarnation) bool { return a.gone(now, i) }
+
+// ServesUntil tells until when the owner may answer what it has: the end of the
+// earliest promise of the other entries. unlimited: nobody can succeed it, for it
+// is alone in the set; or Config.Confirm is set, and no time counts. ok is false
+// when it may not answer now, or is not the owner.
+func (a *Agent) ServesUntil() (until Instant, unlimited, ok bool) {
+	if a.role() != Owner || a.broken || a.handing && a.drained {
+		return 0, false, false
+	}
+	others := a.others()
+	if len(others) == 0 || a.cfg.Confirm {
+		return 0, true, true
+	}
+	for i, o := range others {
+		stamp, promised := a.promises[o]
+		if !promised {
+			return 0, false, false
+		}
+		if end := stamp.Add(a.cfg.Lease); i == 0 || end < until {
+			until = end
+		}
+	}
+	return until, false, true
+}

@@ -87,7 +87,7 @@ func token(t *testing.T, i *Identity, address string) Token {
 // join joins and keeps.
 func join(t *testing.T, dir string, tok Token, name quorum.Member) (*Identity, error) {
 	t.Helper()
-	j, err := Join(t.Context(), dir, tok, name, "b:1")
+	j, err := Join(t.Context(), dir, tok, name, "b:1", "")
 	if err != nil {
 		return nil, err
 	}
@@ -156,11 +156,11 @@ func TestJoin(t *testing.T) {
 		tok := token(t, a, admitting(t, a, role, &tokens))
 		tokens = append(tokens, tok)
 		dir := t.TempDir()
-		if _, err := Join(t.Context(), dir, tok, "b", "b:1"); err != nil {
+		if _, err := Join(t.Context(), dir, tok, "b", "b:1", ""); err != nil {
 			t.Fatal(err)
 		}
 		// It dies before it keeps what came, and asks again; another cannot.
-		j, err := Join(t.Context(), dir, tok, "b", "b:1")
+		j, err := Join(t.Context(), dir, tok, "b", "b:1", "")
 		if err != nil {
 			t.Fatalf("again: %v", err)
 		}
@@ -236,17 +236,21 @@ func TestPeers(t *testing.T) {
 			return nil
 		}
 	}
-	address := serve(t, a.Server(only(b.Self())), func(c *tls.Conn) { _, _ = c.Write([]byte("x")) })
+	address := serve(t, a.Server(only(b.Self()), "more/1", "more/2"), func(c *tls.Conn) { _, _ = c.Write([]byte("x")) })
 	forged := *a
 	forged.self = b.Self()
 	for name, tc := range map[string]struct {
 		cfg *tls.Config
 		ok  bool
 	}{
-		"a member":             {b.Client(only(a.Self())), true},
-		"another's key":        {forged.Client(only(a.Self())), false},
-		"another cluster":      {stranger.Client(func(Peer) error { return nil }), false},
-		"expected another":     {b.Client(only(b.Self())), false},
+		"a member":             {b.Client(ProtoPeer, only(a.Self())), true},
+		"another's key":        {forged.Client(ProtoPeer, only(a.Self())), false},
+		"another cluster":      {stranger.Client(ProtoPeer, func(Peer) error { return nil }), false},
+		"expected another":     {b.Client(ProtoPeer, only(b.Self())), false},
+		"for more":             {b.Client("more/2", only(a.Self())), true},
+		"for what is not":      {b.Client("more/3", only(a.Self())), false},
+		"stranger, for more":   {stranger.Client("more/1", func(Peer) error { return nil }), false},
+		"no one, for more":     {&tls.Config{InsecureSkipVerify: true, NextProtos: []string{"more/1"}}, false},
 		"a joiner at the door": {&tls.Config{InsecureSkipVerify: true, NextProtos: []string{ProtoPeer}}, false},
 		"no purpose":           {&tls.Config{InsecureSkipVerify: true}, false},
 		"old TLS":              {&tls.Config{InsecureSkipVerify: true, NextProtos: []string{ProtoPeer}, MaxVersion: tls.VersionTLS12}, false},
@@ -280,7 +284,7 @@ func TestJoinCanceled(t *testing.T) {
 		_, _ = c.Read(make([]byte, 1<<20))
 		_, _ = c.Read(make([]byte, 1))
 	})
-	if _, err := Join(ctx, t.TempDir(), token(t, a, address), "b", "b:1"); !fault.Is(err, fault.Unreachable) {
+	if _, err := Join(ctx, t.TempDir(), token(t, a, address), "b", "b:1", ""); !fault.Is(err, fault.Unreachable) {
 		t.Error(err)
 	}
 }

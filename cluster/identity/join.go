@@ -29,6 +29,7 @@ type Applicant struct {
 	Address string
 	Key     quorum.Fingerprint
 	Token   quorum.Fingerprint // hash of the secret it showed
+	Role    quorum.Role        // what it is there for; empty: whatever the token says
 }
 
 // Admission is the quorum's answer to an applicant.
@@ -44,6 +45,7 @@ type request struct {
 	Secret  []byte        `json:"secret"`
 	Name    quorum.Member `json:"name"`
 	Address string        `json:"address"`
+	Role    quorum.Role   `json:"role,omitempty"`
 }
 
 type answer struct {
@@ -69,11 +71,12 @@ type Joined struct {
 // be called again.
 func (j *Joined) Keep() (*Identity, error) { return keep(j.dir, j.ca.Raw, j.cert, j.caKey) }
 
-// Join asks the member that the token names to be admitted as name, at address.
-// Fails with fault.Exists when the directory holds a member, fault.Unreachable
-// when nobody answers, fault.Denied when who answers is not of the token's
-// cluster, and with what the quorum refused it with.
-func Join(ctx context.Context, dir string, t Token, name quorum.Member, address string) (*Joined, error) {
+// Join asks the member that the token names to be admitted as name, at address. A
+// role that is not empty must be the token's, or it is fault.Invalid and the token
+// stays good. Fails with fault.Exists when the directory holds a member,
+// fault.Unreachable when nobody answers, fault.Denied when who answers is not of
+// the token's cluster, and with what the quorum refused it with.
+func Join(ctx context.Context, dir string, t Token, name quorum.Member, address string, role quorum.Role) (*Joined, error) {
 	if err := vacant(dir); err != nil {
 		return nil, err
 	}
@@ -107,7 +110,7 @@ func Join(ctx context.Context, dir string, t Token, name quorum.Member, address 
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	a, err := ask(conn, request{Cluster: t.Cluster(), Secret: t.secret[:], Name: name, Address: address})
+	a, err := ask(conn, request{Cluster: t.Cluster(), Secret: t.secret[:], Name: name, Address: address, Role: role})
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +201,7 @@ func (i *Identity) admit(s tls.ConnectionState, r request, admit func(Applicant)
 	if _, ok := c.PublicKey.(ed25519.PublicKey); !ok {
 		return a, fault.New(fault.Invalid, "a joiner's key is not Ed25519")
 	}
-	a.Admission, err = admit(Applicant{Name: r.Name, Address: r.Address, Key: fingerprint(c), Token: hash(r.Secret)})
+	a.Admission, err = admit(Applicant{Name: r.Name, Address: r.Address, Key: fingerprint(c), Token: hash(r.Secret), Role: r.Role})
 	if err != nil {
 		return a, err
 	}

@@ -1,6 +1,7 @@
 package quorum
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"slices"
@@ -24,6 +25,9 @@ const (
 	KindRevive  Kind = "revive"
 	KindPromote Kind = "promote"
 	KindDelete  Kind = "delete"
+	KindAssign  Kind = "assign"
+
+	KindEdit Kind = "edit"
 
 	KindInvite   Kind = "invite"
 	KindWithdraw Kind = "withdraw"
@@ -34,15 +38,28 @@ const (
 )
 
 // Command is one proposed change. All but boot and create name the revision, of
-// the group or of the membership, that they are meant for.
+// the group, of the membership or of the inventory, that they are meant for.
 type Command struct {
 	Kind     Kind        `json:"kind"`
 	Group    string      `json:"group,omitempty"`
 	Revision Revision    `json:"rev,omitempty"`
 	By       Incarnation `json:"by"`
 	Who      Incarnation `json:"who,omitzero"` // whom remove, admit, hand and yield are about
+	// Members are those that a group may live on, ascending: of create, where
+	// none means that anyone will do, and of assign.
+	Members []Member `json:"members,omitempty"`
+	// Edits are those of the inventory.
+	Edits []Edit `json:"edits,omitempty"`
 	// Change is what invite to move are about; nil for all others.
 	Change *Change `json:"change,omitempty"`
+}
+
+// Equal tells whether c and o say the same.
+func (c Command) Equal(o Command) bool {
+	sameEdit := func(a, b Edit) bool { return a.Key == b.Key && bytes.Equal(a.Value, b.Value) }
+	return c.Kind == o.Kind && c.Group == o.Group && c.Revision == o.Revision && c.By == o.By && c.Who == o.Who &&
+		slices.Equal(c.Members, o.Members) && slices.EqualFunc(c.Edits, o.Edits, sameEdit) &&
+		(c.Change == o.Change || c.Change != nil && o.Change != nil && *c.Change == *o.Change)
 }
 
 // Encode returns c as an entry of the log holds it.
@@ -58,8 +75,9 @@ func DecodeCommand(p []byte) (c Command, err error) {
 
 // Apply makes a change, or refuses it: fault.Stale when the record or its
 // author is another by now, fault.NotFound and fault.Exists for groups,
-// fault.Denied for who is not entitled. A refused command changes nothing but
-// the index.
+// fault.Denied for who is not entitled, fault.Invalid for what has no meaning and
+// fault.Limit for what is too much. A refused command changes nothing but the
+// index.
 func (s *State) Apply(index uint64, c Command) error {
 	s.Index = index
 	switch {
@@ -71,6 +89,8 @@ func (s *State) Apply(index uint64, c Command) error {
 		return fault.New(fault.Denied, "%s of %s, which is not a member", c.Kind, c.By.Member)
 	case c.Kind.OfRoll():
 		return s.enrol(c)
+	case c.Kind == KindEdit:
+		return s.edit(c)
 	case c.Kind == KindCreate:
 		return s.create(c)
 	}
@@ -109,13 +129,63 @@ func (s *State) boot(i Incarnation) error {
 }
 
 func (s *State) create(c Command) error {
-	if !s.holds(c.By.Member) {
+	g := &Group{Name: c.Group, Revision: 1, Epoch: 1, Owner: c.By, Set: []Incarnation{c.By}, Members: append([]Member(nil), c.Members...)}
+	if !s.holds(c.By.Member) || !g.Allows(c.By.Member) {
 		return denied(c)
 	}
 	if s.Group[c.Group] != nil {
 		return fault.New(fault.Exists, "there is a group %q already", c.Group)
 	}
-	s.Group[c.Group] = &Group{Name: c.Group, Revision: 1, Epoch: 1, Owner: c.By, Set: []Incarnation{c.By}}
+	if err := s.checkMembers(c); err != nil {
+		return err
+	}
+	s.Group[c.Group] = g
+	return nil
+}
+
+// assign replaces the members that g may live on.
+func (s *State) assign(g *Group, c Command) error {
+	if c.By != g.Owner {
+		return denied(c)
+	}
+	if err := s.checkMembers(c); err != nil {
+		return err
+	}
+	for _, i := range g.Set {
+		if !slices.Contains(c.Members, i.Member) {
+			return fault.New(fault.Denied, "member %s is in the set of group %q: remove it from there first", i.Member, g.Name)
+		}
+	}
+	g.Members = append([]Member(nil), c.Members...)
+	return nil
+}
+
+// checkMembers holds the list that a command gives a group.
+func (s *State) checkMembers(c Command) error {
+	if err := validMembers(c.Members); err != nil {
+		return err
+	}
+	for _, m := range c.Members {
+		if !s.speaks(m) {
+			return fault.New(fault.NotFound, "there is no member %s", m)
+		}
+		if !s.holds(m) {
+			return fault.New(fault.Denied, "member %s stores nothing: no group lives on it", m)
+		}
+	}
+	return nil
+}
+
+// validMembers tells what is wrong with the form of a group's list.
+func validMembers(list []Member) error {
+	if len(list) > GroupMembersMax {
+		return fault.New(fault.Limit, "%d members of a group, the bound is %d", len(list), GroupMembersMax)
+	}
+	for i, m := range list {
+		if !m.Valid() || i > 0 && m <= list[i-1] {
+			return fault.New(fault.Invalid, "the members of a group are names, ascending, each once: not %q", list)
+		}
+	}
 	return nil
 }
 
@@ -129,7 +199,7 @@ func (s *State) change(g *Group, c Command) error {
 		g.Set = slices.DeleteFunc(g.Set, func(i Incarnation) bool { return i == c.Who })
 	case KindAdmit:
 		_, there := g.Entry(c.Who.Member)
-		if c.By != g.Owner || there || s.Boots[c.Who.Member] != c.Who.Boot || !s.holds(c.Who.Member) {
+		if c.By != g.Owner || there || s.Boots[c.Who.Member] != c.Who.Boot || !s.holds(c.Who.Member) || !g.Allows(c.Who.Member) {
 			return denied(c)
 		}
 		g.Set = append(g.Set, c.Who)
@@ -154,18 +224,20 @@ func (s *State) change(g *Group, c Command) error {
 			return denied(c)
 		}
 	case KindRevive:
-		if e, ok := g.Entry(c.By.Member); !ok || e == c.By {
+		if e, ok := g.Entry(c.By.Member); !ok || e == c.By || !g.Allows(c.By.Member) {
 			return denied(c)
 		}
 		g.own(c.By)
 		g.Revived++
 	case KindPromote:
-		if g.Has(c.By) || !s.holds(c.By.Member) {
+		if g.Has(c.By) || !s.holds(c.By.Member) || !g.Allows(c.By.Member) {
 			return denied(c)
 		}
 		g.own(c.By)
 		g.Promoted++
-	default: // boot, create and delete were done; a newer version's command is not for us
+	case KindAssign:
+		return s.assign(g, c)
+	default: // boot, edit, create and delete were done; a newer version's command is not for us
 		return fault.New(fault.Invalid, "a command of unknown kind %q", c.Kind)
 	}
 	return nil

@@ -70,7 +70,7 @@ type Change struct {
 	Address string      `json:"address,omitempty"` // join, move
 	Key     Fingerprint `json:"key,omitempty"`     // join
 	Token   Fingerprint `json:"token,omitempty"`   // invite, withdraw, join
-	Role    Role        `json:"role,omitempty"`    // invite
+	Role    Role        `json:"role,omitempty"`    // invite; join, when it says which it takes itself for
 	Expires int64       `json:"expires,omitempty"` // invite
 	Now     int64       `json:"now,omitempty"`     // invite, join: the proposer's time
 }
@@ -227,6 +227,9 @@ func (s *State) join(c Change) error {
 	// The proposer has put the number into raft's half of the entry.
 	if c.ID != s.Roll.LastID+1 {
 		return fault.New(fault.Stale, "member %s would get number %d, the next is %d", c.Name, c.ID, s.Roll.LastID+1)
+	}
+	if c.Role != "" && c.Role != t.Role {
+		return fault.New(fault.Invalid, "the token is for a %s, and the joiner is a %s; make one with --role %s", t.Role, c.Role, c.Role)
 	}
 	r := &Record{Name: c.Name, ID: c.ID, Role: t.Role, Address: c.Address, Key: c.Key, Token: c.Token, Floor: s.Boots[c.Name]}
 	if err := r.check(); err != nil {

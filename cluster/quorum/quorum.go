@@ -1,6 +1,6 @@
-// Package quorum holds what the cluster has decided: who the members are, and
-// for each resource group who may act. It is the state that raft replicates:
-// pure, the same on every member at the same index.
+// Package quorum holds what the cluster has decided: who the members are, for
+// each resource group who may act, and what the cluster shall have. It is the
+// state that raft replicates: pure, the same on every member at the same index.
 //
 // # The rules
 //
@@ -16,7 +16,7 @@
 //
 // Who is entitled to what:
 //
-//	Create    anyone: a new group, one entry, which owns it
+//	Create    anyone who may hold it: a new group, one entry, which owns it
 //	Remove    the owner: takes another entry out of the set. Or that entry itself
 //	Admit     the owner: adds a member that has everything
 //	Succeed   another entry of the set: becomes owner, alone, in a new epoch.
@@ -29,7 +29,15 @@
 //	Revive    a member whose former life is in the set, when no entry is alive:
 //	          becomes owner, alone, in a new epoch
 //	Promote   an administrator, for a member that is in no set: data may be lost
+//	Assign    the owner: another list of members that the group may live on,
+//	          among them all of the set
 //	Delete    the owner
+//
+// A group lives on the members that it lists: nobody else creates it, is
+// admitted, revives it or is promoted. A list is made of storage nodes that are
+// members then. Who leaves the cluster stays on it: a machine that comes in its
+// place, under its name, takes over its part. A group that lists nobody may live
+// on any.
 //
 // A member's lives are numbered by itself and only go up. A command of a former
 // life is refused: what it proposed before it died may be applied long after.
@@ -53,12 +61,21 @@
 // that has no members at all does not ask who is one: it is for trying the
 // rules of groups alone. A witness holds no data and so is in no set.
 //
+// # The inventory
+//
+// What the cluster shall have (its groups, their volumes, addresses, who may see
+// what) is documents by key, of which this package knows no more than their size.
+// An Edit sets and deletes some, all or none, and names the revision of the
+// inventory that its author looked at: of two that looked at the same one, the
+// second is refused, and looks again. Any member may propose it.
+//
 // Times of tokens are seconds that the proposer read from its clock: an expiry
 // is for the one who loses a token, not for the order of events.
 package quorum
 
 import (
 	"encoding/json"
+	"errors"
 	"maps"
 	"slices"
 
@@ -91,11 +108,19 @@ type Group struct {
 	Epoch    Epoch         `json:"epoch"`
 	Owner    Incarnation   `json:"owner"`
 	Set      []Incarnation `json:"set"` // ascending by member; the owner is in it
+	// Members are those that the group may live on, ascending; none means any.
+	Members []Member `json:"members,omitempty"`
 	// Revived counts how often the group went on although every entry had
 	// died, and Promoted how often an administrator had it go on without one.
 	Revived  uint64 `json:"revived,omitempty"`
 	Promoted uint64 `json:"promoted,omitempty"`
 }
+
+// GroupMembersMax bounds the members that a group lists.
+const GroupMembersMax = 8
+
+// Allows tells whether the group may live on m.
+func (g *Group) Allows(m Member) bool { return len(g.Members) == 0 || slices.Contains(g.Members, m) }
 
 // Has tells whether i is in the set.
 func (g *Group) Has(i Incarnation) bool { return slices.Contains(g.Set, i) }
@@ -107,6 +132,11 @@ func (g *Group) Entry(m Member) (i Incarnation, ok bool) {
 		return i, false
 	}
 	return g.Set[k], true
+}
+
+// placed tells whether the set is among the members that the group lists.
+func (g *Group) placed() bool {
+	return validMembers(g.Members) == nil && !slices.ContainsFunc(g.Set, func(i Incarnation) bool { return !g.Allows(i.Member) })
 }
 
 func (g *Group) clone() *Group {
@@ -121,20 +151,20 @@ type State struct {
 	Boots map[Member]Boot   `json:"boots"` // newest life of each member, of those that left too
 	Group map[string]*Group `json:"groups"`
 	Roll  Roll              `json:"roll"`
+
+	Inventory Inventory `json:"inventory"`
 }
 
 // NewState returns what is decided before anything is.
 func NewState() *State {
-	return &State{Boots: map[Member]Boot{}, Group: map[string]*Group{}, Roll: newRoll()}
+	return &State{Boots: map[Member]Boot{}, Group: map[string]*Group{}, Roll: newRoll(), Inventory: newInventory()}
 }
 
-// Clone returns a copy that shares nothing with s.
+// Clone returns a copy that commands can be applied to while others read s. It is
+// made for each entry of the log: the groups' records, the members' and the
+// inventory are shared, for a command replaces them and changes none in place.
 func (s *State) Clone() *State {
-	c := &State{Index: s.Index, Boots: maps.Clone(s.Boots), Group: map[string]*Group{}, Roll: s.Roll.clone()}
-	for name, g := range s.Group {
-		c.Group[name] = g.clone()
-	}
-	return c
+	return &State{Index: s.Index, Boots: maps.Clone(s.Boots), Group: maps.Clone(s.Group), Roll: s.Roll.clone(), Inventory: s.Inventory}
 }
 
 // Encode returns s as a snapshot of the log holds it.
@@ -153,8 +183,11 @@ func DecodeState(p []byte) (*State, error) {
 		if g == nil || g.Name != name || !g.Has(g.Owner) {
 			return nil, fault.New(fault.Corrupt, "the quorum's snapshot contradicts itself: group %q", name)
 		}
+		if !g.placed() {
+			return nil, fault.New(fault.Corrupt, "the quorum's snapshot contradicts itself: group %q lives where it may not", name)
+		}
 	}
-	if err := s.Roll.check(); err != nil {
+	if err := errors.Join(s.Roll.check(), s.Inventory.check()); err != nil {
 		return nil, err
 	}
 	return s, nil

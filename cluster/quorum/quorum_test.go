@@ -1,7 +1,9 @@
 package quorum
 
 import (
+	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -22,10 +24,19 @@ func incarnation(s string) Incarnation {
 	return Incarnation{Member(s[:1]), Boot(b)}
 }
 
+// members reads "a,b".
+func members(list string) (out []Member) {
+	for m := range strings.SplitSeq(list, ",") {
+		out = append(out, Member(m))
+	}
+	return out
+}
+
 func (i Incarnation) text() string { return fmt.Sprintf("%s%d", i.Member, i.Boot) }
 
-// TestScenarios plays commands, one a line: "succeed 3 by b1", "remove 2 by a1 b1";
-// those of the membership as in members.txt.
+// TestScenarios plays commands, one a line: "succeed 3 by b1", "remove 2 by a1 b1",
+// "assign 2 by a1 on=a,b"; those of the membership as in members.txt, those of
+// the inventory as in inventory.txt.
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		s, index := NewState(), uint64(0)
@@ -38,14 +49,23 @@ func TestScenarios(t *testing.T) {
 					s = playRoll(&out, s, index, f)
 					continue
 				}
+				if f[0] == string(KindEdit) {
+					index++
+					playEdit(&out, s, index, f)
+					continue
+				}
 				c := Command{Kind: Kind(f[0]), Group: "g"}
 				if n, err := strconv.ParseUint(f[1], 10, 64); err == nil {
 					c.Revision = Revision(n)
 					f = f[1:]
 				}
 				c.By = incarnation(f[2])
-				if len(f) > 3 {
-					c.Who = incarnation(f[3])
+				for _, arg := range f[3:] {
+					if list, ok := strings.CutPrefix(arg, "on="); ok {
+						c.Members = members(list)
+					} else {
+						c.Who = incarnation(arg)
+					}
 				}
 				index++
 				if err := s.Apply(index, c); err != nil {
@@ -61,6 +81,9 @@ func TestScenarios(t *testing.T) {
 				for _, e := range g.Set {
 					out.WriteString(" " + e.text())
 				}
+				if len(g.Members) > 0 {
+					fmt.Fprintf(&out, " on %s", g.Members)
+				}
 				out.WriteString("\n")
 			}
 			return out.String()
@@ -72,6 +95,7 @@ func TestScenarios(t *testing.T) {
 func TestRules(t *testing.T) {
 	kinds := []Kind{
 		KindInvite, KindWithdraw, KindJoin, KindVote, KindLeave, KindMove,
+		KindAssign, KindAssign, KindEdit, KindEdit,
 		KindBoot, KindCreate, KindRemove, KindAdmit, KindSucceed, KindHand, KindYield, KindSettle, KindRevive, KindPromote, KindDelete, "unheard-of",
 	}
 	rapid.Check(t, func(t *rapid.T) {
@@ -91,19 +115,36 @@ func TestRules(t *testing.T) {
 				c.Change = drawChange(t, s)
 				c.Revision = s.Roll.Revision - Revision(rapid.IntRange(0, 8).Draw(t, "late")/8)
 			}
-			before := s.Clone()
+			if c.Kind == KindCreate && rapid.Bool().Draw(t, "anywhere") || c.Kind == KindAssign {
+				c.Members = rapid.SliceOfNDistinct(rapid.SampledFrom([]Member{"a", "b", "c", "z", "Bad name"}), 0, 3, rapid.ID[Member]).Draw(t, "members")
+				if rapid.Bool().Draw(t, "in order") {
+					slices.Sort(c.Members)
+				}
+			}
+			if c.Kind == KindEdit {
+				c.Edits = drawEdits(t)
+				c.Revision = s.Inventory.Revision - Revision(rapid.IntRange(0, 3).Draw(t, "late")/3)
+			}
+			before, image := s.Clone(), encoded(t, s)
 			err := s.Apply(index+1, c)
+			if !bytes.Equal(encoded(t, before), image) {
+				t.Fatalf("%s changed a state that others read", c.Kind)
+			}
 			check(t, before, s, c, err)
 		}
-		p, err := s.Encode()
-		if err != nil {
-			t.Fatal(err)
-		}
-		back, err := DecodeState(p)
+		back, err := DecodeState(encoded(t, s))
 		if err != nil || cmp.Diff(s, back) != "" {
 			t.Fatalf("%v\n%s", err, cmp.Diff(s, back))
 		}
 	})
+}
+
+func encoded(t fataler, s *State) []byte {
+	p, err := s.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 func check(t *rapid.T, before, after *State, c Command, err error) {
@@ -116,11 +157,15 @@ func check(t *rapid.T, before, after *State, c Command, err error) {
 		return
 	}
 	checkRoll(t, before, after, c)
-	if c.Kind.OfRoll() {
+	checkInventory(t, before, after, c)
+	if c.Kind.OfRoll() || c.Kind == KindEdit {
 		if diff := cmp.Diff(before.Group, after.Group); diff != "" {
 			t.Fatalf("%s changed a group:\n%s", c.Kind, diff)
 		}
 		return
+	}
+	if a != nil {
+		checkPlace(t, before, after, c)
 	}
 	if a == nil || b == nil {
 		return
@@ -150,6 +195,26 @@ func check(t *rapid.T, before, after *State, c Command, err error) {
 	}
 }
 
+// checkPlace holds the group to the members that it lists.
+func checkPlace(t *rapid.T, before, after *State, c Command) {
+	a := after.Group["g"]
+	if !a.placed() {
+		t.Fatalf("after %s a group of %v lives on %v", c.Kind, a.Members, a.Set)
+	}
+	listed := (c.Kind == KindCreate || c.Kind == KindAssign) && c.Group == "g"
+	if b := before.Group["g"]; !listed && b != nil && !slices.Equal(a.Members, b.Members) {
+		t.Fatalf("%s changed the list to %v", c.Kind, a.Members)
+	}
+	if !listed {
+		return
+	}
+	for _, m := range a.Members {
+		if r := after.Roll.Members[m]; len(after.Roll.Members) > 0 && (r == nil || r.Role != RoleNode) {
+			t.Fatalf("%s lists %s, which is %+v", c.Kind, m, r)
+		}
+	}
+}
+
 // FuzzDecode holds that bytes from a disk or a peer never do more than fail.
 func FuzzDecode(f *testing.F) {
 	p, _ := Command{Kind: KindAdmit, Group: "g", Revision: 3, By: Incarnation{"a", 1}, Who: Incarnation{"b", 2}}.Encode()
@@ -165,15 +230,36 @@ func FuzzDecode(f *testing.F) {
 	}
 	p, _ = Command{Kind: KindJoin, Revision: 2, By: Incarnation{"a", 1}, Change: &Change{Name: "b", ID: 2, Address: "h:2", Key: mark("b"), Token: mark("t"), Now: 5}}.Encode()
 	f.Add(p)
+	for _, c := range []Command{
+		{Kind: KindEdit, By: Incarnation{"a", 1}, Edits: []Edit{{"k", []byte("v")}, {Key: "x"}}},
+		{Kind: KindAssign, Group: "g", Revision: 1, By: Incarnation{"a", 1}, Members: []Member{"a", "b"}},
+	} {
+		p, _ = c.Encode()
+		f.Add(p)
+	}
 	f.Fuzz(func(t *testing.T, p []byte) {
 		if c, err := DecodeCommand(p); err == nil {
 			_ = NewState().Apply(1, c)
+			if again, err := c.Encode(); err != nil {
+				t.Fatal(err)
+			} else if back, err := DecodeCommand(again); err != nil || !back.Equal(c) {
+				t.Fatalf("%v: %+v became %+v", err, c, back)
+			}
 			for _, s := range []*State{founded(f), crowded(f)} {
 				// With the revision and the life right, the rest is tried.
 				c.By, c.Revision = Incarnation{"a", s.Boots["a"]}, s.Roll.Revision
+				switch {
+				case c.Kind == KindEdit:
+					c.Revision = s.Inventory.Revision
+				case s.Group[c.Group] != nil:
+					c.Revision = s.Group[c.Group].Revision
+				}
 				_ = s.Apply(9, c)
-				if _, err := s.Encode(); err != nil || s.Roll.check() != nil {
-					t.Fatalf("%v, %v after %v", err, s.Roll.check(), c)
+				// Whatever was taken can be read back.
+				if p, err := s.Encode(); err != nil {
+					t.Fatalf("%v after %v", err, c)
+				} else if _, err := DecodeState(p); err != nil {
+					t.Fatalf("%v after %v", err, c)
 				}
 			}
 		}

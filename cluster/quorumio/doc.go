@@ -1,28 +1,44 @@
 // Package quorumio runs the quorum for one member: raft with its log on disk and
 // its messages on TLS, feeding cluster/quorum, which decides.
 //
-//	Propose, Invite, ...        State, Watch, Leader           peers' messages
+//	Propose, Edit, Invite, ...   State, Watch, Leader           peers' messages
 //	        |                          ^                              |
 //	        v                          | published                    v
 //	   +----------------------- inbox (bounded) -----------------------+
-//	   |  loop: one goroutine owns raft, the machine and the proposals |
-//	   +-----------+---------------------------------+-----------------+
-//	      1. save  |                        2. send  |  3. apply
-//	               v                                 v
-//	        store: bbolt, fsync              a queue and a connection
-//	                                         to each peer, drops when full
+//	   |  loop: one goroutine owns raft, the machine and the proposals |<--+
+//	   +-----------+------------------------+----------------+---------+   |
+//	     to store  |               to send  |       to apply |             |
+//	               v                        v                v             |
+//	        disk: one goroutine,   a queue and a         the machine       |
+//	        bbolt, fsync           connection to each                      |
+//	               |               peer, drops when full                   |
+//	               +--- stable: what may be said now ----------------------+
 //
 // # What is durable before what
 //
 // A life's number is stable before the member sends or answers anything (Open):
 // two lives of one number would let a command of the former pass for one of the
-// later. Entries, term and vote of a Ready are stable before its messages leave:
-// otherwise a member that loses power forgets a vote or an acknowledgement that
-// others counted, and two leaders, or a lost decision, follow. A commit index
-// alone is not written: the leader tells it again. But it goes with every write,
-// so that what a member knows of the configuration is never more than one change
-// behind its log. When a write fails the member ends (Failed): nobody can say
-// what the file holds then.
+// later.
+//
+// A write takes as long as the disk likes, and the loop goes on meanwhile: it
+// ticks, answers heartbeats, replicates, and learns what others have stable. So a
+// disk that stalls delays what needs that disk, and makes nobody leader. The
+// writes are done in the loop's order, those that wait together in one. What
+// says that something is stable leaves only when it is, and everything before it:
+// acknowledgements of entries, answers to who asks for a vote, and the question
+// for votes itself, whose term and own vote are part of it. Otherwise a member that
+// loses power forgets a vote or an acknowledgement that others counted, and two
+// leaders, or a lost decision, follow. The leader counts itself among those that
+// have an entry only when its own disk has it; it sends the entry to the others
+// before that. A decision is applied, shown and answered here only when its entry
+// is stable here, although others may have decided without: so no snapshot covers
+// what the log on disk lacks.
+//
+// A commit index alone is not written: the leader tells it again. But it goes with
+// every write, so that what a member knows of the configuration is never more
+// than one change behind its log. When a write fails the member ends (Failed):
+// nobody can say what the file holds then. What waits for the disk is bounded, and
+// a member that is at the bound takes nothing in until there is room.
 //
 // # Members
 //
@@ -43,7 +59,15 @@
 // with a number that is not above the last. So a proposal may be offered again
 // when it seems lost, by another way too, and is applied once; and one that was
 // overtaken is known to be void, and offered anew with a higher number. The
-// outcome that the proposer sees is that of the index where it was applied.
+// outcome that the proposer sees is that of the index where it was applied, and
+// State has it by then.
+//
+// # Connections
+//
+// Each member keeps a connection to each other one and says something on it each
+// second, so that all know who is there (Reachable). Others come to the same
+// listener for what Options.Serve answers, by Dial: they are held to the state as
+// raft's are, and cut off with their member.
 //
 // # What is trusted
 //
@@ -58,6 +82,6 @@
 //
 // # Locks
 //
-// The loop takes none while it decides. transport.mu and watchers.mu are leaves;
-// nothing is called with one of them held. Everything ends on Close.
+// The loop takes none while it decides. transport.mu, disk.mu and watchers.mu are
+// leaves; nothing is called with one of them held. Everything ends on Close.
 package quorumio

@@ -2,6 +2,7 @@ package quorumio
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -29,6 +30,7 @@ type site struct {
 	address string
 	reached string // where its peers reach it, when that is elsewhere
 	compact uint64
+	serve   map[string]func(*tls.Conn, identity.Peer)
 	*Member // nil while it is down
 }
 
@@ -64,7 +66,7 @@ func found(t *testing.T, name quorum.Member, compact uint64) *site {
 
 func (s *site) options() Options {
 	return Options{
-		Dir: s.dir, Listen: s.address, Address: s.reached, CompactEvery: s.compact,
+		Dir: s.dir, Listen: s.address, Address: s.reached, CompactEvery: s.compact, Serve: s.serve,
 		Log: slog.New(slog.NewTextHandler(s.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
 }
@@ -105,7 +107,7 @@ func (s *site) admit(name quorum.Member, role quorum.Role) *site {
 	s.t.Helper()
 	j := newSite(s.t, name)
 	j.compact = s.compact
-	if _, err := Join(within(s.t), j.dir, s.invite(role), name, j.address); err != nil {
+	if _, err := Join(within(s.t), j.dir, s.invite(role), name, j.address, ""); err != nil {
 		s.t.Fatal(err)
 	}
 	j.up()

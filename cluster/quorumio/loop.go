@@ -2,6 +2,7 @@ package quorumio
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"time"
@@ -37,6 +38,7 @@ type snapshotSent struct {
 type loop struct {
 	m       *Member
 	store   *store
+	disk    *disk
 	raft    *raft.RawNode
 	machine *machine
 	conf    *raftpb.ConfState // as of the machine's index
@@ -44,6 +46,7 @@ type loop struct {
 
 	compactEvery uint64
 	compacted    uint64 // index of the newest snapshot
+	applied      int    // bytes of the entries since
 
 	proposals
 	voting     bool   // a proposal to make someone a voter is under way
@@ -51,7 +54,7 @@ type loop struct {
 }
 
 func newLoop(m *Member, s *store, compactEvery uint64) (*loop, error) {
-	l := &loop{m: m, store: s, machine: newMachine(), conf: raftpb.EnsureConfState(nil), compactEvery: compactEvery}
+	l := &loop{m: m, store: s, disk: newDisk(s, m.log), machine: newMachine(), conf: raftpb.EnsureConfState(nil), compactEvery: compactEvery}
 	l.proposals.init()
 	snap, err := s.mem.Snapshot()
 	if err != nil {
@@ -72,8 +75,9 @@ func (l *loop) startRaft() (err error) {
 	l.raft, err = raft.NewRawNode(&raft.Config{
 		ID: l.m.id.Self().ID, ElectionTick: electionTicks, HeartbeatTick: heartbeatTicks,
 		Storage: l.store.mem, Applied: l.compacted,
-		MaxSizePerMsg: 256 << 10, MaxUncommittedEntriesSize: 16 << 20, MaxInflightMsgs: 64,
-		PreVote: true, CheckQuorum: true, StepDownOnRemoval: true, Logger: raftLogger{l.m.log},
+		MaxSizePerMsg: 256 << 10, MaxUncommittedEntriesSize: 16 << 20, MaxInflightMsgs: 64, MaxInflightBytes: 8 << 20,
+		AsyncStorageWrites: true,
+		PreVote:            true, CheckQuorum: true, StepDownOnRemoval: true, Logger: raftLogger{l.m.log},
 	})
 	return fault.Wrap(fault.Corrupt, err, "the member's log")
 }
@@ -96,6 +100,8 @@ func (l *loop) run(ctx context.Context) (err error) {
 	defer guard(&err)
 	ticker := time.NewTicker(tickTime)
 	defer ticker.Stop()
+	l.disk.start()
+	defer l.disk.stop()
 	l.boot()
 	if v := l.conf.GetVoters(); len(v) == 1 && v[0] == l.m.id.Self().ID {
 		if err := l.raft.Campaign(); err != nil { // there is nobody to wait for
@@ -106,12 +112,20 @@ func (l *loop) run(ctx context.Context) (err error) {
 		if err := l.ready(); err != nil {
 			return err
 		}
+		inbox := l.m.inbox
+		if l.disk.full() {
+			inbox = nil
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C: // ticks that a slow disk kept from us are left out
+		case w := <-l.disk.done:
+			if err := l.stable(w); err != nil {
+				return err
+			}
+		case <-ticker.C: // ticks that were missed are left out
 			l.tick()
-		case in := <-l.m.inbox:
+		case in := <-inbox:
 			l.take(in)
 			// What waits goes into the same write.
 			for range len(l.m.inbox) {
@@ -154,37 +168,108 @@ func (l *loop) tick() {
 func (l *loop) ready() error {
 	for l.raft.HasReady() {
 		rd := l.raft.Ready()
-		if err := l.store.save(rd.HardState, rd.Entries, rd.Snapshot, rd.MustSync); err != nil {
-			return err
-		}
-		var lost []*raftpb.Message
-		for _, msg := range rd.Messages {
-			if !l.m.transport.send(msg) {
-				lost = append(lost, msg)
-			}
-		}
 		if rd.SoftState != nil {
 			l.m.leader.Store(rd.SoftState.Lead)
 		}
-		if !raft.IsEmptySnap(rd.Snapshot) {
-			if err := l.restore(rd.Snapshot); err != nil {
-				return err
+		var store job
+		var apply *raftpb.Message
+		var now []*raftpb.Message
+		put := false
+		for _, msg := range rd.Messages {
+			switch {
+			case msg.GetTo() == raft.LocalAppendThread:
+				store.change, store.after, put = changeOf(msg), append(store.after, msg.GetResponses()...), true
+			case msg.GetTo() == raft.LocalApplyThread:
+				apply = msg
+			case msg.GetType() == raftpb.MsgVote:
+				// Raft would have it leave at once. Who asks for votes shall have the term
+				// and its own vote on the disk: so what is answered to this life cannot
+				// make a leader of a later one, that knows less.
+				store.after, put = append(store.after, msg), true
+			default:
+				now = append(now, msg)
 			}
-			l.publish()
-			l.afterSnapshot()
 		}
-		if err := l.apply(rd.CommittedEntries); err != nil {
+		if put {
+			l.disk.put(store)
+		}
+		l.send(now)
+		if apply == nil {
+			continue
+		}
+		if err := l.apply(apply.GetEntries()); err != nil {
 			return err
 		}
 		if err := l.superseded(); err != nil {
 			return err
 		}
-		l.raft.Advance(rd)
-		for _, msg := range lost {
-			l.take(unreachable{id: msg.GetTo(), snapshot: msg.GetType() == raftpb.MsgSnap})
+		if err := l.steps(apply.GetResponses()); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// changeOf is what a MsgStorageAppend wants to be stable.
+func changeOf(msg *raftpb.Message) change {
+	c := change{entries: msg.GetEntries(), snap: msg.GetSnapshot()}
+	if hard := (&raftpb.HardState{Term: msg.Term, Vote: msg.Vote, Commit: msg.Commit}); !raft.IsEmptyHardState(hard) {
+		c.hard = hard
+	}
+	return c
+}
+
+// stable takes what the disk has, and says what waited for it.
+func (l *loop) stable(w written) error {
+	l.disk.taken(w)
+	if w.err != nil {
+		return w.err
+	}
+	for _, j := range w.jobs {
+		if err := l.store.show(j.change); err != nil {
+			return err
+		}
+		if !raft.IsEmptySnap(j.change.snap) {
+			if err := l.restore(j.change.snap); err != nil {
+				return err
+			}
+			l.publish()
+			l.afterSnapshot()
+			if err := l.superseded(); err != nil {
+				return err
+			}
+		}
+		if err := l.steps(j.after); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// steps delivers messages: raft's to itself, and to peers.
+func (l *loop) steps(messages []*raftpb.Message) error {
+	var out []*raftpb.Message
+	for _, msg := range messages {
+		if msg.GetTo() != l.m.id.Self().ID {
+			out = append(out, msg)
+			continue
+		}
+		// Who was taken out of the configuration has no use for its own answers.
+		if err := l.raft.Step(msg); err != nil && !errors.Is(err, raft.ErrStepPeerNotFound) {
+			return fault.Wrap(fault.Internal, err, "raft refuses its own "+msg.GetType().String())
+		}
+	}
+	l.send(out)
+	return nil
+}
+
+// send gives messages to the transport, and tells raft of those that were lost.
+func (l *loop) send(messages []*raftpb.Message) {
+	for _, msg := range messages {
+		if !l.m.transport.send(msg) {
+			l.take(unreachable{id: msg.GetTo(), snapshot: msg.GetType() == raftpb.MsgSnap})
+		}
+	}
 }
 
 // apply enters decisions, shows them, and tells their proposers.
@@ -195,6 +280,7 @@ func (l *loop) apply(entries []*raftpb.Entry) error {
 	var done []outcome
 	changed, left := false, false
 	for _, e := range entries {
+		l.applied += len(e.GetData())
 		out, err := l.machine.apply(e)
 		if err != nil {
 			return err
@@ -234,25 +320,32 @@ func (l *loop) restore(snap *raftpb.Snapshot) error {
 	if m.state.Index != snap.GetMetadata().GetIndex() {
 		return fault.New(fault.Corrupt, "a snapshot of index %d holds the state of %d", snap.GetMetadata().GetIndex(), m.state.Index)
 	}
-	l.machine, l.conf, l.compacted = m, snap.GetMetadata().GetConfState(), m.state.Index
+	l.machine, l.conf, l.compacted, l.applied = m, snap.GetMetadata().GetConfState(), m.state.Index, 0
 	return nil
 }
 
+// compactBytes is after how many bytes of entries the log becomes a snapshot, at
+// the latest; as many are kept for peers that are a little behind.
+const compactBytes = 32 << 20
+
 // compact makes a snapshot when it is time. A change of raft's configuration is
 // such a time: who has joined takes no snapshot of a configuration without it.
+// What it covers is stable, so peers may have it before it is on our own disk.
 func (l *loop) compact(changed bool) error {
 	index := l.machine.state.Index
-	if index < l.compacted+l.compactEvery && !changed {
+	if index < l.compacted+l.compactEvery && l.applied < compactBytes && !changed {
 		return nil
 	}
 	data, err := l.machine.encode()
 	if err != nil {
 		return err
 	}
-	if err := l.store.compact(index, l.conf, data, l.compactEvery); err != nil {
+	c, err := l.store.snapshot(index, l.conf, data, l.compactEvery, compactBytes)
+	if err != nil {
 		return err
 	}
-	l.compacted = index
+	l.disk.put(job{change: c})
+	l.compacted, l.applied = index, 0
 	return nil
 }
 

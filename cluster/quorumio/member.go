@@ -2,9 +2,10 @@ package quorumio
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
-	"net"
+	"maps"
 	"sync/atomic"
 	"time"
 
@@ -30,11 +31,18 @@ type Options struct {
 	Dir string
 	// Identity is the member's; nil to load it from Dir.
 	Identity *identity.Identity
-	// Listen is where peers and joiners are answered, host:port.
+	// Listen is where peers and joiners are answered, host:port. When empty it is
+	// the address that the state has for this member.
 	Listen string
 	// Address is where peers reach that. When empty it is the listener's own, or
-	// what the state has for a listener of every address.
+	// what the state has, when Listen is empty or of every address.
 	Address string
+	// Serve answers other protocols on the same listener, by ALPN. Only members
+	// get through, by Dial; the first may before Open returns. The connection is the handler's, without a deadline,
+	// until it returns; then it is closed. It is closed under the handler when the
+	// peer is taken out of the cluster, when it takes nothing for two seconds, and
+	// when the member ends, whose Close waits for the handler.
+	Serve map[string]func(conn *tls.Conn, from identity.Peer)
 	// CompactEvery is after how many entries the log becomes a snapshot; as many
 	// are kept in memory for peers that are a little behind. Default 4096.
 	CompactEvery uint64
@@ -48,6 +56,9 @@ func (o *Options) check() error {
 		return fault.New(fault.Invalid, "a member needs a logger")
 	case o.Dir == "":
 		return fault.New(fault.Invalid, "a member needs a directory")
+	}
+	if err := checkServe(o.Serve); err != nil {
+		return err
 	}
 	if o.CompactEvery == 0 {
 		o.CompactEvery = 4096
@@ -102,24 +113,19 @@ func Open(o Options) (_ *Member, err error) {
 	}
 	m.watchers.init(ctx)
 	t := newTransport(ctx, id, s.boot, m.log, s.seeds)
-	t.deliver, t.join = m.deliver, m.serveJoin
+	t.deliver, t.join, t.handlers = m.deliver, m.serveJoin, maps.Clone(o.Serve)
 	t.leads = func() bool { return m.leader.Load() == id.Self().ID }
 	m.transport = t
 	l, err := newLoop(m, s, o.CompactEvery)
-	var bound net.Addr
+	var address string
 	if err == nil {
-		bound, err = t.listen(o.Listen)
+		address, err = t.begin(o)
 	}
 	if err != nil {
 		cancel()
 		t.close()
 		return nil, errors.Join(err, s.close())
 	}
-	address := o.Address
-	if address == "" {
-		address = t.reached(bound)
-	}
-	t.setAddress(address)
 	m.address.Store(&address)
 	m.log.Info("a member begins a life", "boot", uint64(s.boot), "address", address, "index", m.State().Index)
 	go m.run(ctx, l)

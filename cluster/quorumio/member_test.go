@@ -127,7 +127,7 @@ func TestPropose(t *testing.T) {
 		"not entitled":  {quorum.Command{Kind: quorum.KindSucceed, Group: "g", Revision: 1}, fault.Denied},
 		"for another":   {quorum.Command{Kind: quorum.KindSettle, Group: "g", By: by(b)}, fault.Invalid},
 		"membership":    {quorum.Command{Kind: quorum.KindLeave, Revision: 1, Change: &quorum.Change{Name: "b"}}, fault.Invalid},
-		"too large":     {quorum.Command{Kind: quorum.KindCreate, Group: string(make([]byte, proposalBytesMax))}, fault.Invalid},
+		"too large":     {quorum.Command{Kind: quorum.KindCreate, Group: string(make([]byte, proposalBytesMax))}, fault.Limit},
 		"begun already": {quorum.Command{Kind: quorum.KindBoot}, fault.Stale},
 	} {
 		if err := a.Propose(within(t), tc.c); !fault.Is(err, tc.want) {
@@ -194,6 +194,8 @@ func TestFailedWrite(t *testing.T) {
 	t.Parallel()
 	sites := three(t, 0)
 	a, b := sites[0], sites[1]
+	acked := func() uint64 { return on(sites[2], func(l *loop) uint64 { return l.raft.Status().Progress[2].Match }) }
+	eventually(t, "it has acknowledged something to this leader", func() bool { return acked() > 0 })
 	// The file is closed under it: whatever is written from now on fails.
 	spoil(t, b)
 	go func() { _ = a.Propose(context.Background(), quorum.Command{Kind: quorum.KindCreate, Group: "g"}) }()
@@ -215,9 +217,7 @@ func TestFailedWrite(t *testing.T) {
 	b.down()
 	has := lastIndex(t, b)
 	led(t, "w", a, sites[2])
-	acked := make(chan uint64, 1)
-	sites[2].deliver(meddle(func(l *loop) { acked <- l.raft.Status().Progress[2].Match }))
-	if n := <-acked; n > has || n == 0 {
+	if n := acked(); n > has || n == 0 {
 		t.Errorf("it has up to %d, and has acknowledged %d", has, n)
 	}
 }

@@ -55,8 +55,8 @@ func snapshotOf(index, term uint64, conf *raftpb.ConfState, data []byte) *raftpb
 // Join makes a member in dir by a token: of that name, reached by its peers at
 // address. It can be repeated with the same token and name until it succeeds.
 // Fails as identity.Join does.
-func Join(ctx context.Context, dir string, t identity.Token, name quorum.Member, address string) (*identity.Identity, error) {
-	j, err := identity.Join(ctx, dir, t, name, address)
+func Join(ctx context.Context, dir string, t identity.Token, name quorum.Member, address string, role quorum.Role) (*identity.Identity, error) {
+	j, err := identity.Join(ctx, dir, t, name, address, role)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +103,7 @@ func (m *Member) AddMember(ctx context.Context, a identity.Applicant) (identity.
 	if joined(m.State()) == nil {
 		err := m.amend(ctx, func(s *quorum.State) (quorum.Kind, quorum.Change, error) {
 			return quorum.KindJoin, quorum.Change{
-				Name: a.Name, ID: s.Roll.LastID + 1, Address: a.Address, Key: a.Key, Token: a.Token, Now: time.Now().Unix(),
+				Name: a.Name, ID: s.Roll.LastID + 1, Address: a.Address, Key: a.Key, Token: a.Token, Role: a.Role, Now: time.Now().Unix(),
 			}, nil
 		})
 		if err != nil && joined(m.State()) == nil {

@@ -119,7 +119,7 @@ func rogue(t *testing.T, signer *site, name quorum.Member, number uint64) *ident
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := identity.Join(within(t), t.TempDir(), tok, name, "h:1")
+	j, err := identity.Join(within(t), t.TempDir(), tok, name, "h:1", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +179,7 @@ func TestTokens(t *testing.T) {
 	a := found(t, "a", 0)
 	other := found(t, "o", 0)
 	join := func(tok identity.Token, name quorum.Member) error {
-		_, err := Join(within(t), t.TempDir(), tok, name, freeAddress(t))
+		_, err := Join(within(t), t.TempDir(), tok, name, freeAddress(t), "")
 		return err
 	}
 	never, err := a.id.NewToken(a.address)
@@ -231,14 +231,14 @@ func TestAskedAgain(t *testing.T) {
 	a := found(t, "a", 0)
 	good := a.invite(quorum.RoleNode)
 	join := func(tok identity.Token, name quorum.Member) error {
-		_, err := Join(within(t), t.TempDir(), tok, name, freeAddress(t))
+		_, err := Join(within(t), t.TempDir(), tok, name, freeAddress(t), "")
 		return err
 	}
 	dir, address := t.TempDir(), freeAddress(t)
-	if _, err := identity.Join(within(t), dir, good, "b", address); err != nil {
+	if _, err := identity.Join(within(t), dir, good, "b", address, ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Join(within(t), dir, good, "b", address); err != nil {
+	if _, err := Join(within(t), dir, good, "b", address, ""); err != nil {
 		t.Errorf("asked again: %v", err)
 	}
 	j := &site{t: t, name: "b", dir: dir, address: address}
@@ -248,7 +248,7 @@ func TestAskedAgain(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "member.crt")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Join(within(t), dir, good, "b", address); !fault.Is(err, fault.Exists) {
+	if _, err := Join(within(t), dir, good, "b", address, ""); !fault.Is(err, fault.Exists) {
 		t.Errorf("asked again after a life: %v", err)
 	}
 	if err := join(good, "c"); !fault.Is(err, fault.Denied) {
@@ -267,7 +267,7 @@ func TestAskedAgain(t *testing.T) {
 func TestJoinedAndGone(t *testing.T) {
 	t.Parallel()
 	a := found(t, "a", 0)
-	if _, err := Join(within(t), t.TempDir(), a.invite(quorum.RoleNode), "b", freeAddress(t)); err != nil {
+	if _, err := Join(within(t), t.TempDir(), a.invite(quorum.RoleNode), "b", freeAddress(t), ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.create("g"); err != nil {
@@ -320,6 +320,28 @@ func TestMoves(t *testing.T) {
 	}
 	if err := a.ChangeAddress(within(t), "a", sites[2].address); !fault.Is(err, fault.Busy) {
 		t.Errorf("where another listens: %v", err)
+	}
+}
+
+// TestMovedAgain has a move that was not decided in time asked for again: that the
+// member listens there already is no obstacle.
+func TestMovedAgain(t *testing.T) {
+	t.Parallel()
+	a := found(t, "a", 0)
+	b := a.admit("b", quorum.RoleNode)
+	next := freeAddress(t)
+	b.down()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := a.ChangeAddress(ctx, "a", next); !fault.Is(err, fault.Unreachable) {
+		t.Fatalf("alone: %v", err)
+	}
+	b.up()
+	if err := a.ChangeAddress(within(t), "a", next); err != nil && a.State().Roll.Members["a"].Address != next {
+		t.Errorf("again: %v", err)
+	}
+	if a.Address() != next {
+		t.Errorf("it is at %s", a.Address())
 	}
 }
 

@@ -45,6 +45,12 @@ func entries(from, n int, term uint64) (list []*raftpb.Entry) {
 	return list
 }
 
+// compact makes a snapshot of a store's log and brings it to the disk.
+func compact(s *store, index uint64, data []byte, keepEntries uint64, keepBytes int) error {
+	c, err := s.snapshot(index, &raftpb.ConfState{Voters: []uint64{1, 2}}, data, keepEntries, keepBytes)
+	return errors.Join(err, s.commit([]change{c}))
+}
+
 // TestStore plays what raft does to a log and reads it back each time.
 func TestStore(t *testing.T) {
 	dir := t.TempDir()
@@ -63,17 +69,24 @@ func TestStore(t *testing.T) {
 		first, last, commit uint64
 	}{
 		{"new", func(*store) error { return nil }, 2, 1, 1},
-		{"append", func(s *store) error { return s.save(hard(2, 1), entries(2, 5, 2), nil, true) }, 2, 6, 1},
-		{"a conflict cuts", func(s *store) error { return s.save(hard(3, 3), entries(4, 1, 3), nil, true) }, 2, 4, 3},
-		{"a commit alone is not written", func(s *store) error { return s.save(hard(3, 4), nil, nil, false) }, 2, 4, 3},
+		{"append", func(s *store) error { return s.save(change{hard: hard(2, 1), entries: entries(2, 5, 2)}) }, 2, 6, 1},
+		{"a conflict cuts", func(s *store) error { return s.save(change{hard: hard(3, 3), entries: entries(4, 1, 3)}) }, 2, 4, 3},
+		{"a commit alone is not written", func(s *store) error { return s.save(change{hard: hard(3, 4)}) }, 2, 4, 3},
 		{"but with the next", func(s *store) error {
-			return errors.Join(s.save(hard(3, 4), nil, nil, false), s.save(nil, entries(5, 2, 3), nil, true))
+			return errors.Join(s.save(change{hard: hard(3, 4)}), s.save(change{entries: entries(5, 2, 3)}))
 		}, 2, 6, 4},
 		{"compact", func(s *store) error {
-			return errors.Join(s.save(hard(3, 6), nil, nil, false), s.compact(5, &raftpb.ConfState{Voters: []uint64{1, 2}}, []byte("five"), 2))
+			return errors.Join(s.save(change{hard: hard(3, 6)}), compact(s, 5, []byte("five"), 2, compactBytes))
 		}, 6, 6, 6},
-		{"a snapshot comes", func(s *store) error { return s.save(hard(4, 20), nil, snapshotOf(20, 4, nil, []byte("twenty")), true) }, 21, 20, 20},
-		{"append after it", func(s *store) error { return s.save(nil, entries(21, 3, 4), nil, true) }, 21, 23, 20},
+		{"a snapshot comes", func(s *store) error {
+			return s.save(change{hard: hard(4, 20), snap: snapshotOf(20, 4, nil, []byte("twenty"))})
+		}, 21, 20, 20},
+		{"several at once", func(s *store) error {
+			return s.commit([]change{
+				{entries: entries(21, 4, 4)}, {hard: hard(5, 20)}, {entries: entries(22, 1, 5)}, {hard: hard(5, 22)},
+			})
+		}, 21, 22, 22},
+		{"append after it", func(s *store) error { return s.save(change{entries: entries(22, 2, 5)}) }, 21, 23, 22},
 	} {
 		s, err := openStore(dir)
 		if err != nil {
@@ -91,6 +104,36 @@ func TestStore(t *testing.T) {
 		h, _, _ := s.mem.InitialState()
 		if first != step.first || last != step.last || h.GetCommit() != step.commit || s.boot != quorum.Boot(5+i) {
 			t.Errorf("%s: %d to %d, committed %d, life %d", step.name, first, last, h.GetCommit(), s.boot)
+		}
+		if err := s.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestKept keeps entries of before a snapshot for peers, by number and by size.
+func TestKept(t *testing.T) {
+	for name, tc := range map[string]struct {
+		keepEntries uint64
+		keepBytes   int
+		first       uint64
+	}{
+		"by number": {3, 1 << 20, 6}, "by size": {8, 2 * 2, 7}, "none": {0, 0, 9}, "all": {100, 1 << 20, 2},
+	} {
+		dir := t.TempDir()
+		if err := createStore(dir, snapshotOf(1, 1, nil, nil), nil, 0); err != nil {
+			t.Fatal(err)
+		}
+		s, err := openStore(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hard := &raftpb.HardState{Term: new(uint64(2)), Commit: new(uint64(8))}
+		if err := errors.Join(s.save(change{hard: hard, entries: entries(2, 8, 2)}), compact(s, 8, nil, tc.keepEntries, tc.keepBytes)); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if first, _ := s.mem.FirstIndex(); first != tc.first {
+			t.Errorf("%s: the memory begins at %d, not %d", name, first, tc.first)
 		}
 		if err := s.close(); err != nil {
 			t.Fatal(err)
@@ -128,7 +171,7 @@ func TestStoreDamaged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = errors.Join(s.save(&raftpb.HardState{Term: new(uint64(2)), Commit: new(uint64(4))}, entries(2, 3, 2), nil, true),
+		err = errors.Join(s.save(change{hard: &raftpb.HardState{Term: new(uint64(2)), Commit: new(uint64(4))}, entries: entries(2, 3, 2)}),
 			s.db.Update(func(tx *bolt.Tx) error { return tc.harm(tx.Bucket(bucketMeta), tx.Bucket(bucketLog)) }), s.close())
 		if err != nil {
 			t.Fatal(err)
@@ -244,12 +287,19 @@ func FuzzFrame(f *testing.F) {
 	var b bytes.Buffer
 	_ = writeHello(&b, frameHello, hello{To: 1, Address: "h:1"})
 	f.Add(b.Bytes())
+	b.Reset()
+	_ = writeFrame(&b, frameAlive, nil)
+	f.Add(b.Bytes())
 	f.Add([]byte{1, 3, 0xff, 0xff, 0xff, 0xff, 0})
+	f.Add([]byte{1, 4, 0, 0, 0, 1, 0})
 	f.Fuzz(func(t *testing.T, p []byte) {
 		_, _ = readHello(bytes.NewReader(p), frameHello)
-		payload, err := readFrame(bytes.NewReader(p), frameRaft, 1<<20)
+		kind, payload, err := readAny(bytes.NewReader(p), 1<<20)
 		if err != nil {
 			return
+		}
+		if kind == frameAlive && len(payload) > 0 || kind != frameAlive && kind != frameRaft {
+			t.Fatalf("a frame of kind %d, %d bytes, is taken", kind, len(payload))
 		}
 		if len(payload)+frameHeadBytes > len(p) {
 			t.Fatalf("%d bytes of %d", len(payload), len(p))

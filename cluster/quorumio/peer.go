@@ -6,10 +6,8 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
-	"syscall"
+	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"steadfast/cluster/identity"
 	"steadfast/fault"
@@ -19,8 +17,11 @@ import (
 const (
 	dialTime   = time.Second
 	writeTime  = 2 * time.Second
+	aliveTime  = time.Second // after which something is said when there is nothing to say
 	backoffMin = 50 * time.Millisecond
 	backoffMax = time.Second
+	// slowestBytesPerSecond is the least that a way between members must carry.
+	slowestBytesPerSecond = 1 << 20
 )
 
 // outgoing is a message on its way.
@@ -35,8 +36,10 @@ type peer struct {
 	t     *transport
 	id    uint64
 	queue chan outgoing
-	ctx   context.Context
-	stop  context.CancelFunc
+	// queued is how many bytes wait in queue, a little late.
+	queued atomic.Int64
+	ctx    context.Context
+	stop   context.CancelFunc
 }
 
 func newPeer(t *transport, id uint64) *peer {
@@ -80,6 +83,7 @@ func (p *peer) lost() {
 	for {
 		select {
 		case o := <-p.queue:
+			p.queued.Add(-int64(len(o.payload)))
 			snapshot = snapshot || o.snapshot
 			continue
 		default:
@@ -117,8 +121,11 @@ func (p *peer) connection(try int) error {
 // pump sends what is queued, together what waits together.
 func (p *peer) pump(raw net.Conn, w io.Writer, dead <-chan struct{}) error {
 	b := bufio.NewWriterSize(w, 64<<10)
+	alive := time.NewTicker(aliveTime)
+	defer alive.Stop()
 	for {
 		var o outgoing
+		kind := frameRaft
 		select {
 		case o = <-p.queue:
 		default:
@@ -127,16 +134,21 @@ func (p *peer) pump(raw net.Conn, w io.Writer, dead <-chan struct{}) error {
 			}
 			select {
 			case o = <-p.queue:
+			case <-alive.C:
+				kind = frameAlive
 			case <-dead:
 				return fault.New(fault.Unreachable, "the peer has closed the connection")
 			case <-p.ctx.Done():
 				return nil
 			}
 		}
-		if err := raw.SetWriteDeadline(time.Now().Add(writeTime)); err != nil {
+		p.queued.Add(-int64(len(o.payload)))
+		// A snapshot may be large, and the way slow.
+		patience := writeTime + time.Duration(len(o.payload))*time.Second/slowestBytesPerSecond
+		if err := raw.SetWriteDeadline(time.Now().Add(patience)); err != nil {
 			return err
 		}
-		err := writeFrame(b, frameRaft, o.payload)
+		err := writeFrame(b, kind, o.payload)
 		if err == nil && o.snapshot {
 			err = b.Flush()
 		}
@@ -154,15 +166,29 @@ func (p *peer) pump(raw net.Conn, w io.Writer, dead <-chan struct{}) error {
 // dial connects to a member. Who has the number, and the name and key that the
 // state has for it, is the member; nobody else will do. The caller drops raw.
 func (t *transport) dial(ctx context.Context, address string, id uint64) (*tls.Conn, net.Conn, error) {
-	d := net.Dialer{Timeout: dialTime, Control: userTimeout}
-	raw, err := d.DialContext(ctx, "tcp", address)
+	raw, err := dialTCP(ctx, address)
 	if err != nil {
 		return nil, nil, err
 	}
 	if !t.open(raw) {
 		return nil, nil, errEnded
 	}
-	conn := tls.Client(raw, t.id.Client(func(p identity.Peer) error {
+	conn, err := t.shake(ctx, raw, address, id, identity.ProtoPeer)
+	if err != nil {
+		t.drop(raw)
+		return nil, nil, err
+	}
+	return conn, raw, nil
+}
+
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	d := net.Dialer{Timeout: dialTime, Control: tune}
+	return d.DialContext(ctx, "tcp", address)
+}
+
+// shake has both ends prove who they are.
+func (t *transport) shake(ctx context.Context, raw net.Conn, address string, id uint64, proto string) (*tls.Conn, error) {
+	conn := tls.Client(raw, t.id.Client(proto, func(p identity.Peer) error {
 		if p.ID != id {
 			return fault.New(fault.Denied, "at %s is %s, number %d, not %d", address, p.Name, p.ID, id)
 		}
@@ -171,14 +197,10 @@ func (t *transport) dial(ctx context.Context, address string, id uint64) (*tls.C
 		// Of a later state raft has told us, or the peer itself, by its certificate.
 		return standing(t.roll, p, true)
 	}))
-	if err = raw.SetDeadline(time.Now().Add(writeTime)); err == nil {
-		err = conn.HandshakeContext(ctx)
+	if err := raw.SetDeadline(time.Now().Add(writeTime)); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		t.drop(raw)
-		return nil, nil, err
-	}
-	return conn, raw, nil
+	return conn, conn.HandshakeContext(ctx)
 }
 
 // greet exchanges hellos.
@@ -200,18 +222,4 @@ func (t *transport) greet(raw net.Conn, conn *tls.Conn, id uint64) error {
 		return fault.New(fault.Denied, "member %d refuses: %s", id, answer.Refused)
 	}
 	return raw.SetDeadline(time.Time{})
-}
-
-// userTimeout gives up a connection whose peer acknowledges nothing: a host that
-// lost power says no goodbye, and TCP alone would try for a quarter of an hour,
-// ever more rarely. RFC 5482; tcp(7).
-func userTimeout(_, _ string, c syscall.RawConn) error {
-	var err error
-	cerr := c.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(writeTime.Milliseconds()))
-	})
-	if cerr != nil {
-		return cerr
-	}
-	return err
 }

@@ -11,8 +11,11 @@ import (
 	"steadfast/fault"
 )
 
-// asksMax bounds the proposals under way.
-const asksMax = 1024
+// Bounds of the proposals under way.
+const (
+	asksMax      = 1024
+	asksBytesMax = 32 << 20
+)
 
 // repeatTicks is after how many ticks a proposal that nobody answers is offered
 // again, and retryTicks the same for one that found no leader.
@@ -40,16 +43,34 @@ type proposals struct {
 
 func (p *proposals) init() { p.asked = map[uint64]*ask{} }
 
+// full tells whether a proposal of so many bytes is too much.
+func (p *proposals) full(bytes int) bool {
+	for _, a := range p.asked {
+		bytes += len(a.encoded)
+	}
+	for _, a := range p.waiting {
+		bytes += len(a.encoded)
+	}
+	return len(p.asked)+len(p.waiting) >= asksMax || bytes > asksBytesMax
+}
+
 // Propose has the quorum decide on a command, and returns what it made of it:
 // nil, or the error of quorum.State.Apply. By is this life when it is empty. It
 // returns fault.Unreachable when ctx ends before, or when this member was so far
 // behind that it learnt of the state and not of the decision, and fault.Canceled
-// after Close: then the command may be decided or not, and State will tell.
+// after Close: then the command may be decided or not, and State will tell. When
+// it returns what was made of the command, State has it.
 func (m *Member) Propose(ctx context.Context, c quorum.Command) error {
 	if c.Kind.OfRoll() {
 		return fault.New(fault.Invalid, "%s: the membership has its own calls", c.Kind)
 	}
 	return m.propose(ctx, c)
+}
+
+// Edit has the inventory changed, all of the edits or none, if it is at revision
+// base still. Fails as Propose does: with fault.Stale when it is not.
+func (m *Member) Edit(ctx context.Context, base quorum.Revision, edits ...quorum.Edit) error {
+	return m.Propose(ctx, quorum.Command{Kind: quorum.KindEdit, Revision: base, Edits: edits})
 }
 
 func (m *Member) propose(ctx context.Context, c quorum.Command) error {
@@ -61,7 +82,7 @@ func (m *Member) propose(ctx context.Context, c quorum.Command) error {
 	case err != nil:
 		return fault.Wrap(fault.Invalid, err, "a command")
 	case len(encoded) > proposalBytesMax:
-		return fault.New(fault.Invalid, "a command of %d bytes", len(encoded))
+		return fault.New(fault.Limit, "a command of %d bytes, the bound is %d", len(encoded), proposalBytesMax)
 	case c.By != m.self:
 		return fault.New(fault.Invalid, "%s of %s life %d, at %s life %d", c.Kind, c.By.Member, c.By.Boot, m.self.Member, m.self.Boot)
 	}
@@ -106,8 +127,8 @@ func (l *loop) boot() {
 // ask takes a proposal.
 func (l *loop) ask(a *ask) {
 	switch {
-	case len(l.asked)+len(l.waiting) >= asksMax:
-		a.done(fault.New(fault.Busy, "%d proposals are under way", asksMax))
+	case l.full(len(a.encoded)):
+		a.done(fault.New(fault.Busy, "%d proposals are under way", len(l.asked)+len(l.waiting)))
 	case !l.begun() && a.command.Kind != quorum.KindBoot:
 		l.waiting = append(l.waiting, a)
 	default:

@@ -62,7 +62,7 @@ func TestJoinAtOnce(t *testing.T) {
 		sites = append(sites, j)
 		tok := a.invite(quorum.RoleNode)
 		all.Go(func() {
-			if _, err := Join(within(t), j.dir, tok, j.name, j.address); err != nil {
+			if _, err := Join(within(t), j.dir, tok, j.name, j.address, ""); err != nil {
 				t.Error(err)
 				return
 			}

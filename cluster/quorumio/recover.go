@@ -76,7 +76,7 @@ func Recover(ctx context.Context, o Options, lost []quorum.Member) (err error) {
 	}
 	term = max(term, hard.GetTerm()) + 1
 	snap := snapshotOf(last+1, term, &raftpb.ConfState{Voters: []uint64{id.Self().ID}}, data)
-	if err := s.write(&raftpb.HardState{Term: &term, Commit: new(last + 1)}, nil, snap); err != nil {
+	if err := s.commit([]change{{hard: &raftpb.HardState{Term: &term, Commit: new(last + 1)}, snap: snap}}); err != nil {
 		return err
 	}
 	o.Log.Warn("the member goes on as the only one of its cluster", "member", string(id.Self().Name), "given up", lost, "index", last+1)

@@ -43,15 +43,40 @@ var (
 	errNoStore                   error = &fault.Error{Kind: fault.NotFound, Text: "the member has no log"}
 )
 
-// store is the log on disk, and what raft reads of it in memory. The loop owns
-// it.
+// store is the log on disk, and what raft reads of it in memory. A change goes to
+// the disk first (commit), and is shown to raft when it is stable (show). Once
+// the member runs, the loop owns mem, and the disk's goroutine db and hard.
 type store struct {
-	db   *bolt.DB
-	mem  *raft.MemoryStorage
-	boot quorum.Boot
-	// unsaved is a commit index that was not worth a write; it goes with the next.
-	unsaved *raftpb.HardState
-	seeds   []quorum.Record
+	db    *bolt.DB
+	mem   *raft.MemoryStorage
+	boot  quorum.Boot
+	seeds []quorum.Record
+	// hard is what the file has, and unsaved a commit index that was not worth a
+	// write; it goes with the next.
+	hard, unsaved *raftpb.HardState
+}
+
+// change is a step of the log. Its entries replace all from the first of them on.
+type change struct {
+	hard    *raftpb.HardState // nil when it is as before
+	entries []*raftpb.Entry
+	snap    *raftpb.Snapshot // that came from the leader: it replaces the log
+	own     *raftpb.Snapshot // of our own making: it replaces the log up to its index
+}
+
+// empty tells whether nothing of c is worth a write, after hard.
+func (c change) empty(hard *raftpb.HardState) bool {
+	votes := c.hard != nil && (c.hard.GetTerm() != hard.GetTerm() || c.hard.GetVote() != hard.GetVote())
+	return !votes && len(c.entries) == 0 && raft.IsEmptySnap(c.snap) && c.own == nil
+}
+
+// bytes returns about how much memory c holds.
+func (c change) bytes() int {
+	n := len(c.snap.GetData()) + len(c.own.GetData())
+	for _, e := range c.entries {
+		n += len(e.GetData()) + entryBytes
+	}
+	return n
 }
 
 // createStore makes a member's log: with a snapshot for the first member, with
@@ -85,7 +110,7 @@ func createStore(dir string, snap *raftpb.Snapshot, seeds []quorum.Record, boot 
 	})
 	if err == nil && snap != nil {
 		hard := &raftpb.HardState{Term: new(snap.GetMetadata().GetTerm()), Commit: new(snap.GetMetadata().GetIndex())}
-		err = s.write(hard, nil, snap)
+		err = s.write([]change{{hard: hard, snap: snap}}, hard)
 	}
 	if err = errors.Join(err, db.Close()); err != nil {
 		return fault.Wrap(fault.Failed, err, "the member's log")
@@ -114,7 +139,7 @@ func openStore(dir string) (*store, error) {
 	case err != nil:
 		return nil, fault.Wrap(fault.Corrupt, err, "the member's log cannot be opened")
 	}
-	s := &store{db: db, mem: raft.NewMemoryStorage()}
+	s := &store{db: db, mem: raft.NewMemoryStorage(), hard: new(raftpb.HardState)}
 	if err := db.View(s.read); err != nil {
 		_ = db.Close() // nothing was written
 		return nil, err
@@ -160,6 +185,7 @@ func (s *store) read(tx *bolt.Tx) error {
 		}
 	}
 	if !raft.IsEmptyHardState(hard) {
+		s.hard = hard
 		if err := s.mem.SetHardState(hard); err != nil {
 			return err
 		}
@@ -209,97 +235,123 @@ func (s *store) begin() error {
 	return nil
 }
 
-// save makes a Ready's part of the log stable, then shows it to raft. After an
-// error nobody knows what is stable: the member must end.
-func (s *store) save(hard *raftpb.HardState, entries []*raftpb.Entry, snap *raftpb.Snapshot, mustSync bool) error {
-	if raft.IsEmptyHardState(hard) {
-		hard = nil
+// save is commit and show of one change.
+func (s *store) save(c change) error {
+	if err := s.commit([]change{c}); err != nil {
+		return err
 	}
-	if hard != nil {
-		s.unsaved = hard
-	}
-	if mustSync || len(entries) > 0 || !raft.IsEmptySnap(snap) {
-		if err := s.write(s.unsaved, entries, snap); err != nil {
-			return err
-		}
-		s.unsaved = nil
-	}
-	if !raft.IsEmptySnap(snap) {
-		if err := s.mem.ApplySnapshot(snap); err != nil {
-			return fault.Wrap(fault.Internal, err, "a snapshot")
-		}
-	}
-	if hard != nil {
-		if err := s.mem.SetHardState(hard); err != nil {
-			return err
-		}
-	}
-	return s.mem.Append(entries)
+	return s.show(c)
 }
 
-// write is one transaction, and stable when it returns. New entries replace all
-// from the first of them on; a snapshot replaces the log.
-func (s *store) write(hard *raftpb.HardState, entries []*raftpb.Entry, snap *raftpb.Snapshot) error {
+// commit makes changes stable, in one write; none, when they have a commit index
+// only. After an error nobody knows what is stable: the member must end.
+func (s *store) commit(changes []change) error {
+	worth := false
+	for _, c := range changes {
+		worth = worth || !c.empty(s.hard)
+		if c.hard != nil {
+			s.unsaved = c.hard
+		}
+	}
+	if !worth {
+		return nil
+	}
+	if err := s.write(changes, s.unsaved); err != nil {
+		return err
+	}
+	if s.unsaved != nil {
+		s.hard, s.unsaved = s.unsaved, nil
+	}
+	return nil
+}
+
+// write is one transaction, and stable when it returns. hard is the newest one.
+func (s *store) write(changes []change, hard *raftpb.HardState) error {
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		meta, log := tx.Bucket(bucketMeta), tx.Bucket(bucketLog)
-		if !raft.IsEmptySnap(snap) {
-			if err := put(meta, keySnapshot, snap); err != nil {
-				return err
-			}
-			if err := trim(log, 0, ^uint64(0)); err != nil {
+		for _, c := range changes {
+			if err := c.write(meta, log); err != nil {
 				return err
 			}
 		}
+		// A snapshot beyond the commit index would not be one: so this goes with it.
 		if hard != nil {
-			if err := put(meta, keyHard, hard); err != nil {
-				return err
-			}
-		}
-		if len(entries) == 0 {
-			return nil
-		}
-		if err := trim(log, entries[0].GetIndex(), ^uint64(0)); err != nil {
-			return err
-		}
-		for _, e := range entries {
-			if err := put(log, binary.BigEndian.AppendUint64(nil, e.GetIndex()), e); err != nil {
-				return err
-			}
+			return put(meta, keyHard, hard)
 		}
 		return nil
 	})
 	return fault.Wrap(fault.Failed, err, "write the member's log")
 }
 
-// compact replaces the log up to index by a snapshot. The memory keeps some
-// entries more, for peers that are only a little behind.
-func (s *store) compact(index uint64, conf *raftpb.ConfState, data []byte, keepEntries uint64) error {
-	snap, err := s.mem.CreateSnapshot(index, conf, data)
-	if err != nil {
-		return fault.Wrap(fault.Internal, err, "make a snapshot")
-	}
-	err = s.db.Update(func(tx *bolt.Tx) error {
-		if err := put(tx.Bucket(bucketMeta), keySnapshot, snap); err != nil {
+// write puts all of c but its hard state.
+func (c change) write(meta, log *bolt.Bucket) error {
+	if !raft.IsEmptySnap(c.snap) {
+		if err := errors.Join(put(meta, keySnapshot, c.snap), trim(log, 0, ^uint64(0))); err != nil {
 			return err
 		}
-		if s.unsaved != nil { // a snapshot beyond the commit index would not be one
-			if err := put(tx.Bucket(bucketMeta), keyHard, s.unsaved); err != nil {
-				return err
-			}
+	}
+	if len(c.entries) > 0 {
+		if err := trim(log, c.entries[0].GetIndex(), ^uint64(0)); err != nil {
+			return err
 		}
-		return trim(tx.Bucket(bucketLog), 0, index)
-	})
-	if err != nil {
-		return fault.Wrap(fault.Failed, err, "write a snapshot")
 	}
-	s.unsaved = nil
-	if index <= keepEntries {
-		return nil
+	for _, e := range c.entries {
+		if err := put(log, binary.BigEndian.AppendUint64(nil, e.GetIndex()), e); err != nil {
+			return err
+		}
 	}
-	if err := s.mem.Compact(index - keepEntries); err != nil && !errors.Is(err, raft.ErrCompacted) {
-		return fault.Wrap(fault.Internal, err, "compact the log")
+	if c.own != nil {
+		return errors.Join(put(meta, keySnapshot, c.own), trim(log, 0, c.own.GetMetadata().GetIndex()))
 	}
 	return nil
+}
+
+// show lets raft read a change that is stable. A snapshot of our own is in the
+// memory already: see snapshot.
+func (s *store) show(c change) error {
+	if !raft.IsEmptySnap(c.snap) {
+		if err := s.mem.ApplySnapshot(c.snap); err != nil {
+			return fault.Wrap(fault.Internal, err, "a snapshot")
+		}
+	}
+	if c.hard != nil {
+		if err := s.mem.SetHardState(c.hard); err != nil {
+			return err
+		}
+	}
+	return s.mem.Append(c.entries)
+}
+
+// snapshot makes a snapshot of the log up to index, which is stable there, and
+// returns the change that brings it to the disk. The memory lets go of what the
+// snapshot covers, but for at most keepEntries and keepBytes, for peers that are
+// only a little behind.
+func (s *store) snapshot(index uint64, conf *raftpb.ConfState, data []byte, keepEntries uint64, keepBytes int) (change, error) {
+	snap, err := s.mem.CreateSnapshot(index, conf, data)
+	if err != nil {
+		return change{}, fault.Wrap(fault.Internal, err, "make a snapshot")
+	}
+	first, _ := s.mem.FirstIndex() // it does not fail
+	cut := index
+	if first <= index {
+		entries, err := s.mem.Entries(first, index+1, ^uint64(0))
+		if err != nil {
+			return change{}, fault.Wrap(fault.Internal, err, "compact the log")
+		}
+		for i := len(entries) - 1; i >= 0 && index-cut < keepEntries; i-- {
+			if keepBytes -= len(entries[i].GetData()); keepBytes < 0 {
+				break
+			}
+			cut--
+		}
+	}
+	if cut < first {
+		return change{own: snap}, nil
+	}
+	if err := s.mem.Compact(cut); err != nil && !errors.Is(err, raft.ErrCompacted) {
+		return change{}, fault.Wrap(fault.Internal, err, "compact the log")
+	}
+	return change{own: snap}, nil
 }
 
 // trim deletes the entries from one index to another, both included.

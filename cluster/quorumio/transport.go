@@ -6,7 +6,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,8 +29,10 @@ const (
 	halfOpenMax = 64
 	// joinersMax bounds joiners that are being answered.
 	joinersMax = 8
-	// queueFrames bounds what waits for a peer. Raft repeats what is dropped.
+	// queueFrames and queueBytes bound what waits for a peer. Raft repeats what is
+	// dropped.
 	queueFrames = 512
+	queueBytes  = 64 << 20
 )
 
 // transport moves raft's messages. Its methods may be called from any goroutine.
@@ -44,7 +48,10 @@ type transport struct {
 	join    func(*tls.Conn)  // answers a joiner
 	half    chan struct{}    // places of halfOpenMax
 	joiners chan struct{}    // places of joinersMax
-	tasks   sync.WaitGroup
+	// handlers answer what members connect for besides raft; they do not change
+	// once the transport listens.
+	handlers map[string]handler
+	tasks    sync.WaitGroup
 
 	mu        sync.Mutex
 	closed    bool
@@ -54,8 +61,12 @@ type transport struct {
 	seeds     map[uint64]string
 	peers     map[uint64]*peer    // outgoing
 	incoming  map[uint64]net.Conn // the newest of each peer
-	listeners []net.Listener
-	conns     map[net.Conn]struct{} // all that are open, to be closed
+	lastHeard map[uint64]time.Time
+	keep      bool                    // connections to all members, not only to those that there is something to say to
+	listeners map[string]net.Listener // by the address that was asked for
+	conns     map[net.Conn]struct{}   // all of the transport's own that are open, to be closed
+	streams   map[*stream]struct{}    // those that callers have, by Dial
+	served    map[net.Conn]uint64     // those of conns that handlers have, and who is at the other end
 }
 
 func newTransport(ctx context.Context, id *identity.Identity, boot quorum.Boot, log *slog.Logger, seeds []quorum.Record) *transport {
@@ -63,18 +74,53 @@ func newTransport(ctx context.Context, id *identity.Identity, boot quorum.Boot, 
 		ctx: ctx, id: id, boot: boot, log: log, began: time.Now(), leads: func() bool { return false }, half: make(chan struct{}, halfOpenMax),
 		joiners: make(chan struct{}, joinersMax),
 		said:    map[uint64]string{}, seeds: map[uint64]string{}, peers: map[uint64]*peer{},
-		incoming: map[uint64]net.Conn{}, conns: map[net.Conn]struct{}{},
+		listeners: map[string]net.Listener{}, incoming: map[uint64]net.Conn{}, lastHeard: map[uint64]time.Time{},
+		conns: map[net.Conn]struct{}{}, streams: map[*stream]struct{}{}, served: map[net.Conn]uint64{},
 	}
 	t.heard.Store(-int64(time.Hour)) // never
+	context.AfterFunc(ctx, t.shut)
 	for _, r := range seeds {
 		t.seeds[r.ID] = r.Address
 	}
 	return t
 }
 
-// listen opens a listener more. Fails with fault.Busy.
+// begin listens where the options say, and connects to the members. It returns
+// where this one is reached.
+func (t *transport) begin(o Options) (address string, err error) {
+	listen, address := o.Listen, o.Address
+	if listen == "" {
+		known := t.addresses(t.id.Self().ID)
+		if len(known) == 0 {
+			return "", fault.New(fault.Invalid, "nobody knows the address of this member: say where to listen")
+		}
+		listen = known[0]
+		if address == "" {
+			address = listen
+		}
+	}
+	bound, err := t.listen(listen)
+	if err != nil {
+		return "", err
+	}
+	if address == "" {
+		address = t.reached(bound)
+	}
+	t.setAddress(address)
+	t.connect()
+	return address, nil
+}
+
+// listen opens a listener more, unless there is one at that address. Fails with
+// fault.Busy.
 func (t *transport) listen(address string) (net.Addr, error) {
-	var lc net.ListenConfig
+	t.mu.Lock()
+	there := t.listeners[address]
+	t.mu.Unlock()
+	if there != nil {
+		return there.Addr(), nil
+	}
+	lc := net.ListenConfig{Control: tune} // what is accepted inherits it
 	l, err := lc.Listen(t.ctx, "tcp", address)
 	if err != nil {
 		return nil, fault.Wrap(fault.Busy, err, "listen for the cluster's members")
@@ -84,7 +130,7 @@ func (t *transport) listen(address string) (net.Addr, error) {
 	if t.closed {
 		return nil, errors.Join(errEnded, l.Close())
 	}
-	t.listeners = append(t.listeners, l)
+	t.listeners[address] = l
 	t.tasks.Add(1)
 	go t.acceptLoop(l)
 	return l.Addr(), nil
@@ -107,8 +153,43 @@ func (t *transport) setAddress(a string) {
 	t.address = a
 }
 
-// close ends every connection and waits for what used them. t.ctx has ended.
-func (t *transport) close() {
+// connect makes connections to all members, and keeps them: they tell who is
+// reachable.
+func (t *transport) connect() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.keep = true
+	t.connectAll()
+}
+
+// connectAll begins a connection to each member that has none. t.mu is held.
+func (t *transport) connectAll() {
+	if !t.keep || t.closed {
+		return
+	}
+	for _, m := range t.roll.Members {
+		if m.ID != t.id.Self().ID {
+			t.peer(m.ID)
+		}
+	}
+}
+
+// peer returns the connection to a member, and begins it if there is none. t.mu
+// is held, and t not closed.
+func (t *transport) peer(id uint64) *peer {
+	p := t.peers[id]
+	if p == nil {
+		p = newPeer(t, id)
+		t.peers[id] = p
+		t.tasks.Add(1)
+		go p.run()
+	}
+	return p
+}
+
+// shut ends every connection, as soon as t.ctx ends: who is at the other end need
+// not wait for what the member does before it is gone.
+func (t *transport) shut() {
 	t.mu.Lock()
 	t.closed = true
 	for _, l := range t.listeners {
@@ -117,16 +198,33 @@ func (t *transport) close() {
 	for c := range t.conns {
 		_ = c.Close() // what is under way is lost, as in a crash
 	}
+	streams := slices.Collect(maps.Keys(t.streams))
 	t.mu.Unlock()
+	for _, s := range streams {
+		_ = s.Close()
+	}
+}
+
+// close shuts, and waits for what used the connections. t.ctx has ended.
+func (t *transport) close() {
+	t.shut()
 	t.tasks.Wait()
 }
 
 // enrol takes in what a new state says of the members: who left is cut off.
 func (t *transport) enrol(r quorum.Roll) {
+	for _, s := range t.enter(r) {
+		_ = s.Close() // its user finds out
+	}
+}
+
+// enter is enrol, and returns the streams that are to be closed when t.mu is
+// free.
+func (t *transport) enter(r quorum.Roll) (cut []*stream) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if r.Revision == t.roll.Revision {
-		return
+		return nil
 	}
 	t.roll = r
 	for id, p := range t.peers {
@@ -141,6 +239,23 @@ func (t *transport) enrol(r quorum.Roll) {
 			_ = c.Close() // its reader ends
 		}
 	}
+	for c, id := range t.served {
+		if gone(r, id) {
+			_ = c.Close() // its handler ends
+		}
+	}
+	for s := range t.streams {
+		if gone(r, s.peer) {
+			cut = append(cut, s)
+		}
+	}
+	for id := range t.lastHeard {
+		if gone(r, id) {
+			delete(t.lastHeard, id)
+		}
+	}
+	t.connectAll()
+	return cut
 }
 
 // gone tells whether a number was a member's that has left.
@@ -220,15 +335,13 @@ func (t *transport) send(m *raftpb.Message) bool {
 	if t.closed || gone(t.roll, m.GetTo()) {
 		return false
 	}
-	p := t.peers[m.GetTo()]
-	if p == nil {
-		p = newPeer(t, m.GetTo())
-		t.peers[m.GetTo()] = p
-		t.tasks.Add(1)
-		go p.run()
+	p := t.peer(m.GetTo())
+	if p.queued.Load()+int64(len(payload)) > queueBytes {
+		return false
 	}
 	select {
 	case p.queue <- outgoing{payload, m.GetType() == raftpb.MsgSnap}:
+		p.queued.Add(int64(len(payload)))
 		return true
 	default:
 		return false
@@ -257,7 +370,7 @@ func (t *transport) drop(c net.Conn) {
 
 func (t *transport) acceptLoop(l net.Listener) {
 	defer t.tasks.Done()
-	cfg := t.id.Server(t.check)
+	cfg := t.id.Server(t.check, t.protocols()...)
 	for {
 		raw, err := l.Accept()
 		switch {
@@ -299,7 +412,8 @@ func (t *transport) serve(raw net.Conn, conn *tls.Conn) {
 		t.log.Warn("a connection was refused", "from", raw.RemoteAddr().String(), "err", err)
 		return
 	}
-	if conn.ConnectionState().NegotiatedProtocol == identity.ProtoJoin {
+	proto := conn.ConnectionState().NegotiatedProtocol
+	if proto == identity.ProtoJoin {
 		// Whoever knows the address comes this far: it keeps no member out.
 		release()
 		select {
@@ -318,6 +432,11 @@ func (t *transport) serve(raw net.Conn, conn *tls.Conn) {
 	}
 	_ = raw.SetDeadline(time.Time{})
 	release()
+	if proto != identity.ProtoPeer {
+		defer t.untrack(raw)
+		t.handle(conn, from)
+		return
+	}
 	defer t.forget(from.ID, conn)
 	if err := t.receive(conn, from); err != nil && t.ctx.Err() == nil {
 		t.log.Debug("a member's connection has ended", "member", from.Name, "err", err)
@@ -342,21 +461,40 @@ func (t *transport) welcome(conn *tls.Conn) (identity.Peer, error) {
 	if err == nil && (h.To != me.ID || from.ID == me.ID) {
 		err = fault.New(fault.Denied, "%s, number %d, looks for number %d, and this is %d", from.Name, from.ID, h.To, me.ID)
 	}
+	if err == nil {
+		err = t.take(conn, from.ID, h)
+	}
 	if err != nil {
 		answer.Refused = err.Error()
-	} else {
-		t.said[from.ID] = h.Address
-		if old := t.incoming[from.ID]; old != nil {
-			_ = old.Close() // the peer has begun another
-		}
-		t.incoming[from.ID] = conn.NetConn()
 	}
 	t.mu.Unlock()
 	if werr := writeHello(conn, frameWelcome, answer); werr != nil && err == nil {
 		t.forget(from.ID, conn)
+		t.untrack(conn.NetConn())
 		err = werr
 	}
 	return from, err
+}
+
+// take notes a connection that is welcome, and what its member says of itself.
+// t.mu is held.
+func (t *transport) take(conn *tls.Conn, id uint64, h hello) error {
+	raw := conn.NetConn()
+	if conn.ConnectionState().NegotiatedProtocol != identity.ProtoPeer {
+		if !t.track(raw, id) {
+			return fault.New(fault.Busy, "%d connections stand already", servedMax)
+		}
+	} else {
+		if old := t.incoming[id]; old != nil {
+			_ = old.Close() // the peer has begun another
+		}
+		t.incoming[id] = raw
+		t.lastHeard[id] = time.Now() // any other connection does not show that the member runs
+	}
+	if h.Address != "" { // a visitor is reached nowhere
+		t.said[id] = h.Address
+	}
+	return nil
 }
 
 func (t *transport) forget(id uint64, conn *tls.Conn) {
@@ -372,9 +510,13 @@ func (t *transport) forget(id uint64, conn *tls.Conn) {
 func (t *transport) receive(conn *tls.Conn, from identity.Peer) error {
 	r := bufio.NewReaderSize(conn, 64<<10)
 	for {
-		p, err := readFrame(r, frameRaft, frameBytesMax)
+		kind, p, err := readAny(r, frameBytesMax)
 		if err != nil {
 			return err
+		}
+		t.hear(from.ID)
+		if kind == frameAlive {
+			continue
 		}
 		m, err := decodeMessage(p, from.ID, t.id.Self().ID)
 		if err != nil {

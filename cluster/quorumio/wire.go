@@ -22,7 +22,8 @@ import (
 //	n bytes   payload
 //
 // A connection begins with a hello from who dialled, answered by a welcome; then
-// raft's messages go one way.
+// raft's messages go one way, and something each second when there are none. On
+// one for another protocol, what comes after the welcome is that protocol's.
 const (
 	wireVersion    = 1
 	frameHeadBytes = 6
@@ -39,6 +40,7 @@ const (
 	frameHello   frameKind = 1
 	frameWelcome frameKind = 2
 	frameRaft    frameKind = 3
+	frameAlive   frameKind = 4 // has no payload
 )
 
 // hello is what the two ends say of themselves. What the certificates say is not
@@ -66,19 +68,45 @@ func writeFrame(w io.Writer, kind frameKind, payload []byte) error {
 // readFrame reads a frame of one kind, of at most limit bytes. Fails with
 // fault.Invalid when what comes is another thing.
 func readFrame(r io.Reader, kind frameKind, limit int) ([]byte, error) {
-	var head [frameHeadBytes]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
+	n, got, err := readHead(r, limit)
+	if err == nil && got != kind {
+		err = fault.New(fault.Invalid, "a frame of kind %d where %d belongs", got, kind)
+	}
+	if err != nil {
 		return nil, err
 	}
-	n := binary.BigEndian.Uint32(head[2:])
+	return readPayload(r, n)
+}
+
+// readAny reads a frame of those that follow the hellos.
+func readAny(r io.Reader, limit int) (frameKind, []byte, error) {
+	n, kind, err := readHead(r, limit)
+	if err == nil && kind != frameRaft && (kind != frameAlive || n > 0) {
+		err = fault.New(fault.Invalid, "a frame of kind %d, %d bytes, after the hellos", kind, n)
+	}
+	if err != nil {
+		return 0, nil, err
+	}
+	p, err := readPayload(r, n)
+	return kind, p, err
+}
+
+func readHead(r io.Reader, limit int) (n uint32, kind frameKind, err error) {
+	var head [frameHeadBytes]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, 0, err
+	}
+	n = binary.BigEndian.Uint32(head[2:])
 	switch {
 	case head[0] != wireVersion:
-		return nil, fault.New(fault.Invalid, "a frame of version %d; this is %d", head[0], wireVersion)
-	case frameKind(head[1]) != kind:
-		return nil, fault.New(fault.Invalid, "a frame of kind %d where %d belongs", head[1], kind)
+		return 0, 0, fault.New(fault.Invalid, "a frame of version %d; this is %d", head[0], wireVersion)
 	case uint64(n) > uint64(limit):
-		return nil, fault.New(fault.Invalid, "a frame of %d bytes, the bound is %d", n, limit)
+		return 0, 0, fault.New(fault.Invalid, "a frame of %d bytes, the bound is %d", n, limit)
 	}
+	return n, frameKind(head[1]), nil
+}
+
+func readPayload(r io.Reader, n uint32) ([]byte, error) {
 	// What is promised is not believed: memory grows with what arrives.
 	if n <= 64<<10 {
 		p := make([]byte, n)
@@ -181,8 +209,9 @@ type tag struct {
 const (
 	proposalVersion   = 1
 	proposalHeadBytes = 1 + 3*8
-	// proposalBytesMax bounds one command.
-	proposalBytesMax = 64 << 10
+	// proposalBytesMax bounds one command: two of the inventory's largest values
+	// in base64, and a little.
+	proposalBytesMax = 1 << 20
 )
 
 // encodeProposal returns an entry's data: a version, the tag, the command.
