@@ -3,6 +3,7 @@ package target
 import (
 	"cmp"
 	"context"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -115,10 +116,12 @@ type Session struct {
 	ISID           iscsi.ISID
 	Initiator      string
 	InitiatorAlias string
-	Target         string // empty: a discovery session
-	Portal         string // the address it came in by
-	Group          uint16 // that portal's group tag
-	Address        string // the initiator's address and port
+	Target         string         // empty: a discovery session
+	Portal         string         // the address it came in by
+	Group          uint16         // that portal's group tag
+	Address        string         // the initiator's address and port
+	Local          netip.AddrPort // what Portal and Address say, to reckon with
+	Remote         netip.AddrPort
 	Since          time.Time
 	BytesIn        uint64 // received from the initiator, with headers
 	BytesOut       uint64
@@ -142,7 +145,7 @@ func (srv *Server) Sessions() []Session {
 		list = append(list, Session{
 			TSIH: s.tsih, ISID: s.id.ISID, Initiator: s.id.InitiatorName, InitiatorAlias: s.id.InitiatorAlias,
 			Target: s.id.TargetName, Portal: s.conn.LocalAddr().String(), Group: s.portal.Group,
-			Address: s.conn.RemoteAddr().String(), Since: s.since,
+			Address: s.conn.RemoteAddr().String(), Local: s.local, Remote: s.peer, Since: s.since,
 			BytesIn: s.bytesIn.Load(), BytesOut: s.bytesOut.Load(), Commands: s.commands.Load(),
 			Outstanding: outstanding, Memory: s.memory.used.Load(),
 			HeaderDigest: s.params.HeaderDigest, DataDigest: s.params.DataDigest,
@@ -169,7 +172,8 @@ func (srv *Server) DropSession(tsih uint16) error {
 // Stats are the server's counters since its start.
 type Stats struct {
 	Sessions     int
-	HalfOpen     int    // connections in login
+	HalfOpen     int    // connections in login, with those held
+	Held         int    // connections whose login is held
 	FailedLogins uint64 // logins refused
 	Refused      uint64 // connections closed because too many were in login
 	Memory       int64  // bytes of data buffers held
@@ -181,7 +185,7 @@ func (srv *Server) Stats() Stats {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	return Stats{
-		Sessions: len(srv.sessions), HalfOpen: srv.halfOpen, FailedLogins: srv.failedLogins.Load(),
+		Sessions: len(srv.sessions), HalfOpen: srv.halfOpen + srv.held, Held: srv.held, FailedLogins: srv.failedLogins.Load(),
 		Refused: srv.refused.Load(), Memory: srv.budget.used.Load(), Waiting: int(srv.budget.waiters.Load()),
 	}
 }

@@ -131,6 +131,9 @@ func (s *session) retire(c *command) {
 	} else {
 		s.outstanding--
 	}
+	if s.waiters > 0 {
+		s.left.Broadcast() // drain may wait for it
+	}
 }
 
 // scsiCommand takes a SCSI Command PDU whose CmdSN is in order. Its data
@@ -180,6 +183,9 @@ func (s *session) scsiCommand(h *iscsi.Header, ahs []byte, n int) error {
 		c.failure = failLength
 	}
 	s.mu.Lock()
+	if s.draining {
+		return s.shelve(c, n)
+	}
 	if c.immediate {
 		s.immediates++
 	} else {

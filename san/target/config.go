@@ -2,6 +2,7 @@ package target
 
 import (
 	"log/slog"
+	"net"
 	"time"
 
 	"steadfast/fault"
@@ -21,17 +22,27 @@ type Access struct {
 // Target is one iSCSI target as initiators see it. A target without access
 // entries admits nobody.
 type Target struct {
-	Name   string
-	Alias  string
-	Groups []uint16 // portal group tags it is reachable through; empty: all
+	Name  string
+	Alias string
+	// Groups are the portal group tags it is reachable through. Empty: those of
+	// the node's own portals. What is behind an alias portal moves with it, so a
+	// target is only there when it lists the alias portal's group.
+	Groups []uint16
 	Access []Access
 }
 
 // Portal is one address to listen on. Portals of one group carry the same tag,
-// which is never zero.
+// which is never zero. The tag is the relative target port identifier and part
+// of the target port's name (iqn,t,0x1001): reservations go by it, so an alias
+// portal has the same tag on every node that it moves between.
 type Portal struct {
 	Address string // host:port; an empty host means every address
 	Group   uint16
+	// Alias says that the address moves between nodes: it need not be on this
+	// machine, and may be one of those that a portal on every address covers.
+	// A group has either alias portals or the node's own. Its logins are held
+	// from the start: see Server.HoldLogins.
+	Alias bool
 }
 
 // Limits bound what initiators can make the server hold. A zero field takes
@@ -50,7 +61,8 @@ type Limits struct {
 	Memory                   int64 // bytes of data buffers in all, default 1 GiB
 	SessionMemory            int64 // bytes of data buffers of one session, default 64 MiB
 	HalfOpen                 int   // connections in login, in all, default 2048
-	HalfOpenPerAddress       int   // connections in login from one address, default 256
+	HalfOpenPerAddress       int   // connections in login from one address, held ones too, default 256
+	HeldLogins               int   // connections whose login is held, in all, default 2048; they do not count as HalfOpen
 }
 
 // Times are the server's clocks. A zero field takes its default; NopInterval
@@ -67,6 +79,10 @@ type Times struct {
 	// Logout is how long an initiator is given to follow a logout request
 	// before its session is dropped, default 3 s.
 	Logout time.Duration
+	// LoginHold is how long one login is held before its connection is closed
+	// without an answer, default 10 s: less than what initiators give a login
+	// (open-iscsi 15 s), so that it is us who end it, and they come back at once.
+	LoginHold time.Duration
 }
 
 // Config is what a Server starts with.
@@ -76,6 +92,21 @@ type Config struct {
 	Limits    Limits
 	Times     Times
 	Log       *slog.Logger // nil: slog.Default()
+	// Closing, if set, is called with a connection that the server is about to
+	// end, while its socket is still open: so that the gate of an alias lets the
+	// FIN through (aliasio.Holder.Clean). Not for connections that end in
+	// silence, see Server.Silence. It must not block.
+	Closing func(net.Conn)
+	// Sessions, if set, is told of sessions that begin and end; one session's
+	// events come in order, those of different sessions at the same time. No lock is held.
+	//
+	// A session begins when its initiator has proven itself, and the last
+	// response of the login waits for this call: an owner that keeps a table of
+	// endpoints to tickle after a takeover can have the session in it before
+	// the initiator may count on it. A session has ended when its tasks have
+	// landed; DropPortalGroup and the like return after this call, so they must
+	// not be called from it.
+	Sessions func(SessionEvent)
 
 	// stopped leaves the sessions' clocks to tests.
 	stopped bool
@@ -103,6 +134,7 @@ func (l *Limits) setDefaults() {
 	def(&l.DiscoverySessions, 256)
 	def(&l.HalfOpen, 2048)
 	def(&l.HalfOpenPerAddress, 256)
+	def(&l.HeldLogins, 2048)
 	if l.Memory <= 0 {
 		l.Memory = 1 << 30
 	}
@@ -126,6 +158,7 @@ func (t *Times) setDefaults() {
 	def(&t.NopTimeout, 5*time.Minute)
 	def(&t.WriteStall, time.Minute)
 	def(&t.Logout, 3*time.Second)
+	def(&t.LoginHold, 10*time.Second)
 }
 
 // own returns the values the target agrees to in a login.
@@ -195,5 +228,10 @@ func (t *target) admits(initiator string) (iscsi.Auth, bool) {
 	return a, ok
 }
 
-// reachable reports whether the target is offered through a portal group.
-func (t *target) reachable(group uint16) bool { return len(t.groups) == 0 || t.groups[group] }
+// reachable reports whether the target is offered through a portal.
+func (t *target) reachable(p Portal) bool {
+	if len(t.groups) == 0 {
+		return !p.Alias
+	}
+	return t.groups[p.Group]
+}

@@ -5,12 +5,22 @@
 // A connection lives through these states:
 //
 //	accepted --login ok--> full feature --logout, loss, drop--> closing --> gone
-//	    |                                                          ^
-//	    +-- login refused, 15 s over, too many half-open ----------+
+//	  | ^  |                                                       ^
+//	  v |  +-- login refused, 15 s over, too many half-open -------+
+//	 held ---- not admitted in 10 s, initiator gone ---------------+
 //
 // A session is entered only when the one it replaces is gone, and it is gone
 // only when Port.Close has returned: no write of a dead session lands after
 // one of its successor.
+//
+// # Portals that move
+//
+// An alias portal's address is on one node at a time, and so are its sessions. Its
+// logins are held until the owner admits them (hold.go). When the group leaves, its
+// sessions end in silence behind the address's gate, or after a planned move has
+// drained them (move.go). Whatever calls Silence relies on this: when it
+// has returned, no byte is given to these sockets, so no answer leaves for
+// something that another node is the owner of.
 //
 // # Goroutines
 //
@@ -41,5 +51,6 @@
 // the connection, one that breaks the protocol is rejected, and one that
 // breaks a single command's rules ends that command. Locks are taken in the
 // order Server.mu, session.mu, budget.mu; none is held over a call to a Port
-// that may block or over a write to a socket.
+// that may block or over a write to a socket. session.wire is held over such a
+// write, which does not block, and nothing is locked under it.
 package target

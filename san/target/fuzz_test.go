@@ -142,10 +142,12 @@ func FuzzConnection(f *testing.F) {
 		}
 		mine, theirs := socketPair(t)
 		defer mine.Close()
-		if !srv.admitHalfOpen(theirs, "fuzz") {
-			t.Fatal("not admitted")
+		p := &portal{listening: listening{Portal: Portal{Group: 1}, bound: theirs.LocalAddr()}}
+		login, err := srv.admitHalfOpen(p, theirs)
+		if err != nil {
+			t.Fatal(err)
 		}
-		go srv.serve(theirs, listening{Portal: Portal{Group: 1}, bound: theirs.LocalAddr()}, "fuzz")
+		go srv.serve(login)
 
 		mine.SetDeadline(time.Now().Add(20 * time.Second))
 		s := &script{c: &targettest.Client{Conn: mine, CmdSN: 1, ITT: 1}, raw: mode&4 != 0}

@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
-	"net"
 	"time"
 
 	"steadfast/fault"
@@ -37,7 +36,7 @@ func (p *loginPolicy) Admit(id iscsi.Identity) (iscsi.Auth, iscsi.LoginStatus) {
 		return srv.discovery, iscsi.LoginSuccess
 	}
 	t := srv.targets[id.TargetName]
-	if t == nil || !t.reachable(p.s.portal.Group) {
+	if t == nil || !t.reachable(p.s.portal.Portal) {
 		return iscsi.Auth{}, iscsi.LoginNotFound
 	}
 	auth, ok := t.admits(id.InitiatorName)
@@ -80,41 +79,32 @@ func (p *loginPolicy) Enter(id iscsi.Identity, params iscsi.Params) (uint16, isc
 		s.port = port
 	}
 	p.entered = true
+	p.srv.notify(s.event(true))
 	return s.tsih, iscsi.LoginSuccess
 }
 
-// login takes a connection through its login phase. It returns the session,
-// ready to run, or nil when the connection is to be closed.
-func (srv *Server) login(conn net.Conn, portal listening) *session {
-	s, err := srv.newSession(conn, portal)
-	if err != nil {
-		srv.log.Error("connection without descriptor", "err", err)
-		return nil
-	}
-	// One deadline for the whole login, however slowly it trickles in.
-	_ = conn.SetDeadline(time.Now().Add(srv.times.Login))
-	if srv.isClosing() {
-		return nil // Close cut the deadline short, and ours may have undone it
-	}
+// login takes a connection through its login phase. It reports whether the
+// session is ready to run; else the connection is to be closed.
+func (srv *Server) login(s *session) bool {
 	policy := &loginPolicy{srv: srv, s: s}
-	l := iscsi.NewLogin(policy, srv.limits.own(), portal.Group)
-	err = s.converse(l)
+	l := iscsi.NewLogin(policy, srv.limits.own(), s.portal.Group)
+	// One deadline for the whole login, however slowly it trickles in.
+	s.deadline = time.Now().Add(srv.times.Login)
+	err := s.setDeadline(s.deadline)
 	if err == nil {
-		err = conn.SetDeadline(time.Time{})
+		err = s.converse(l)
 	}
-	// Close is a race away at any time; it sets a deadline in the past, which
-	// clearing ours may have undone.
-	select {
-	case <-s.dying:
-		err = errDone
-	default:
+	if err == nil {
+		err = s.setDeadline(time.Time{})
 	}
 	if err == nil && l.Done {
 		srv.logs.info("session begins", "", s.remote, "initiator", s.id.InitiatorName, "target", s.id.TargetName,
 			"discovery", s.id.Discovery, "tsih", s.tsih)
-		return s
+		return true
 	}
 	switch {
+	case s.isDying():
+		srv.logs.info("login cut off", *s.reason.Load(), s.remote, "initiator", l.Identity.InitiatorName)
 	case l.Why != nil:
 		srv.failedLogins.Add(1)
 		srv.logs.warn("login refused", l.Status.String(), s.remote,
@@ -129,8 +119,32 @@ func (srv *Server) login(conn net.Conn, portal listening) *session {
 			s.port.Close()
 		}
 		srv.unregister(s)
+		srv.notify(s.event(false))
+	}
+	return false
+}
+
+// setDeadline sets the connection's deadline, unless the connection is to end:
+// close sets one in the past, which ours may have undone.
+func (s *session) setDeadline(t time.Time) error {
+	if err := s.conn.SetDeadline(t); err != nil {
+		return err
+	}
+	if s.isDying() {
+		_ = s.conn.SetDeadline(time.Unix(1, 0))
+		return errDone
 	}
 	return nil
+}
+
+// isDying reports whether the connection is to end.
+func (s *session) isDying() bool {
+	select {
+	case <-s.dying:
+		return true
+	default:
+		return false
+	}
 }
 
 // errNoLogin ends a connection that begins with something else.
@@ -158,7 +172,13 @@ func (s *session) converse(l *iscsi.Login) error {
 			s.maxCmdSN = s.expCmdSN - 1
 			l.Alias = s.srv.alias(h, data[:n])
 		}
+		if err := s.awaitAdmission(); err != nil {
+			return err
+		}
 		resp, text := l.Step(&h, data[:n])
+		if s.isDying() {
+			return errDone // not even a refusal
+		}
 		s.mu.Lock()
 		resp.SetStatSN(s.statSN)
 		resp.SetExpCmdSN(s.expCmdSN)
@@ -167,11 +187,11 @@ func (s *session) converse(l *iscsi.Login) error {
 		s.mu.Unlock()
 		out := append(resp[:], text...)
 		out = append(out, zeroHeader[:iscsi.Padding(len(text))]...)
-		if _, err := s.conn.Write(out); err != nil {
+		s.toSend = [][]byte{out}
+		if err := s.write(false); err != nil {
 			return err
 		}
 		s.bytesIn.Add(uint64(len(h) + len(data)))
-		s.bytesOut.Add(uint64(len(out)))
 	}
 	s.in.digest = s.params.DataDigest
 	return nil

@@ -112,7 +112,7 @@ func (s *session) stat(h *iscsi.Header) {
 // outstanding always may send one command, or nothing would ever tell it
 // that the window is open again. Under s.mu.
 func (s *session) window() uint32 {
-	open := s.srv.limits.QueueDepth - s.outstanding
+	open := s.srv.limits.QueueDepth - s.outstanding - s.shelved
 	if s.memory.waiters.Load() > 0 || s.srv.budget.short() || s.out.bytes > backlogMax {
 		open = 0
 	}
@@ -299,9 +299,14 @@ func (s *session) sent(b *batch, err error) {
 	}
 	if err != nil && !s.broken {
 		s.broken = true
-		s.close("write: " + err.Error())
+		if !errors.Is(err, errSilent) { // who silenced it closes it
+			s.close("write: " + err.Error())
+		}
 	}
 }
+
+// errSilent says that nothing may be sent any more.
+var errSilent = errors.New("silenced")
 
 // errWouldBlock says that the socket takes no more for now.
 var errWouldBlock = errors.New("socket full")
@@ -316,6 +321,23 @@ func (s *session) write(try bool) error {
 	return s.writeErr
 }
 
+// writeOnce gives the socket what it takes at once, and counts it. When silence
+// has returned, no more is given: not by a goroutine either that was about to.
+func (s *session) writeOnce(fd int) (n int, err error) {
+	s.wire.Lock()
+	defer s.wire.Unlock()
+	switch {
+	case s.mute.Load():
+		return 0, errSilent
+	case len(s.toSend) == 1:
+		n, err = unix.Write(fd, s.toSend[0])
+	default:
+		n, err = unix.Writev(fd, s.toSend[:min(len(s.toSend), maxVectors)])
+	}
+	s.bytesOut.Add(uint64(max(n, 0)))
+	return n, err
+}
+
 // maxVectors is how many pieces one writev takes (IOV_MAX).
 const maxVectors = 1024
 
@@ -323,13 +345,7 @@ const maxVectors = 1024
 func (s *session) writeReadyFunc(fd uintptr) bool {
 	s.writeErr = nil
 	for len(s.toSend) > 0 {
-		var n int
-		var err error
-		if len(s.toSend) == 1 {
-			n, err = unix.Write(int(fd), s.toSend[0])
-		} else {
-			n, err = unix.Writev(int(fd), s.toSend[:min(len(s.toSend), maxVectors)])
-		}
+		n, err := s.writeOnce(int(fd))
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -342,7 +358,6 @@ func (s *session) writeReadyFunc(fd uintptr) bool {
 			s.writeErr = err
 			return true
 		}
-		s.bytesOut.Add(uint64(n))
 		for n > 0 && n >= len(s.toSend[0]) {
 			n -= len(s.toSend[0])
 			s.toSend = s.toSend[1:]

@@ -1,15 +1,11 @@
 package target
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"net"
-	"net/netip"
 	"runtime"
-	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +24,8 @@ type Server struct {
 	limits   Limits
 	times    Times
 	log      *slog.Logger
+	closing  func(net.Conn)     // Config.Closing, or does nothing
+	notify   func(SessionEvent) // Config.Sessions, or does nothing
 	logs     logs
 	budget   budget
 	workers  workers
@@ -45,10 +43,12 @@ type Server struct {
 	sessions  map[uint16]*session
 	nexuses   map[nexusKey]*session
 	lastTSIH  uint16
-	halfOpen  int
-	half      map[string]int // by address
-	halfConns map[net.Conn]struct{}
-	closing   bool
+	logins    map[*session]struct{} // connections in login, held or not
+	halfOpen  int                   // of them: not held
+	held      int                   // of them: held
+	half      map[string]int        // all of them, by address
+	holds     map[uint16]*hold      // by portal group
+	closed    bool                  // Close was called
 }
 
 // nexusKey is what makes two sessions the same. RFC 7143, 4.4.3 and 6.3.5.
@@ -57,18 +57,6 @@ type nexusKey struct {
 	isid      iscsi.ISID
 	target    string // empty: discovery
 	group     uint16
-}
-
-// portal is a listener.
-type portal struct {
-	listening
-	listener net.Listener
-}
-
-// listening is where a portal listens.
-type listening struct {
-	Portal
-	bound net.Addr
 }
 
 // New returns a server that listens nowhere yet. Fails with fault.Invalid when
@@ -87,7 +75,14 @@ func New(cfg Config, opener scsi.PortOpener) (*Server, error) {
 		logs: logs{log: cfg.Log}, quit: make(chan struct{}),
 		targets: make(map[string]*target), portals: make(map[string]*portal),
 		sessions: make(map[uint16]*session), nexuses: make(map[nexusKey]*session),
-		half: make(map[string]int), halfConns: make(map[net.Conn]struct{}),
+		half: make(map[string]int), logins: make(map[*session]struct{}), holds: make(map[uint16]*hold),
+		closing: cfg.Closing, notify: cfg.Sessions,
+	}
+	if srv.closing == nil {
+		srv.closing = func(net.Conn) {}
+	}
+	if srv.notify == nil {
+		srv.notify = func(SessionEvent) {}
 	}
 	srv.budget.limit = cfg.Limits.Memory
 	// A thread that waits in a system call keeps its processor from the other
@@ -100,126 +95,32 @@ func New(cfg Config, opener scsi.PortOpener) (*Server, error) {
 	return srv, nil
 }
 
-// Listen opens a portal and returns the address it is bound to. Fails with
-// fault.Invalid, fault.Exists, fault.Canceled after Close, and with
-// fault.Busy when the address cannot be had.
-func (srv *Server) Listen(p Portal) (net.Addr, error) {
-	if p.Group == 0 {
-		return nil, fault.New(fault.Invalid, "portal %s: group tag 0 is reserved", p.Address)
-	}
-	host, port, err := net.SplitHostPort(p.Address)
-	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "portal")
-	}
-	if host != "" {
-		if _, err := netip.ParseAddr(host); err != nil {
-			return nil, fault.New(fault.Invalid, "portal %s: %q is not an IP address", p.Address, host)
-		}
-	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return nil, fault.New(fault.Invalid, "portal %s: %q is not a port number", p.Address, port)
-	}
-	srv.mu.Lock()
-	defer srv.mu.Unlock()
-	if srv.closing {
-		return nil, fault.New(fault.Canceled, "the iSCSI server is closed")
-	}
-	if srv.portals[p.Address] != nil {
-		return nil, fault.New(fault.Exists, "portal %s is open already", p.Address)
-	}
-	l, err := net.Listen("tcp", p.Address)
-	if err != nil {
-		return nil, fault.Wrap(fault.Busy, err, "portal "+p.Address)
-	}
-	open := &portal{listening{p, l.Addr()}, l}
-	srv.portals[p.Address] = open
-	srv.tasks.Add(1)
-	go srv.accept(open)
-	return l.Addr(), nil
-}
-
-// Unlisten closes a portal by its configured address; its sessions stay.
-// Fails with fault.NotFound.
-func (srv *Server) Unlisten(address string) error {
-	srv.mu.Lock()
-	p := srv.portals[address]
-	delete(srv.portals, address)
-	srv.mu.Unlock()
-	if p == nil {
-		return fault.New(fault.NotFound, "no portal %s is open", address)
-	}
-	_ = p.listener.Close()
-	return nil
-}
-
-// accept takes connections until the portal is closed.
-func (srv *Server) accept(p *portal) {
-	defer srv.tasks.Done()
-	wait := 5 * time.Millisecond
-	for {
-		conn, err := p.listener.Accept()
-		if err != nil {
-			srv.mu.Lock()
-			open := srv.portals[p.Address] == p
-			srv.mu.Unlock()
-			if !open {
-				return
-			}
-			// Out of descriptors, most likely: others may give some back.
-			srv.logs.warn("cannot accept", err.Error(), p.Address)
-			select {
-			case <-srv.quit:
-				return
-			case <-time.After(wait):
-			}
-			wait = min(2*wait, time.Second)
-			continue
-		}
-		wait = 5 * time.Millisecond
-		address := hostOf(conn.RemoteAddr())
-		if !srv.admitHalfOpen(conn, address) {
-			srv.refused.Add(1)
-			_ = conn.Close()
-			srv.logs.warn("connection refused", "too many logins under way", address)
-			continue
-		}
-		go srv.serve(conn, p.listening, address)
-	}
-}
-
-// admitHalfOpen counts a connection in login, unless there are too many.
-func (srv *Server) admitHalfOpen(conn net.Conn, address string) bool {
-	srv.mu.Lock()
-	defer srv.mu.Unlock()
-	if srv.closing || srv.halfOpen >= srv.limits.HalfOpen || srv.half[address] >= srv.limits.HalfOpenPerAddress {
-		return false
-	}
-	srv.halfOpen++
-	srv.half[address]++
-	srv.halfConns[conn] = struct{}{}
-	srv.tasks.Add(1)
-	return true
-}
-
 // serve takes a connection through login and its session's life.
-func (srv *Server) serve(conn net.Conn, at listening, address string) {
+func (srv *Server) serve(s *session) {
 	defer srv.tasks.Done()
-	s := srv.login(conn, at)
+	ok := srv.login(s)
 	srv.mu.Lock()
-	srv.halfOpen--
-	if srv.half[address]--; srv.half[address] == 0 {
-		delete(srv.half, address)
-	}
-	delete(srv.halfConns, conn)
+	srv.leaveLogin(s)
 	srv.mu.Unlock()
-	if s == nil {
-		_ = conn.Close()
+	if !ok {
+		s.hangUp()
+		s.closeConn()
+		close(s.gone)
 		return
 	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
+	if tcp, ok := s.conn.(*net.TCPConn); ok {
 		srv.tune(tcp)
 	}
 	s.run()
+}
+
+// leaveLogin takes a connection off the books of logins. Under srv.mu.
+func (srv *Server) leaveLogin(s *session) {
+	srv.halfOpen--
+	if srv.half[s.remote]--; srv.half[s.remote] == 0 {
+		delete(srv.half, s.remote)
+	}
+	delete(srv.logins, s)
 }
 
 // tune sets what a session's connection needs: no Nagle delay, probes, so
@@ -240,14 +141,6 @@ func (srv *Server) tune(c *net.TCPConn) {
 	}
 }
 
-// hostOf returns an address without its port.
-func hostOf(a net.Addr) string {
-	if ap, err := netip.ParseAddrPort(a.String()); err == nil {
-		return ap.Addr().Unmap().String()
-	}
-	return a.String()
-}
-
 // register gives s its place and its TSIH. A session of the same nexus is
 // ended first, and waited for: its writes must have landed or never can
 // before a command of s is taken. RFC 7143, 6.3.5.
@@ -256,8 +149,18 @@ func (srv *Server) register(s *session) iscsi.LoginStatus {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	for {
-		if srv.closing {
+		if srv.closed || s.isDying() {
 			return iscsi.LoginUnavailable
+		}
+		if srv.isHeld(s.portal.Group) {
+			// Held since its last request: no session begins behind the back of
+			// HoldLogins. When the wait is in vain, nothing is answered.
+			srv.mu.Unlock()
+			if err := s.awaitAdmission(); err != nil {
+				s.close(causeOf(err))
+			}
+			srv.mu.Lock()
+			continue
 		}
 		if tsih := s.id.TSIH; tsih != 0 {
 			// To join or reinstate a connection of an existing session: there
@@ -304,7 +207,7 @@ func (srv *Server) register(s *session) iscsi.LoginStatus {
 	}
 	s.tsih = srv.lastTSIH
 	srv.sessions[s.tsih], srv.nexuses[key] = s, s
-	delete(srv.halfConns, s.conn) // Close asks it to log out, rather than cut it off
+	delete(srv.logins, s) // Close asks it to log out, rather than cut it off
 	return iscsi.LoginSuccess
 }
 
@@ -341,13 +244,14 @@ func (s *session) key() nexusKey {
 	return nexusKey{s.id.InitiatorName, s.id.ISID, s.id.TargetName, s.portal.Group}
 }
 
-// unregister undoes register for a session that did not come to run.
+// unregister undoes register for a session that did not come to run: it is a
+// connection in login again, with a refusal to send perhaps.
 func (srv *Server) unregister(s *session) {
 	srv.mu.Lock()
 	delete(srv.sessions, s.tsih)
 	delete(srv.nexuses, s.key())
+	srv.logins[s] = struct{}{}
 	srv.mu.Unlock()
-	close(s.gone)
 }
 
 // forget takes a session that ended off the books.
@@ -357,63 +261,6 @@ func (srv *Server) forget(s *session) {
 	delete(srv.nexuses, s.key())
 	srv.mu.Unlock()
 	srv.logs.info("session ends", *s.reason.Load(), s.remote, "initiator", s.id.InitiatorName, "target", s.id.TargetName, "tsih", s.tsih)
-}
-
-// isClosing reports whether Close was called.
-func (srv *Server) isClosing() bool {
-	srv.mu.Lock()
-	defer srv.mu.Unlock()
-	return srv.closing
-}
-
-// appendTargets appends what SendTargets says: the targets initiator may log
-// in to (only want, unless empty), each with all its portals. local is the
-// address the question came in by: it stands for portals on every address.
-func (srv *Server) appendTargets(b []byte, initiator, want string, local net.Addr) []byte {
-	srv.mu.Lock()
-	defer srv.mu.Unlock()
-	names := make([]string, 0, len(srv.targets))
-	for name, t := range srv.targets {
-		if _, ok := t.admits(initiator); ok && (want == "" || want == name) {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	portals := make([]*portal, 0, len(srv.portals))
-	for _, p := range srv.portals {
-		portals = append(portals, p)
-	}
-	slices.SortFunc(portals, func(a, b *portal) int {
-		return cmp.Or(cmp.Compare(a.Group, b.Group), cmp.Compare(a.Address, b.Address))
-	})
-	for _, name := range names {
-		b = iscsi.AppendPair(b, "TargetName", name)
-		for _, p := range portals {
-			if at := portalAddress(p.bound, local); at != "" && srv.targets[name].reachable(p.Group) {
-				b = iscsi.AppendPair(b, "TargetAddress", at+","+strconv.Itoa(int(p.Group)))
-			}
-		}
-	}
-	return b
-}
-
-// portalAddress is a portal's address for an initiator that came in by local,
-// or empty when it has none there: a portal on every IPv4 address cannot be
-// named to one that came by IPv6. An address's zone means nothing elsewhere.
-func portalAddress(bound, local net.Addr) string {
-	ap, err := netip.ParseAddrPort(bound.String())
-	if err != nil {
-		return bound.String()
-	}
-	at := ap.Addr().Unmap()
-	if at.IsUnspecified() {
-		l, err := netip.ParseAddrPort(local.String())
-		if err != nil || at.Is4() && !l.Addr().Unmap().Is4() {
-			return ""
-		}
-		at = l.Addr().Unmap()
-	}
-	return netip.AddrPortFrom(at.WithZone(""), ap.Port()).String()
 }
 
 // alias returns the alias of the target that a first login request names.
@@ -445,21 +292,21 @@ func (srv *Server) alias(h iscsi.Header, data []byte) string {
 // When Close returns, every task has landed and no goroutine is left.
 func (srv *Server) Close(ctx context.Context) {
 	srv.mu.Lock()
-	if srv.closing {
+	if srv.closed {
 		srv.mu.Unlock()
 		srv.tasks.Wait()
 		return
 	}
-	srv.closing = true
+	srv.closed = true
 	portals := srv.portals
 	srv.portals = make(map[string]*portal)
-	for conn := range srv.halfConns {
-		_ = conn.SetDeadline(time.Unix(1, 0))
+	for s := range srv.logins {
+		s.close("server shuts down")
 	}
 	all := srv.all(nil)
 	srv.mu.Unlock()
 	for _, p := range portals {
-		_ = p.listener.Close()
+		p.shut()
 	}
 	srv.askOut(ctx, all, "server shuts down")
 	close(srv.quit)

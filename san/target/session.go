@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -25,6 +26,8 @@ type session struct {
 	params iscsi.Params
 	tsih   uint16
 	portal listening
+	local  netip.AddrPort
+	peer   netip.AddrPort
 	since  time.Time
 	port   scsi.Port // nil in a discovery session
 
@@ -40,6 +43,13 @@ type session struct {
 	gone   chan struct{} // closed when nothing of the session is left
 	once   sync.Once
 	reason atomic.Pointer[string]
+	mute   atomic.Bool // nothing is sent any more; set under wire
+	moved  atomic.Bool // ends because the portal group moves: see hearOut
+	wire   sync.Mutex  // held over a write to the socket that does not block
+
+	// Only the login.
+	deadline time.Time     // of the login
+	holdLeft time.Duration // how long it may still be held
 
 	// Only the reader.
 	closed    bool   // the nexus is: no task begins any more
@@ -58,6 +68,8 @@ type session struct {
 	tasks       command             // list head: begun or held, and not answered
 	collect     map[uint32]*command // by initiator task tag: Data-Out may come
 	managing    int                 // task management functions running
+	draining    bool                // commands that come are not begun
+	shelved     int                 // of them, in the window
 	outstanding int                 // commands in the window, not answered
 	immediates  int                 // immediate commands, not answered
 	expCmdSN    uint32
@@ -83,7 +95,7 @@ type session struct {
 	quit    time.Duration // what the initiator is given to log out; 0: it was not asked
 }
 
-// newSession returns a session in its login's last step.
+// newSession returns a session whose login is to begin.
 func (srv *Server) newSession(conn net.Conn, portal listening) (*session, error) {
 	sc, ok := conn.(syscall.Conn)
 	if !ok {
@@ -95,6 +107,7 @@ func (srv *Server) newSession(conn net.Conn, portal listening) (*session, error)
 	}
 	s := &session{
 		srv: srv, conn: conn, raw: raw, portal: portal, remote: hostOf(conn.RemoteAddr()), since: time.Now(),
+		local: addrPortOf(conn.LocalAddr()), peer: addrPortOf(conn.RemoteAddr()), holdLeft: srv.times.LoginHold,
 		dying: make(chan struct{}), gone: make(chan struct{}),
 		collect: make(map[uint32]*command), reorder: make(map[uint32]*early),
 		out: new(batch), spare: new(batch),
@@ -195,6 +208,9 @@ func (s *session) run() {
 	if s.quit > 0 {
 		s.appendQuit()
 	}
+	if s.waiters > 0 {
+		s.left.Broadcast() // drain may wait for that
+	}
 	s.mu.Unlock()
 	s.read()
 	<-s.gone
@@ -207,6 +223,9 @@ func (s *session) read() {
 	for err == nil {
 		if err = s.readPDU(); err == nil && !s.executeInline() {
 			return
+		}
+		if err == nil && s.isDying() {
+			err = errDone // what the buffer still holds must not begin
 		}
 	}
 	s.end(err)
@@ -225,9 +244,13 @@ func (s *session) end(err error) {
 	s.hangUp()
 	s.giveEarly(s.earlySize)
 	s.shut()
-	_ = s.conn.Close()
+	if s.moved.Load() {
+		s.hearOut()
+	}
+	s.closeConn()
 	s.in.release()
 	s.srv.forget(s)
+	s.srv.notify(s.event(false))
 	close(s.gone)
 }
 
@@ -237,8 +260,15 @@ func (s *session) end(err error) {
 func (s *session) hangUp() {
 	s.mu.Lock()
 	s.broken = true
+	if s.waiters > 0 {
+		s.left.Broadcast()
+	}
 	s.waitSent()
 	s.mu.Unlock()
+	if s.mute.Load() {
+		return
+	}
+	s.srv.closing(s.conn)
 	if c, ok := s.conn.(interface{ CloseWrite() error }); ok {
 		_ = c.CloseWrite() // fails only when the peer is gone
 	}

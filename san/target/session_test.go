@@ -195,9 +195,12 @@ func TestAdministration(t *testing.T) {
 	if err := r.srv.AddTarget(Target{Name: testTarget}); !fault.Is(err, fault.Exists) {
 		t.Errorf("again: %v", err)
 	}
-	for _, bad := range []Target{{Name: "x"}, {Name: "iqn.2026-11.test:b", Groups: []uint16{0}},
+	for _, bad := range []Target{
+		{Name: "x"},
+		{Name: "iqn.2026-11.test:b", Groups: []uint16{0}},
 		{Name: "iqn.2026-11.test:b", Access: []Access{{Initiator: "x"}}},
-		{Name: "iqn.2026-11.test:b", Access: []Access{{Initiator: testInitiator, Auth: iscsi.Auth{In: &iscsi.Credentials{Name: "n"}}}}}} {
+		{Name: "iqn.2026-11.test:b", Access: []Access{{Initiator: testInitiator, Auth: iscsi.Auth{In: &iscsi.Credentials{Name: "n"}}}}},
+	} {
 		if err := r.srv.AddTarget(bad); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%+v: %v", bad, err)
 		}
@@ -260,7 +263,15 @@ func TestAdministration(t *testing.T) {
 
 func TestPortals(t *testing.T) {
 	r := newRig(t, Config{})
-	for _, bad := range []Portal{{"127.0.0.1:0", 0}, {"nonsense", 1}, {"host.example:1", 1}, {"127.0.0.1:http", 1}} {
+	for _, bad := range []Portal{
+		{Address: "127.0.0.1:0"},
+		{Address: "nonsense", Group: 1},
+		{Address: "host.example:1", Group: 1},
+		{Address: "127.0.0.1:http", Group: 1},
+		{Address: ":0", Group: 9, Alias: true},
+		{Address: "[fe80::1%lo]:0", Group: 9, Alias: true},
+		{Address: "127.0.0.2:0", Group: 1, Alias: true},
+	} {
 		if _, err := r.srv.Listen(bad); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%+v: %v", bad, err)
 		}

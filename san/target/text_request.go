@@ -106,5 +106,5 @@ func (s *session) sendTargets(b []byte, value string) []byte {
 		}
 		want = name
 	}
-	return s.srv.appendTargets(b, s.id.InitiatorName, want, s.conn.LocalAddr())
+	return s.srv.appendTargets(b, s.id.InitiatorName, want, s.portal, s.conn.LocalAddr())
 }
