@@ -21,6 +21,8 @@ const (
 func (i *Identity) Server(check func(Peer) error, more ...string) *tls.Config {
 	base := &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{i.cert},
+		// Full records from the first byte: a mirror's writes are large.
+		DynamicRecordSizingDisabled: true,
 		// A resumed session would carry an old proof; handshakes are rare.
 		SessionTicketsDisabled: true,
 	}
@@ -48,7 +50,7 @@ func (i *Identity) Server(check func(Peer) error, more ...string) *tls.Config {
 // another that it serves. The member must be who check accepts.
 func (i *Identity) Client(proto string, check func(Peer) error) *tls.Config {
 	return &tls.Config{
-		MinVersion: tls.VersionTLS13, NextProtos: []string{proto},
+		MinVersion: tls.VersionTLS13, NextProtos: []string{proto}, DynamicRecordSizingDisabled: true,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &i.cert, nil },
 		// Members are known by key and name, not by host name: verifier does all of
 		// what is skipped here.

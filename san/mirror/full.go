@@ -6,13 +6,19 @@ package mirror
 // has, while the operation holds its blocks. What is given back is stable before
 // the client hears of it, for a loss of power must not bring back what was there
 // in between. When the node without room goes meanwhile, the write may stand.
+//
+// A barrier's action is refused in the same way, for whatever reason, and the
+// node that did it takes it back.
 
-// full notes that this node had no room for a write.
-func (m *Mirror) full(o *operation) {
+// full notes that this node had no room for a write, or refused a barrier.
+func (m *Mirror) full(o *operation, why any) {
 	switch {
 	case o.restoring:
 		m.fail() // there was room for what it takes the place of
 		m.forget(o)
+	case o.from != nil && o.op.Kind == Barrier:
+		o.refused = true
+		m.appliedInbound(o, why)
 	case o.from != nil:
 		o.refused = true
 		m.do(Load{o.id, o.op}) // the owner may need it
@@ -34,23 +40,36 @@ func (m *Mirror) restore(o *operation) (wait bool) {
 	case o.refusedThere && !there: // and so is what was refused
 		o.refusedThere = false
 		return false
+	case o.op.Kind == Barrier:
+		m.undo(o)
 	case o.refused:
 		o.restoring, o.local, o.op.Durable = true, false, true
 		m.do(Load{o.id, o.op})
 	default:
 		o.restoring, o.local, o.op.Durable, o.op.Payload = true, false, true, o.was
-		m.do(Apply{o.id, o.op})
+		m.apply(o, o.op)
 	}
 	return true
 }
 
+// undo has the node that did a barrier's action take it back.
+func (m *Mirror) undo(o *operation) {
+	o.restoring, o.op.Undo = true, true
+	if o.refused {
+		o.acks = nil
+		m.forward(o)
+		return
+	}
+	o.local = false
+	m.apply(o, o.op)
+}
+
 // again has an operation's blocks copied once more by the resync, if there is one.
 func (m *Mirror) again(o *operation) {
-	what := Range{o.op.Volume, o.op.Block, o.op.Count}
 	if m.stream != nil {
-		m.stream.dirty.add(what)
+		m.stream.dirty.add(o.op.what())
 	}
 	if m.missed != nil {
-		m.missed.dirty.add(what)
+		m.missed.dirty.add(o.op.what())
 	}
 }

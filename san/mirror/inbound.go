@@ -18,6 +18,7 @@ type inbound struct {
 	arrived   uint64
 	ended     bool // of a resync: everything is here
 	open      []numbered
+	waiting   []Received // for Prepared
 }
 
 // numbered is an operation of a stream that is not known to be on both.
@@ -45,11 +46,17 @@ func (m *Mirror) received(r Received) {
 		m.differ(r.Packet)
 	case Ack:
 		m.acknowledged(r.Packet)
+	case Mend:
+		m.mend(r.Packet)
 	}
 }
 
 // follow takes what comes on the stream.
 func (m *Mirror) follow(r Received) {
+	if in := m.inbound; m.Current(r.Packet) && in.resync && !in.ended && !m.keeping.kept && !m.cfg.Fault.has(unprepared) {
+		in.waiting = append(in.waiting, r)
+		return
+	}
 	if r.Kind == Forward {
 		m.take(r)
 	} else {
@@ -69,13 +76,15 @@ func (m *Mirror) greet() {
 	if h.Epoch < m.at.Epoch || h.From != m.at.Owner || m.at.Role == group.Owner || m.broken {
 		return
 	}
+	m.leave()
 	m.inbound = &inbound{owner: h.From, epoch: h.Epoch, stream: h.Stream, resync: h.Op.Kind != 0, again: h.Sequence}
 	m.dropQueued()
 	m.ledger.restart()
 	if h.Op.Kind == ending {
 		m.inbound.listing, m.inbound.unsettled = true, m.unsettled()
-		m.list()
+		m.list(h.Ranges)
 	}
+	m.prepare()
 	for _, r := range early {
 		m.follow(r)
 	}
@@ -95,7 +104,7 @@ func (m *Mirror) take(r Received) {
 	o := m.own(r.Op)
 	o.from, o.number = in, r.Sequence
 	in.open = append(in.open, numbered{r.Sequence, o.id, r.Op.Kind == Flush || r.Op.Kind == ending})
-	if r.Op.changes() || r.Op.Kind == copied {
+	if r.Op.changes() || r.Op.Copies() {
 		m.ledger.begin(o.id)
 	}
 	m.start(o)
@@ -114,8 +123,10 @@ func (m *Mirror) grantedInbound(o *operation) {
 	case Flush:
 		m.ledger.flushing(o.id)
 		m.do(Sync{o.id})
+	case fetching:
+		m.do(Load{o.id, o.op})
 	default:
-		m.do(Apply{o.id, o.op})
+		m.apply(o, o.op)
 	}
 }
 
@@ -127,14 +138,19 @@ func (m *Mirror) appliedInbound(o *operation, was any) {
 	if in != m.inbound {
 		return
 	}
-	if o.op.Kind == ending {
-		in.ended = true
-	}
-	ack := Packet{Kind: Ack, Epoch: in.epoch, Stream: in.stream, Sequence: o.number}
-	if o.refused {
-		ack.Refused, ack.Op = true, Op{Kind: o.op.Kind, Volume: o.op.Volume, Block: o.op.Block, Count: o.op.Count, Payload: was}
+	ack := Packet{Kind: Ack, Epoch: in.epoch, Stream: in.stream, Sequence: o.number, Refused: o.refused, Damaged: o.damage.spoiled}
+	if o.refused || o.op.Kind == fetching {
+		ack.Op = Op{Kind: o.op.Kind, Volume: o.op.Volume, Block: o.op.Block, Count: o.op.Count, Payload: was}
 	}
 	m.transmit(in.owner, ack)
+	switch o.op.Kind {
+	case ending:
+		in.ended = true
+		m.settled(true)
+	case mended:
+		m.do(Healed{o.op.what(), true})
+	default: // nothing more is due
+	}
 	m.resumeInbound()
 }
 

@@ -1,5 +1,7 @@
 package mirror
 
+import "slices"
+
 // span is a run of blocks of one volume. A span of no blocks is all of every
 // volume.
 type span struct {
@@ -16,50 +18,60 @@ func (s span) overlaps(o span) bool {
 
 // locks orders operations by the blocks they touch: those that overlap, and are
 // not both shared, go one after the other in the order they came. Nobody
-// overtakes, so nobody starves.
+// overtakes, so nobody starves. A claim and its end each look at all claims once.
 type locks struct {
-	list []hold // in order of arrival
+	list  []hold   // in order of arrival
+	ready []uint64 // free to go, not told yet
 }
 
 // hold is one operation's claim.
 type hold struct {
-	id      uint64
-	span    span
-	shared  bool
-	granted bool
+	id     uint64
+	span   span
+	shared bool
+	waits  int // earlier claims that are in its way
+}
+
+func (h *hold) conflicts(o *hold) bool {
+	return !(h.shared && o.shared) && h.span.overlaps(o.span)
 }
 
 // claim asks for a span.
 func (l *locks) claim(id uint64, s span, shared bool) {
-	l.list = append(l.list, hold{id: id, span: s, shared: shared})
+	h := hold{id: id, span: s, shared: shared}
+	for i := range l.list {
+		if l.list[i].conflicts(&h) {
+			h.waits++
+		}
+	}
+	l.list = append(l.list, h)
+	if h.waits == 0 {
+		l.ready = append(l.ready, id)
+	}
 }
 
 // drop ends a claim, granted or not.
 func (l *locks) drop(id uint64) {
-	for i := range l.list {
-		if l.list[i].id == id {
-			l.list = append(l.list[:i], l.list[i+1:]...)
-			return
+	i := slices.IndexFunc(l.list, func(h hold) bool { return h.id == id })
+	if i < 0 {
+		return
+	}
+	gone := l.list[i]
+	l.list = slices.Delete(l.list, i, i+1)
+	for k := i; k < len(l.list); k++ {
+		h := &l.list[k]
+		if !h.conflicts(&gone) {
+			continue
+		}
+		if h.waits--; h.waits == 0 {
+			l.ready = append(l.ready, h.id)
 		}
 	}
 }
 
-// grant returns the claims that became free to go, in order.
+// grant returns the claims that became free to go, in order. Some may have been
+// dropped since.
 func (l *locks) grant() (ids []uint64) {
-	for i := range l.list {
-		h := &l.list[i]
-		if h.granted {
-			continue
-		}
-		free := true
-		for j := 0; j < i && free; j++ {
-			o := &l.list[j]
-			free = o.shared && h.shared || !o.span.overlaps(h.span)
-		}
-		if free {
-			h.granted = true
-			ids = append(ids, h.id)
-		}
-	}
+	ids, l.ready = l.ready, nil
 	return ids
 }

@@ -29,14 +29,32 @@
 // A stream carries the owner's operations to one incarnation, in order. When
 // the connection is lost it is over; the next one sends again what was not
 // acknowledged (to an entry), or begins the resync again where it was. From
-// ending on, an operation is done only when the stream's end has it, too.
+// ending on, an operation is done only when the stream's end has it, too; before,
+// only when too much is on its way (Config.AheadBlocks).
+//
+// Who is resynced keeps first what it has: see prepare.go. How many copies are
+// under way follows from what clients feel: see govern.go.
 //
 // # What differs
 //
 // Each node keeps one position of its own store: all that it changed up to there
 // is stable on both nodes. A block that neither has changed since its position is
 // the same on both. So a resync copies what either has changed since. The
-// position may be too old, never too new.
+// position may be too old, never too new. Of a volume that a node cannot tell
+// anything of (it is new there, or the node's disk is) both list all they have.
+//
+// # Barriers
+//
+// A Barrier is an operation on all blocks of all volumes: what came before it is
+// on a node when the node does it, and nothing that came after. Its payload is an
+// action, as to take a snapshot. It may be done twice, when a connection breaks;
+// the second time must change nothing. What one node refuses the other takes back:
+// see full.go. Who is being resynced is sent no barriers.
+//
+// # Damage
+//
+// What a node cannot read, for its checksum is wrong, it has from the other node:
+// see heal.go.
 package mirror
 
 import (
@@ -45,175 +63,6 @@ import (
 
 	"steadfast/cluster/group"
 	"steadfast/cluster/quorum"
-)
-
-// Position is a place in a node's own store: it orders what the store changed.
-type Position uint64
-
-// Kind is what an operation does.
-type Kind uint8
-
-// Kinds of operations.
-const (
-	Read    Kind = iota + 1
-	Write        // or any other change of the blocks' content
-	Flush        // makes stable what was done before
-	Barrier      // a change of all volumes at one moment, as a snapshot is
-	Compare      // a Write, if what is there is what the caller expects
-	copied       // a resync's copy of blocks
-	ending       // a resync's last word: flush, and everything is there
-)
-
-// Op is one operation on a group. Payload is the caller's; it travels with the
-// operation.
-type Op struct {
-	Kind         Kind
-	Volume       uint32
-	Block, Count uint64 // of Volume; of a read or write
-	Durable      bool   // a write that is stable when it is done
-	Payload      any
-}
-
-// changes tells whether the operation changes what the store holds.
-func (o *Op) changes() bool { return o.Kind == Write || o.Kind == Barrier }
-
-func (o *Op) span() span { return span{o.Volume, o.Block, o.Count} }
-
-// Range is a run of blocks of a volume.
-type Range struct {
-	Volume       uint32
-	Block, Count uint64
-}
-
-// Config is what a mirror is made with.
-type Config struct {
-	Agent group.Config
-	// Position is what the store kept of the life before.
-	Position Position
-	// Copies bounds the resync's copies under way, and CopyBlocks one of them.
-	Copies     int
-	CopyBlocks uint64
-	// Settle is how often a position is looked for.
-	Settle time.Duration
-	// Pause is how long a resync waits when the other has no room for it.
-	Pause time.Duration
-	// Fault breaks a rule on purpose; only a test sets it.
-	Fault Mutation
-}
-
-// Input is what happens to a mirror: one of the types below, or an input of
-// package group.
-type Input any
-
-// Inputs.
-type (
-	// Begin is an operation that a client asks for.
-	Begin struct {
-		ID uint64
-		Op Op
-	}
-	// Abort asks for the end of an operation: it is Aborted when it has landed or
-	// never can, unless it is Done or Abandoned before.
-	Abort struct{ ID uint64 }
-	// Applied tells that an Apply, Load or Sync is over. Position is where the
-	// store entered a change.
-	Applied struct {
-		ID       uint64
-		Position Position
-		Payload  any // what a Load read that is for no client
-		Failed   bool
-		// Differs: what a Load for a Compare read is not what was expected.
-		Differs bool
-		// Full: there was no room for a Write, and nothing of it was stored.
-		Full bool
-	}
-	// Changes answers the List of that number.
-	Changes struct {
-		Number uint64
-		Ranges []Range
-	}
-	// Linked tells of a connection to an incarnation of the peer.
-	Linked struct{ To quorum.Incarnation }
-	// Unlinked tells that it has ended.
-	Unlinked struct{}
-	// Received is a packet of the peer.
-	Received struct {
-		From quorum.Incarnation
-		Packet
-		// Admitted: it was Current when it arrived. It counts with a Mutation only.
-		Admitted bool
-	}
-)
-
-// PacketKind tells packets apart.
-type PacketKind uint8
-
-// Kinds of packets. Those of the owner carry its epoch and the stream's number.
-const (
-	Control  PacketKind = iota + 1 // of the agents
-	Hello                          // owner: a stream begins
-	Differ                         // the peer's changes since its position
-	Forward                        // owner: an operation
-	Ack                            // it is applied
-	Complete                       // owner: all up to Sequence is on both
-)
-
-// Packet goes from mirror to mirror.
-type Packet struct {
-	Kind     PacketKind
-	Control  group.Message
-	Epoch    quorum.Epoch
-	Stream   uint64
-	Sequence uint64 // of an operation in its stream
-	Complete uint64 // everything up to here is on both
-	Refused  bool   // of an Ack: there was no room; Op has what is there instead
-	Op       Op
-	Ranges   []Range
-}
-
-// Effect is what a mirror wants done: one of the types below, or an effect of
-// package group.
-type Effect any
-
-// Effects. Apply, Load and Sync are each answered by Applied.
-type (
-	// Apply stores an operation's change here.
-	Apply struct {
-		ID uint64
-		Op Op
-	}
-	// Load reads the blocks here. Nothing is answered yet.
-	Load struct {
-		ID uint64
-		Op Op
-	}
-	// Sync makes stable all that was applied before.
-	Sync struct{ ID uint64 }
-	// Done answers a client's operation.
-	Done struct{ ID uint64 }
-	// Refuse answers a client's write for which one of the nodes had no room. It
-	// was not done.
-	Refuse struct{ ID uint64 }
-	// Aborted answers Abort: nothing of the operation lands from now on.
-	Aborted struct{ ID uint64 }
-	// Abandon ends a client's operation without an answer: whether it was done is
-	// not known here.
-	Abandon struct{ ID uint64 }
-	// Transmit sends a packet on the connection.
-	Transmit struct {
-		To quorum.Incarnation
-		Packet
-	}
-	// List asks what was changed since a position; Changes answers. What was
-	// changed before the List must be in it, so an older answer will not do.
-	List struct {
-		Number uint64
-		Since  Position
-	}
-	// SavePosition keeps a position in the store, with its next commit.
-	SavePosition struct{ Position Position }
-	// Resynced tells that the peer has everything.
-	Resynced struct{}
 )
 
 // Mirror is one node's part in one group.
@@ -242,8 +91,12 @@ type Mirror struct {
 	early   []Received    // and what followed it
 	broken  bool          // the store has failed
 	pausing group.Instant // no stream is opened before
+	keeping keeping       // what this node was before a resync
+	govern  governor      // of the resync's copies
+	totals  totals
 	now     group.Instant
 	out     []Effect
+	scratch []uint64
 }
 
 // ownIDs is where the identifiers of the mirror's own operations begin; clients'
@@ -260,12 +113,16 @@ type operation struct {
 	through bool // is being flushed because the set is one
 	dead    bool // nobody waits for it, but the store is at it
 	aborted bool // its end is waited for, not its result
+	applied bool // there was an Apply: Freed is due
+	awaits  bool // the stream's end has to have it, for too much is on its way
+	began   group.Instant
 	asked   group.Instant
 	acks    []quorum.Incarnation
 	// refused and refusedThere tell that a node had no room; was is what that
 	// node has in its place. restoring: the one that had room is given that.
 	refused, refusedThere, restoring bool
 	was                              any
+	damage                           damage
 	// As the other: where it came from.
 	from   *inbound
 	number uint64
@@ -315,6 +172,12 @@ func (m *Mirror) Step(now group.Instant, in Input) []Effect {
 		m.unlink()
 	case Received:
 		m.received(in)
+	case Heal:
+		m.healing(in.What)
+	case Prepared:
+		m.prepared(in)
+	case Felt:
+		m.govern.feel(m, Read, in.Count, in.Took)
 	}
 	m.restand()
 	m.greet()
@@ -325,7 +188,8 @@ func (m *Mirror) Step(now group.Instant, in Input) []Effect {
 // unlink ends what went over the connection.
 func (m *Mirror) unlink() {
 	m.closeStream()
-	m.link, m.inbound, m.hello, m.early = nil, nil, nil, nil
+	m.leave()
+	m.link, m.hello, m.early = nil, nil, nil
 	m.dropQueued()
 }
 
@@ -364,8 +228,12 @@ func (m *Mirror) restand() {
 		if was.Role == group.Owner {
 			m.abandon()
 		}
+		if m.at.Role == group.Owner {
+			m.totals.takeovers++
+			m.keeping = keeping{number: m.keeping.number}
+		}
 		if m.inbound != nil && (m.inbound.epoch != m.at.Epoch || m.at.Role == group.Owner) {
-			m.inbound = nil
+			m.leave()
 		}
 		if !m.cfg.Fault.has(epochAtEntry) {
 			m.dropQueued()
@@ -394,7 +262,7 @@ func (m *Mirror) abandon() {
 		}
 		switch {
 		case o.from != nil:
-		case !o.granted || o.local:
+		case !o.granted || o.local || o.damage.idle():
 			m.forget(o)
 		default:
 			o.dead = true
@@ -421,9 +289,34 @@ func (m *Mirror) sorted() []uint64 {
 	return ids
 }
 
+// owned returns those of the operations that did not come from the other node.
+func (m *Mirror) owned() []uint64 {
+	ids := m.scratch[:0]
+	for id, o := range m.ops {
+		if o.from == nil {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	m.scratch = ids
+	return ids
+}
+
 func (m *Mirror) forget(o *operation) {
 	m.locks.drop(o.id)
 	delete(m.ops, o.id)
+	if m.stream != nil && o.from == nil {
+		delete(m.stream.open, o.number)
+	}
+	if o.applied {
+		m.do(Freed{o.id})
+	}
+}
+
+// apply has the store make a change for an operation.
+func (m *Mirror) apply(o *operation, op Op) {
+	o.applied = true
+	m.do(Apply{o.id, op})
 }
 
 // start claims an operation's blocks. A flush needs none: it is about what is
@@ -434,8 +327,13 @@ func (m *Mirror) start(o *operation) {
 	case o.op.Kind == Flush, o.op.Kind == ending && o.from == nil, o.op.Kind == Read && m.cfg.Fault.has(readPending), o.op.Kind == Barrier && m.cfg.Fault.has(looseBarrier):
 		m.free = append(m.free, o.id)
 	default:
-		m.locks.claim(o.id, o.op.span(), o.op.Kind == Read || o.op.Kind == copied && o.from == nil)
+		m.locks.claim(o.id, o.op.span(), o.shares())
 	}
+}
+
+// shares tells whether the operation leaves its blocks as they are.
+func (o *operation) shares() bool {
+	return o.op.Kind == Read || o.op.Kind == fetching || o.op.Copies() && o.from == nil
 }
 
 // own returns an operation of the mirror's own.
@@ -454,7 +352,7 @@ func (m *Mirror) begin(b Begin) {
 		m.held = append(m.held, b)
 		return
 	}
-	m.start(&operation{id: b.ID, op: b.Op, client: true})
+	m.start(&operation{id: b.ID, op: b.Op, client: true, began: m.now})
 }
 
 // abort ends what has not begun, and waits for what has.
@@ -490,9 +388,10 @@ func (m *Mirror) advance() {
 		}
 	}
 	m.steer()
+	m.prepare()
 	m.grant()
-	for _, id := range m.sorted() {
-		if o := m.ops[id]; o != nil && o.from == nil {
+	for _, id := range m.owned() {
+		if o := m.ops[id]; o != nil {
 			m.finish(o)
 		}
 	}
@@ -533,7 +432,7 @@ func (m *Mirror) granted(o *operation) {
 	case Read, Compare:
 		o.asked = m.ask()
 		m.do(Load{o.id, o.op})
-	case copied:
+	case copied, mended:
 		m.do(Load{o.id, o.op})
 	case Flush:
 		m.ledger.flushing(o.id)
@@ -545,6 +444,7 @@ func (m *Mirror) granted(o *operation) {
 		m.do(Sync{o.id})
 	case Write, Barrier:
 		m.write(o)
+	case fetching: // comes from the owner only
 	}
 }
 
@@ -555,7 +455,7 @@ func (m *Mirror) write(o *operation) {
 	}
 	m.forward(o)
 	m.ledger.begin(o.id)
-	m.do(Apply{o.id, o.op})
+	m.apply(o, o.op)
 }
 
 // ask puts the question that a read stands on, where clocks are not trusted.
@@ -578,26 +478,29 @@ func (m *Mirror) applied(a Applied) {
 		m.forget(o) // its blocks are free now
 		return
 	}
-	if a.Failed {
-		m.fail()
-		if o.from == nil && o.client {
-			m.do(Abandon{o.id})
-		}
-		m.forget(o)
+	switch {
+	case a.Failed:
+		m.failed(o)
+		return
+	case a.Full:
+		m.full(o, a.Payload)
+		return
+	case a.Bad.Count > 0:
+		m.corrupt(o, a.Bad)
+		return
+	case o.damage.mending:
+		m.ledger.entered(a.Position)
+		m.repaired(o)
 		return
 	}
-	if a.Full {
-		m.full(o)
-		return
-	}
-	if (o.op.changes() || o.op.Kind == copied && o.from != nil) && !o.through {
+	if (o.op.changes() || o.op.Copies() && o.from != nil) && !o.through {
 		m.ledger.entered(a.Position)
 	}
 	if o.from != nil {
 		m.appliedInbound(o, a.Payload)
 		return
 	}
-	if o.restoring && o.refused && !o.local {
+	if (o.restoring && o.refused || o.damage.resending) && !o.local {
 		o.op.Payload, o.acks, o.local = a.Payload, nil, true
 		m.forward(o)
 		return
@@ -610,7 +513,7 @@ func (m *Mirror) applied(a Applied) {
 		}
 		o.op.Kind = Read
 	}
-	if o.op.Kind == copied && !o.local {
+	if o.op.Copies() && !o.local {
 		o.op.Payload = a.Payload
 		o.local = true
 		m.forward(o)
@@ -622,11 +525,25 @@ func (m *Mirror) applied(a Applied) {
 	}
 }
 
+// failed ends an operation that the store could not do. A client of a node that
+// is alone has nowhere else to go: a read is answered with its error.
+func (m *Mirror) failed(o *operation) {
+	if o.from == nil && (o.op.Kind == Read || o.op.Kind == Compare) && !o.damage.mending && len(m.at.Others) == 0 {
+		o.op.Kind, o.local = Read, true
+		return
+	}
+	m.fail()
+	if o.from == nil && o.client {
+		m.do(Abandon{o.id})
+	}
+	m.forget(o)
+}
+
 // fail ends this node's part: what its store lacks now is not known.
 func (m *Mirror) fail() {
 	m.broken = true
 	m.closeStream()
-	m.inbound = nil
+	m.leave()
 	m.tell(group.Broken{})
 }
 
@@ -640,6 +557,9 @@ func (m *Mirror) through() {
 
 // finish ends an owner's operation that is complete.
 func (m *Mirror) finish(o *operation) {
+	if o.damage.bad.Count > 0 && m.at.Role == group.Owner {
+		m.heal(o)
+	}
 	if m.at.Role != group.Owner || !o.granted || !o.local || !m.reached(o) {
 		return
 	}
@@ -654,9 +574,15 @@ func (m *Mirror) finish(o *operation) {
 		}
 		return
 	}
-	if (o.refused || o.refusedThere) && m.restore(o) {
+	if (o.refused || o.refusedThere) && m.restore(o) || o.damage.any() && m.rejoin(o) {
 		return
 	}
+	m.answer(o)
+	m.forget(o)
+}
+
+// answer tells who waits for an operation that it is complete.
+func (m *Mirror) answer(o *operation) {
 	switch o.op.Kind {
 	case Write, Barrier:
 		m.ledger.complete(o.id)
@@ -669,12 +595,20 @@ func (m *Mirror) finish(o *operation) {
 	switch {
 	case o.aborted:
 		m.do(Aborted{o.id})
+	case o.client && (o.refused || o.refusedThere) && o.op.Kind == Write && o.damage.heals > 0:
+		m.do(Refuse{ID: o.id, Damaged: true}) // what was healed is what it wrote
 	case o.client && (o.refused || o.refusedThere):
-		m.do(Refuse{o.id})
+		r := Refuse{ID: o.id}
+		if o.op.Kind == Barrier {
+			r.Why = o.was
+		}
+		m.do(r)
+	case o.client && o.damage.spoiled:
+		m.do(Refuse{ID: o.id, Damaged: true})
 	case o.client:
+		m.govern.feel(m, o.op.Kind, o.op.Count, time.Duration(m.now-o.began))
 		m.do(Done{o.id})
 	}
-	m.forget(o)
 }
 
 // reached tells whether an operation is where it has to be.
@@ -689,9 +623,9 @@ func (m *Mirror) reached(o *operation) bool {
 	}
 	s := m.stream
 	switch {
-	case o.op.Kind == copied, o.op.Kind == ending:
+	case o.op.Copies(), o.op.Kind == ending:
 		return s != nil && slices.Contains(o.acks, s.to)
-	case s != nil && s.phase >= phaseEnding && o.number >= s.firm:
+	case s != nil && (s.phase >= phaseEnding && o.number >= s.firm || o.awaits):
 		return slices.Contains(o.acks, s.to)
 	}
 	return true

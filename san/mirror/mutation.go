@@ -18,6 +18,10 @@ const (
 	ghost                             // an aborted operation that lands later
 	keepRefused                       // what one node refused stays on the other
 	oldList                           // take what was changed as an earlier role asked
+	lateHeal                          // heal with data that a later write has replaced
+	healStale                         // heal with data of a member that is being resynced
+	partly                            // take a member's word for a volume that it knows nothing of
+	unprepared                        // copy over a state that is not kept
 )
 
 // Mutations by name, for the simulation.
@@ -26,6 +30,7 @@ func Mutations() map[string]Mutation {
 		"ack-early": ackEarly, "read-pending": readPending, "past-lease": pastLease, "stale-epoch": staleEpoch,
 		"epoch-at-entry": epochAtEntry, "memory-of-one": memoryOfOne, "forget-intent": forgetIntent, "skip-dirty": skipDirty,
 		"loose-barrier": looseBarrier, "ghost": ghost, "keep-refused": keepRefused, "old-list": oldList,
+		"late-heal": lateHeal, "heal-stale": healStale, "unprepared": unprepared, "partly": partly,
 	}
 }
 

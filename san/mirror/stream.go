@@ -1,8 +1,8 @@
 package mirror
 
 import (
-	"maps"
 	"slices"
+	"time"
 
 	"steadfast/cluster/group"
 	"steadfast/cluster/quorum"
@@ -25,23 +25,31 @@ type stream struct {
 	phase    phase
 	sequence uint64          // of the last operation
 	sent     map[uint64]sent // not acknowledged
+	open     map[uint64]bool // acknowledged or not, its operation has not ended
+	low      uint64          // the first that is one of these, or the next
 	complete uint64          // as last told
 	firm     uint64          // from this one on, the stream's end must have them
 
 	// Of a resync.
 	dirty     ranges
+	stuck     ranges // what cannot be read here
+	again     group.Instant
+	ahead     uint64 // blocks of writes in sent
 	copies    int
-	mine      bool // this node's changes are in dirty
-	theirs    bool // and the other's
-	told      bool // Synced
+	hello     *Packet // to be sent when this node's changes are known
+	mine      bool    // this node's changes are in dirty
+	whole     bool    // what this node has of volumes that the other knows nothing of is asked
+	theirs    bool    // and the other's
+	told      bool    // Synced
 	toldSince group.Instant
 }
 
 // sent is an operation on its way.
 type sent struct {
-	id    uint64
-	what  Range
-	write bool
+	id     uint64
+	what   Range
+	write  bool
+	client bool // it is a client's write
 }
 
 // missed is what a cut resync had left.
@@ -66,6 +74,10 @@ func (m *Mirror) steer() {
 		}
 	case phaseCopying:
 		m.copyOn(s)
+		if m.cfg.AheadBlocks > 0 && s.ahead > m.cfg.AheadBlocks && m.agent.Missed(m.now, s.to) {
+			m.closeStream() // clients wait for it
+			m.pausing = m.now.Add(m.cfg.Pause)
+		}
 	case phaseEnding:
 		if !slices.Contains(m.at.Others, s.to) && m.agent.Missed(m.now, s.to) {
 			m.closeStream() // clients wait for it
@@ -81,7 +93,7 @@ func (m *Mirror) steer() {
 // openStream begins a stream to an incarnation.
 func (m *Mirror) openStream(to quorum.Incarnation) {
 	m.streams++
-	s := &stream{to: to, number: m.streams, sent: map[uint64]sent{}}
+	s := &stream{to: to, number: m.streams, sent: map[uint64]sent{}, open: map[uint64]bool{}, low: 1}
 	m.stream = s
 	hello := Packet{Kind: Hello, Epoch: m.at.Epoch, Stream: s.number}
 	if slices.Contains(m.at.Others, to) {
@@ -100,10 +112,14 @@ func (m *Mirror) openStream(to quorum.Incarnation) {
 		s.phase, s.dirty, hello.Op.Kind = phaseCopying, m.missed.dirty, copied // where it was
 	} else {
 		s.take(m.unsettled())
-		m.list()
+		s.hello = &hello
+		m.list(nil)
 	}
 	m.missed = nil
-	m.transmit(to, hello)
+	m.govern.restart(m)
+	if s.hello == nil {
+		m.transmit(to, hello)
+	}
 }
 
 // underWay lists the operations that the other may lack.
@@ -120,8 +136,8 @@ func (m *Mirror) underWay() (list []*operation) {
 // changes may not have them.
 func (m *Mirror) unsettled() (list []Range) {
 	for _, o := range m.ops {
-		if o.granted && (o.op.Kind == Write || o.op.Kind == copied && o.from != nil) {
-			list = append(list, Range{o.op.Volume, o.op.Block, o.op.Count})
+		if o.granted && (o.op.Kind == Write || o.op.Copies() && o.from != nil) {
+			list = append(list, o.op.what())
 		}
 	}
 	return list
@@ -136,6 +152,9 @@ func (m *Mirror) closeStream() {
 	m.stream = nil
 	if s.phase == phaseCopying || s.phase == phaseEnding {
 		left := &missed{to: s.to, dirty: s.dirty}
+		for _, r := range s.stuck {
+			left.dirty.add(r)
+		}
 		for _, w := range s.sent {
 			if w.write {
 				left.dirty.add(w.what)
@@ -143,7 +162,7 @@ func (m *Mirror) closeStream() {
 		}
 		for _, o := range m.ops {
 			if o.op.Kind == copied && o.from == nil {
-				left.dirty.add(Range{o.op.Volume, o.op.Block, o.op.Count})
+				left.dirty.add(o.op.what())
 			}
 		}
 		m.missed = left
@@ -151,8 +170,12 @@ func (m *Mirror) closeStream() {
 	for _, id := range m.sorted() {
 		o := m.ops[id]
 		if o.from == nil {
-			o.number = 0 // which was its place in this stream
-			if o.op.Kind == copied || o.op.Kind == ending {
+			o.number, o.awaits, o.damage.fetch = 0, false, 0 // which were of this stream
+			switch {
+			case !o.op.Copies() && o.op.Kind != ending:
+			case o.damage.mending:
+				o.dead = true // the store is at it
+			default:
 				m.forget(o)
 			}
 		}
@@ -162,7 +185,7 @@ func (m *Mirror) closeStream() {
 // forward sends an operation on the stream, or notes that it was not sent.
 func (m *Mirror) forward(o *operation) {
 	s := m.stream
-	what := Range{o.op.Volume, o.op.Block, o.op.Count}
+	what := o.op.what()
 	switch {
 	case s == nil && m.missed != nil && o.op.Kind == Write:
 		m.missed.dirty.add(what)
@@ -175,19 +198,45 @@ func (m *Mirror) forward(o *operation) {
 		}
 		return
 	}
-	s.sequence++
-	o.number = s.sequence
-	s.sent[o.number] = sent{o.id, what, o.op.Kind == Write || o.op.Kind == copied}
+	delete(s.open, o.number)
+	s.open[s.sequence+1] = true
+	o.number = m.put(s, o, o.op)
+	if o.op.Kind == Write {
+		s.ahead += what.Count
+		o.awaits = m.cfg.AheadBlocks > 0 && s.ahead > m.cfg.AheadBlocks
+	}
 	if o.op.Kind == ending {
 		s.firm = o.number + 1
 	}
-	m.transmit(s.to, Packet{Kind: Forward, Epoch: m.at.Epoch, Stream: s.number, Sequence: o.number, Complete: m.completeUpTo(s), Op: o.op})
 }
 
-// list asks what this node's store has changed since the position.
-func (m *Mirror) list() {
+// put puts something into the stream, and returns its place.
+func (m *Mirror) put(s *stream, o *operation, op Op) uint64 {
+	s.sequence++
+	s.sent[s.sequence] = sent{o.id, op.what(), op.Kind == Write || op.Copies(), op.Kind == Write}
+	m.transmit(s.to, Packet{Kind: Forward, Epoch: m.at.Epoch, Stream: s.number, Sequence: s.sequence, Complete: m.completeUpTo(s), Op: op})
+	return s.sequence
+}
+
+// list asks what this node's store has changed since the position, and all that
+// it has of the whole volumes.
+func (m *Mirror) list(whole []Range) {
 	m.lists++
-	m.do(List{m.lists, m.position})
+	l := List{Number: m.lists, Since: m.position}
+	for _, r := range whole {
+		l.Whole = append(l.Whole, r.Volume)
+	}
+	m.do(l)
+}
+
+// unknown returns those of the ranges that say: nothing is known of this volume.
+func unknown(list []Range) (out []Range) {
+	for _, r := range list {
+		if r.Count == 0 {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // changes takes what this node's store has changed.
@@ -196,11 +245,18 @@ func (m *Mirror) changes(c Changes) {
 		return // it was asked in another role, and lacks what was changed since
 	}
 	list := c.Ranges
-	if s := m.stream; s != nil && s.phase == phaseAsking && !s.mine {
-		s.mine = true
+	if s := m.stream; s != nil && s.phase == phaseAsking && (!s.mine || s.whole) {
 		if !m.cfg.Fault.has(skipDirty) {
 			s.take(list)
 		}
+		if s.whole {
+			s.whole, s.theirs = false, true
+			return
+		}
+		s.mine = true
+		s.hello.Ranges = unknown(list)
+		m.transmit(s.to, *s.hello)
+		s.hello = nil
 		return
 	}
 	if in := m.inbound; in != nil && in.listing {
@@ -218,21 +274,32 @@ func (s *stream) take(list []Range) {
 // differ takes what the other's store has changed.
 func (m *Mirror) differ(p Packet) {
 	if s := m.stream; s != nil && p.Stream == s.number && p.Epoch == m.at.Epoch {
-		s.theirs = true
 		if !m.cfg.Fault.has(forgetIntent) {
 			s.take(p.Ranges)
 		}
+		whole := unknown(p.Ranges)
+		if s.whole = len(whole) > 0 && !m.cfg.Fault.has(partly); s.whole {
+			m.list(whole)
+			return
+		}
+		s.theirs = true
 	}
 }
 
 // copyOn keeps copies under way, and ends when there is nothing left.
 func (m *Mirror) copyOn(s *stream) {
-	for s.copies < m.cfg.Copies && len(s.dirty) > 0 {
+	if len(s.stuck) > 0 && m.now >= s.again {
+		s.take(s.stuck) // they may have been written anew
+		s.stuck = nil
+	}
+	for len(s.dirty) > 0 && m.govern.copies(m, s.copies) {
 		r := s.dirty.take(m.cfg.CopyBlocks)
 		s.copies++
-		m.start(m.own(Op{Kind: copied, Volume: r.Volume, Block: r.Block, Count: r.Count}))
+		o := m.own(Op{Kind: copied, Volume: r.Volume, Block: r.Block, Count: r.Count})
+		o.began = m.now
+		m.start(o)
 	}
-	if s.copies == 0 && len(s.dirty) == 0 {
+	if s.copies == 0 && len(s.dirty) == 0 && len(s.stuck) == 0 {
 		s.phase = phaseEnding
 		m.start(m.own(Op{Kind: ending}))
 	}
@@ -243,6 +310,7 @@ func (m *Mirror) ended(o *operation) {
 	s := m.stream
 	if o.op.Kind == copied {
 		s.copies--
+		m.govern.copied(m, time.Duration(m.now-o.began))
 		return
 	}
 	s.phase = phaseJoined
@@ -282,6 +350,13 @@ func (m *Mirror) acknowledged(p Packet) {
 	}
 	delete(s.sent, p.Sequence)
 	o := m.ops[w.id]
+	if o != nil && o.damage.fetch == p.Sequence {
+		m.fetched(o, p)
+		return
+	}
+	if w.client {
+		s.ahead -= w.what.Count
+	}
 	if o == nil || o.number != p.Sequence || o.from != nil {
 		o = nil
 	}
@@ -293,24 +368,28 @@ func (m *Mirror) acknowledged(p Packet) {
 		}
 		m.closeStream()
 		m.pausing = m.now.Add(m.cfg.Pause)
+	case p.Damaged && (o == nil || !slices.Contains(m.at.Others, s.to)):
+		s.dirty.add(w.what) // a copy is of whole blocks: it heals them
+		if s.phase != phaseCopying {
+			m.closeStream()
+		} else if o != nil {
+			o.acks = append(o.acks, s.to)
+		}
 	case o != nil:
 		o.acks = append(o.acks, s.to)
-		o.refusedThere, o.was = p.Refused, p.Op.Payload
+		o.refusedThere, o.was, o.damage.there = p.Refused, p.Op.Payload, p.Damaged
 	}
 }
 
 // completeUpTo returns the sequence up to which everything is on both.
 func (m *Mirror) completeUpTo(s *stream) uint64 {
-	least := s.sequence + 1
-	for n := range maps.Keys(s.sent) {
-		least = min(least, n)
-	}
-	for _, o := range m.ops {
-		if o.from == nil && o.granted && o.op.Kind != Read && o.number > 0 {
-			least = min(least, o.number)
+	for s.low <= s.sequence {
+		if _, ok := s.sent[s.low]; ok || s.open[s.low] {
+			break
 		}
+		s.low++
 	}
-	return least - 1
+	return s.low - 1
 }
 
 // tellComplete tells the other how far everything is on both.

@@ -9,13 +9,13 @@ import (
 )
 
 // WireVersion is the version of packets' bytes. A reader refuses others.
-const WireVersion = 1
+const WireVersion = 2
 
 // Sizes of a packet's parts on the wire, in bytes, and what bounds them. All
 // numbers are little-endian.
 //
 //	0  version, kind, op kind, flags (1: op is durable,
-//	   2: refused)                                        uint8 each
+//	   2: refused, 4: damaged, 8: op is taken back)       uint8 each
 //	4  volume                                             uint32
 //	8  epoch, stream, sequence, complete                  uint64 each
 //	40 block, count                                       uint64 each
@@ -33,6 +33,8 @@ const (
 	PayloadMax  = 64 << 20
 	flagDurable = 1
 	flagRefused = 2
+	flagDamaged = 4
+	flagUndo    = 8
 )
 
 // AppendHeader appends a packet's bytes but for its payload, of which size is
@@ -40,11 +42,10 @@ const (
 func (p *Packet) AppendHeader(b []byte, size int) []byte {
 	var h [HeaderSize]byte
 	h[0], h[1], h[2] = WireVersion, byte(p.Kind), byte(p.Op.Kind)
-	if p.Op.Durable {
-		h[3] |= flagDurable
-	}
-	if p.Refused {
-		h[3] |= flagRefused
+	for i, is := range [...]bool{p.Op.Durable, p.Refused, p.Damaged, p.Op.Undo} {
+		if is {
+			h[3] |= 1 << i
+		}
 	}
 	le := binary.LittleEndian
 	le.PutUint32(h[4:], p.Op.Volume)
@@ -73,12 +74,12 @@ func DecodeHeader(h []byte) (p Packet, rangesSize, payloadSize int, err error) {
 	}
 	n, size := le.Uint32(h[76:]), le.Uint32(h[80:])
 	p.Kind, p.Op.Kind, p.Op.Durable = PacketKind(h[1]), Kind(h[2]), h[3]&flagDurable != 0
-	p.Refused = h[3]&flagRefused != 0
+	p.Refused, p.Damaged, p.Op.Undo = h[3]&flagRefused != 0, h[3]&flagDamaged != 0, h[3]&flagUndo != 0
 	p.Control.Kind = group.MessageKind(h[72])
 	switch {
 	case h[0] != WireVersion:
 		return p, 0, 0, fault.New(fault.Invalid, "a packet of version %d; this node speaks %d", h[0], WireVersion)
-	case p.Kind < Control || p.Kind > Complete, p.Op.Kind > ending, h[3]&^(flagDurable|flagRefused) != 0, p.Control.Kind > group.Promise, n > RangesMax, size > PayloadMax:
+	case p.Kind < Control || p.Kind > Mend, p.Op.Kind > mended, h[3]&^(flagDurable|flagRefused|flagDamaged|flagUndo) != 0, p.Control.Kind > group.Promise, n > RangesMax, size > PayloadMax:
 		return p, 0, 0, fault.New(fault.Invalid, "a packet that makes no sense: kind %d, operation %d, %d ranges, %d bytes", h[1], h[2], n, size)
 	}
 	p.Op.Volume = le.Uint32(h[4:])
@@ -98,10 +99,16 @@ func DecodeHeader(h []byte) (p Packet, rangesSize, payloadSize int, err error) {
 	return p, int(n) * rangeSize, int(size), nil
 }
 
-// Carries tells whether the packet has a payload: what is to be stored, or what
-// is there instead.
+// Carries tells whether the packet has a payload: what is to be stored or done, what
+// is there instead, or why it was not done.
 func (p *Packet) Carries() bool {
-	return p.Kind == Forward && (p.Op.Kind == Write || p.Op.Kind == copied) || p.Kind == Ack && p.Refused
+	switch {
+	case p.Kind == Forward:
+		return p.Op.Kind == Write || p.Op.Kind == Barrier || p.Op.Copies()
+	case p.Kind == Ack:
+		return p.Refused != (p.Op.Kind == fetching)
+	}
+	return false
 }
 
 // DecodeRanges reads the ranges that follow a header.

@@ -4,6 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"steadfast/san/mirror"
 )
 
 // BenchmarkWrite is what the mirror itself costs: stores in memory, a loopback
@@ -28,6 +30,39 @@ func BenchmarkWrite(b *testing.B) {
 				})
 			}
 			workers.Wait()
+		})
+	}
+}
+
+// BenchmarkRead is what a read costs beside the store's own: past the loop, as
+// TryReadAt, and through the core.
+func BenchmarkRead(b *testing.B) {
+	p := newPair(b)
+	v := p.volume("a")
+	buf := make([]byte, BlockSize)
+	p.await("b has promised", func() bool { return v.TryReadAt(buf, 0) })
+	op, err := v.op(mirror.Read, 0, BlockSize)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, read := range map[string]func() error{
+		"store": func() error { return p.disks["a"].(*memory).Read(0, buf, 0) },
+		"past":  func() error { return v.ReadAt(buf, 0) },
+		"try": func() error {
+			if !v.TryReadAt(buf, 0) {
+				return errMoved
+			}
+			return nil
+		},
+		"core": func() error { return v.group.begin(op, &request{read: buf}) },
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := read(); err != nil {
+					b.Fatal(err)
+				}
+			}
 		})
 	}
 }

@@ -8,15 +8,16 @@
 // Every input goes through one channel, so the core sees one order. What is under
 // way is bounded by who asks: a client's queue depth, the resync's Copies, and
 // what the peer has under way. The loop itself never waits for a drive, a peer or
-// a client.
+// a client. Reads of an owner go past it where that is as good: see direct.
 //
-// Not yet: damage that the peer can heal; snapshots and attributes on both.
+// Locks: Group.mu (requests) and link.mu (its queue) are leaves; Group.direct is
+// held while a read goes past the loop.
 package mirrorio
 
 import (
-	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"steadfast/cluster/group"
@@ -30,20 +31,38 @@ import (
 type Store interface {
 	// Apply makes a change; when it returns nil it is stable if durable is set,
 	// and else survives the death of this process.
+	// When it returns fault.Full or fault.Corrupt nothing was stored.
 	Apply(volume uint32, c *Change, durable bool) error
 	Read(volume uint32, p []byte, off int64) error
+	// TryRead is Read if that needs no waiting, and else returns false.
+	TryRead(volume uint32, p []byte, off int64) bool
+	// Ready tells whether a change up to the byte end of a volume can be made, or
+	// could be when changed is closed.
+	Ready(volume uint32, end int64) (r Readiness, changed <-chan struct{})
 	// Flush makes stable what was applied before.
 	Flush() error
 	// Position is at or above every change that has returned.
 	Position() mirror.Position
-	// Changed lists the blocks that were changed after a position.
-	Changed(since mirror.Position) ([]mirror.Range, error)
+	// Changed lists the blocks that were changed after a position. Of a volume of
+	// which that is not known, or that is in whole, it lists all that is there; and
+	// of the former a range of no blocks.
+	Changed(since mirror.Position, whole []uint32) ([]mirror.Range, error)
 	// SavePosition keeps a position; it may be lost, with the position before
 	// kept instead.
 	SavePosition(p mirror.Position) error
 }
 
-// Options are what a group is run with. All are required.
+// Readiness is whether a store can change a part of a volume.
+type Readiness uint8
+
+// Readiness of a volume.
+const (
+	Ready  Readiness = iota
+	NotYet           // it is not there yet, or not that large
+	Gone             // it was removed: what comes for it is of no use any more
+)
+
+// Options are what a group is run with. All up to Tick are required.
 type Options struct {
 	Mirror mirror.Config
 	Store  Store
@@ -55,6 +74,30 @@ type Options struct {
 	Log     *slog.Logger
 	// Tick is how often time is looked at.
 	Tick time.Duration
+
+	// Stood is told when the standing has changed. The loop calls it: it must not
+	// wait, nor call the group.
+	Stood func(group.Standing)
+	// Act does the action of a Barrier on this node: what was ordered before is in
+	// the store, and nothing that is ordered after. It may be called again with an
+	// action that it did, and then has nothing to do. An error of the kinds Full,
+	// Limit, Exists, NotFound, Busy, Invalid, Denied, ReadOnly or Stale refuses it,
+	// for both nodes; any other ends this node's part in the group.
+	Act func(action []byte) error
+	// Undo takes an action back that the other node refused, or does nothing when
+	// it was not done. An error ends this node's part.
+	Undo func(action []byte) error
+	// Healed is told what became of n bytes of a volume that could not be read on
+	// this node for their checksum: nil, and they are what the other node had; or
+	// why not. The loop calls it.
+	Healed func(volume uint32, off, n int64, err error)
+	// ResyncBegins keeps the state of this node's volumes before a resync changes
+	// them; while it fails nothing is copied. When one is kept of a resync that did
+	// not end, be it of a former life, it must stay that one.
+	ResyncBegins func() error
+	// ResyncEnded tells the end of a resync of this node, from the loop: ok, and
+	// what ResyncBegins kept can go; or it was cut off, and may go on.
+	ResyncEnded func(ok bool)
 }
 
 // inputsMax bounds the inputs that wait for the loop.
@@ -73,9 +116,19 @@ type Group struct {
 	last     uint64
 	standing group.Standing
 
+	serves atomic.Int64 // until when the owner may answer; see ServesUntil
+	reads  atomic.Int64 // and until when without a question, never later
+	direct sync.RWMutex // held for reading by who reads past the loop
+	under  underWay     // what may be on one node only
+	sample atomic.Uint64
+	rate   rate
+	differ differ
+
 	// Of the loop alone.
-	core *mirror.Mirror
-	link *link
+	core    *mirror.Mirror
+	link    *link
+	marked  map[uint64]mirror.Op // in under
+	resyncs bool                 // ResyncBegins was called, and ResyncEnded is due
 }
 
 // request is a client's operation.
@@ -94,7 +147,7 @@ type request struct {
 
 // Start runs a group. Close ends it.
 func Start(o Options) *Group {
-	g := &Group{opt: o, inputs: make(chan mirror.Input, inputsMax), ended: make(chan struct{}), requests: map[uint64]*request{}}
+	g := &Group{opt: o, inputs: make(chan mirror.Input, inputsMax), ended: make(chan struct{}), requests: map[uint64]*request{}, marked: map[uint64]mirror.Op{}}
 	g.core = mirror.New(o.Mirror, o.Now())
 	g.tasks.Go(g.loop)
 	return g
@@ -105,6 +158,8 @@ func Start(o Options) *Group {
 func (g *Group) Close() {
 	g.close.Do(func() { close(g.ended) })
 	g.tasks.Wait()
+	g.direct.Lock() // for those who read past the loop
+	defer g.direct.Unlock()
 }
 
 // Decided gives the group a newer state of the quorum.
@@ -115,13 +170,6 @@ func (g *Group) Died(i quorum.Incarnation) { g.put(group.Died{Who: i}) }
 
 // Move asks the owner to hand over.
 func (g *Group) Move() { g.put(group.Move{}) }
-
-// Standing tells what this node is to the group.
-func (g *Group) Standing() group.Standing {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.standing
-}
 
 // put gives the loop an input, and reports whether it took it.
 func (g *Group) put(in mirror.Input) bool {
@@ -145,6 +193,7 @@ func (g *Group) loop() {
 			g.step(in)
 		case <-ticker.C:
 			g.step(group.Tick{})
+			g.rate.look(time.Duration(g.opt.Now()), g.core.Copied())
 		case <-g.ended:
 			if g.link != nil {
 				g.link.end()
@@ -158,23 +207,28 @@ func (g *Group) step(in mirror.Input) {
 	switch in := in.(type) {
 	case attached:
 		g.attach(in.link)
-		return
 	case lost:
-		if g.link != in.link {
-			return
+		if g.link == in.link {
+			g.link = nil
+			g.give(mirror.Unlinked{})
 		}
-		g.link = nil
-		g.do(g.core.Step(g.opt.Now(), mirror.Unlinked{}))
 	case arrived:
 		if g.link == in.link {
-			g.do(g.core.Step(g.opt.Now(), in.Received))
+			g.give(in.Received)
 		}
+	case asked:
+		in.answer <- g.core.Status()
 	default:
-		g.do(g.core.Step(g.opt.Now(), in))
+		g.give(in)
 	}
-	g.mu.Lock()
-	g.standing = g.core.Standing()
-	g.mu.Unlock()
+}
+
+// give gives the core an input. What the node may do now is known before anything
+// that follows from it is done.
+func (g *Group) give(in mirror.Input) {
+	effects := g.core.Step(g.opt.Now(), in)
+	g.stand()
+	g.do(effects)
 }
 
 // do does what the core wants. What takes time is done elsewhere, and comes back
@@ -183,7 +237,10 @@ func (g *Group) do(effects []mirror.Effect) {
 	for _, e := range effects {
 		switch e := e.(type) {
 		case mirror.Apply:
-			g.apart(e.ID, func(*request) mirror.Applied { return g.apply(e) })
+			g.mark(e)
+			g.apart(e.ID, func(r *request) mirror.Applied { return g.apply(e, r) })
+		case mirror.Freed:
+			g.unmark(e.ID)
 		case mirror.Load:
 			g.apart(e.ID, func(r *request) mirror.Applied { return g.load(e, r) })
 		case mirror.Sync:
@@ -199,15 +256,23 @@ func (g *Group) do(effects []mirror.Effect) {
 		case mirror.Done:
 			g.finish(e.ID, nil)
 		case mirror.Refuse:
-			g.finish(e.ID, errFull)
-		case mirror.Aborted:
-			g.finish(e.ID, fault.New(fault.Canceled, "the operation was aborted"))
+			g.refuse(e)
 		case mirror.Abandon:
 			g.finish(e.ID, errMoved)
 		case group.Propose:
 			g.opt.Propose(e.Command)
 		case mirror.Resynced:
 			g.opt.Log.Info("the peer has everything", slog.String("group", g.opt.Mirror.Agent.Group))
+		case mirror.Healed:
+			g.healed(e)
+		case mirror.Prepare:
+			g.resyncs = true
+			g.tasks.Go(func() { g.prepare(e.Number) })
+		case mirror.Settled:
+			if g.resyncs && g.opt.ResyncEnded != nil {
+				g.opt.ResyncEnded(e.OK)
+			}
+			g.resyncs = g.resyncs && !e.OK
 		}
 	}
 }
@@ -237,59 +302,9 @@ func (g *Group) failed(doing string, err error) bool {
 	return err != nil
 }
 
-func (g *Group) apply(e mirror.Apply) mirror.Applied {
-	if e.Op.Kind == mirror.Barrier {
-		return mirror.Applied{Position: g.opt.Store.Position()}
-	}
-	c := e.Op.Payload.(*Change)
-	err := g.opt.Store.Apply(e.Op.Volume, c, e.Op.Durable)
-	c.release()
-	if fault.Is(err, fault.Full) {
-		return mirror.Applied{Full: true}
-	}
-	return mirror.Applied{Position: g.opt.Store.Position(), Failed: g.failed("apply a change", err)}
-}
-
-// load reads for a client, into its buffer, or for a copy. What a client cannot
-// read is its error; what a copy cannot is the end of this node's part.
-func (g *Group) load(e mirror.Load, r *request) mirror.Applied {
-	if r != nil && (e.Op.Kind == mirror.Read || e.Op.Kind == mirror.Compare) {
-		err := g.opt.Store.Read(e.Op.Volume, r.read, r.off)
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		if r.err == nil {
-			r.err = err
-		}
-		r.mismatch = firstDifference(r.read, r.expected)
-		// What cannot be read is not what is expected.
-		return mirror.Applied{Differs: r.expected != nil && (err != nil || r.mismatch >= 0)}
-	}
-	c := newChange(int(e.Op.Count) * BlockSize)
-	c.Kind, c.Off = Data, int64(e.Op.Block)*BlockSize
-	err := g.opt.Store.Read(e.Op.Volume, c.Data, c.Off)
-	return mirror.Applied{Payload: c, Failed: g.failed("read for a copy", err)}
-}
-
-func (g *Group) list(l mirror.List) {
-	ranges, err := g.opt.Store.Changed(l.Since)
-	if !g.failed("list changes", err) {
-		g.put(mirror.Changes{Number: l.Number, Ranges: ranges})
-	}
-}
-
-// firstDifference returns where got is not what is expected, or -1.
-func firstDifference(got, expected []byte) int64 {
-	for i := range expected {
-		if got[i] != expected[i] {
-			return int64(i)
-		}
-	}
-	return -1
-}
-
-// begin puts a client's operation to the core and waits for its end. When ctx
-// ends it asks for the operation's, and waits for that.
-func (g *Group) begin(ctx context.Context, op mirror.Op, r *request) error {
+// begin puts a client's operation to the core and waits for its end: it was done
+// or refused, or this node cannot answer it any more.
+func (g *Group) begin(op mirror.Op, r *request) error {
 	r.done, r.holds = make(chan struct{}), 1
 	g.mu.Lock()
 	g.last++
@@ -302,16 +317,9 @@ func (g *Group) begin(ctx context.Context, op mirror.Op, r *request) error {
 		return r.err
 	case <-g.ended: // the loop may have ended before it took the operation
 		g.finish(id, errMoved)
-	case <-ctx.Done():
-		g.put(mirror.Abort{ID: id})
-	}
-	select {
-	case <-r.done:
-	case <-g.ended:
-		g.finish(id, errMoved)
 		<-r.done
+		return r.err
 	}
-	return r.err
 }
 
 // hold returns the request of an operation, if it is a client's, for as long as
@@ -359,6 +367,8 @@ func (g *Group) abandonAll() {
 	}
 	g.standing = group.Standing{}
 	g.mu.Unlock()
+	g.serves.Store(never)
+	g.reads.Store(never)
 	for _, id := range ids {
 		g.finish(id, errMoved)
 	}

@@ -5,8 +5,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"slices"
 	"sync"
+	"time"
 
 	"steadfast/cluster/quorum"
 	"steadfast/fault"
@@ -42,6 +42,7 @@ type (
 func (g *Group) Attach(conn net.Conn, peer quorum.Incarnation) error {
 	l := &link{group: g, peer: peer, conn: conn}
 	l.wake.L = &l.mu
+	tune(conn)
 	if !g.put(attached{l}) {
 		return conn.Close()
 	}
@@ -69,7 +70,7 @@ func (g *Group) attach(l *link) {
 		g.link.end()
 	}
 	g.link = l
-	g.do(g.core.Step(g.opt.Now(), mirror.Linked{To: l.peer}))
+	g.give(mirror.Linked{To: l.peer})
 }
 
 // end closes the connection: reader and writer come back.
@@ -78,6 +79,10 @@ func (l *link) end() {
 	l.closed = true
 	l.mu.Unlock()
 	l.wake.Broadcast()
+	// TLS would say goodbye, and wait for a peer that takes nothing.
+	if c, ok := l.conn.(interface{ NetConn() net.Conn }); ok {
+		_ = c.NetConn().Close()
+	}
 	_ = l.conn.Close() // whatever it says, nothing comes of it any more
 }
 
@@ -98,8 +103,22 @@ func (l *link) send(p mirror.Packet) {
 	l.wake.Signal()
 }
 
+// What one write takes from the queue, at least one packet of it: in bytes.
+const (
+	writeMax = 1 << 20
+	// On a connection that is not plain TCP each write is at least a record and a
+	// system call, so packets of up to smallMax are joined to ones of joinMax.
+	joinMax  = 64 << 10
+	smallMax = 16 << 10
+)
+
+// stallMax is how long a write may take: a peer that takes nothing for so long is
+// as good as gone.
+const stallMax = 5 * time.Second
+
 // write sends what is queued, many packets by one system call.
 func (l *link) write() {
+	_, plain := l.conn.(*net.TCPConn)
 	for {
 		l.mu.Lock()
 		for len(l.queue) == 0 && !l.closed {
@@ -112,15 +131,63 @@ func (l *link) write() {
 		if closed {
 			return
 		}
-		sent := slices.Clone(queue) // WriteTo consumes the other
-		if _, err := queue.WriteTo(l.conn); err != nil {
-			l.end()
-			return
-		}
-		for _, b := range sent {
-			bufpool.Put(b)
+		for len(queue) > 0 {
+			var err error
+			if queue, err = l.writeSome(queue, plain); err != nil {
+				l.end()
+				return
+			}
 		}
 	}
+}
+
+// writeSome sends the first packets of a queue, and returns the rest.
+func (l *link) writeSome(queue net.Buffers, plain bool) (rest net.Buffers, err error) {
+	n, size := 0, 0
+	most := writeMax
+	if !plain {
+		most = joinMax
+	}
+	for n < len(queue) && (n == 0 || size+len(queue[n]) <= most) {
+		size += len(queue[n])
+		n++
+	}
+	some := queue[:n:n]
+	if !plain {
+		some = join(some)
+	}
+	_ = l.conn.SetWriteDeadline(time.Now().Add(stallMax)) // one that is closed says so when it is written to
+	out := append(net.Buffers(nil), some...)              // WriteTo consumes it
+	if _, err := out.WriteTo(l.conn); err != nil {
+		return nil, err
+	}
+	for _, b := range some {
+		bufpool.Put(b)
+	}
+	return queue[n:], nil
+}
+
+// join puts small packets that follow each other into one buffer.
+func join(list net.Buffers) (out net.Buffers) {
+	for i := 0; i < len(list); {
+		end, size := i, 0
+		for end < len(list) && len(list[end]) <= smallMax {
+			size += len(list[end])
+			end++
+		}
+		if end-i < 2 {
+			out = append(out, list[i])
+			i++
+			continue
+		}
+		b := bufpool.Get(size)[:0]
+		for _, p := range list[i:end] {
+			b = append(b, p...)
+			bufpool.Put(p)
+		}
+		out, i = append(out, b), end
+	}
+	return out
 }
 
 // read takes packets until the connection ends.
@@ -157,7 +224,11 @@ func readPacket(r io.Reader) (p mirror.Packet, err error) {
 	if err != nil {
 		return p, err
 	}
-	if first, end := c.blocks(); first != p.Op.Block || end != p.Op.Block+p.Op.Count {
+	if (c.Kind == Act) != (p.Op.Kind == mirror.Barrier) {
+		c.release()
+		return p, fault.New(fault.Invalid, "a change of kind %d in an operation of kind %d", c.Kind, p.Op.Kind)
+	}
+	if first, end := c.blocks(); c.Kind != Act && (first != p.Op.Block || end != p.Op.Block+p.Op.Count) {
 		c.release()
 		return p, fault.New(fault.Invalid, "a change of %d bytes at %d in an operation on %d blocks at %d", c.Length, c.Off, p.Op.Count, p.Op.Block)
 	}
@@ -183,10 +254,10 @@ func readChange(r io.Reader, size int) (*Change, error) {
 		return nil, fault.Wrap(fault.Unreachable, err, "reading a change")
 	}
 	c, err := decodeChange(h[:], size-changeHeader)
-	if err != nil || c.Kind != Data {
+	if err != nil || c.Kind != Data && c.Kind != Act {
 		return c, err
 	}
-	c.Data, c.pooled = bufpool.Get(size-changeHeader), true
+	c.Data, c.pooled = bufpool.Get(size-changeHeader), c.Kind == Data
 	if _, err := io.ReadFull(r, c.Data); err != nil {
 		c.release()
 		return nil, fault.Wrap(fault.Unreachable, err, "reading a change")

@@ -2,6 +2,7 @@ package mirrorio
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -36,6 +37,43 @@ type memory struct {
 	saved    mirror.Position
 	broken   bool
 	full     bool
+	bad      map[int64]bool  // blocks that cannot be read
+	absent   bool            // the volume is not there yet
+	changes  chan struct{}   // closed when it is
+	actions  map[string]bool // done
+	refuses  fault.Kind      // actions, when not 0
+	kept     int             // times that a resync was announced
+	ended    []bool
+	healed   []error
+	cold     bool // nothing is read without waiting
+	stood    []group.Standing
+}
+
+var errBad = fault.New(fault.Corrupt, "the checksum is wrong")
+
+// set changes a store under its lock.
+func (s *memory) set(do func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	do()
+}
+
+func (s *memory) act(action []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refuses != 0 {
+		return fault.New(s.refuses, "the action %s is refused", action)
+	}
+	if s.actions == nil {
+		s.actions = map[string]bool{}
+	}
+	s.actions[string(action)] = true
+	return nil
+}
+
+func (s *memory) undo(action []byte) error {
+	s.set(func() { delete(s.actions, string(action)) })
+	return nil
 }
 
 func (s *memory) Apply(_ uint32, c *Change, _ bool) error {
@@ -47,6 +85,9 @@ func (s *memory) Apply(_ uint32, c *Change, _ bool) error {
 	if s.full && s.changed[c.Off/BlockSize] == 0 {
 		return fault.New(fault.Full, "no room")
 	}
+	if end := c.Off + c.Length; s.bad[c.Off/BlockSize] && c.Off%BlockSize != 0 || s.bad[end/BlockSize] && end%BlockSize != 0 {
+		return errBad
+	}
 	s.position++
 	if c.Kind == Data {
 		copy(s.data[c.Off:], c.Data)
@@ -54,6 +95,7 @@ func (s *memory) Apply(_ uint32, c *Change, _ bool) error {
 		clear(s.data[c.Off : c.Off+c.Length])
 	}
 	for b := c.Off / BlockSize; b*BlockSize < c.Off+c.Length; b++ {
+		delete(s.bad, b)
 		s.changed[b] = s.position
 	}
 	return nil
@@ -62,8 +104,32 @@ func (s *memory) Apply(_ uint32, c *Change, _ bool) error {
 func (s *memory) Read(_ uint32, p []byte, off int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.broken {
+		return fault.New(fault.Failed, "the drive is broken")
+	}
+	for b := off / BlockSize; b*BlockSize < off+int64(len(p)); b++ {
+		if s.bad[b] {
+			return errBad
+		}
+	}
 	copy(p, s.data[off:])
 	return nil
+}
+
+func (s *memory) TryRead(volume uint32, p []byte, off int64) bool {
+	return !s.cold && s.Read(volume, p, off) == nil
+}
+
+func (s *memory) Ready(uint32, int64) (Readiness, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.absent {
+		return Ready, nil
+	}
+	if s.changes == nil {
+		s.changes = make(chan struct{})
+	}
+	return NotYet, s.changes
 }
 
 func (s *memory) Flush() error { return nil }
@@ -74,7 +140,7 @@ func (s *memory) Position() mirror.Position {
 	return s.position
 }
 
-func (s *memory) Changed(since mirror.Position) (out []mirror.Range, err error) {
+func (s *memory) Changed(since mirror.Position, _ []uint32) (out []mirror.Range, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for b, p := range s.changed {
@@ -135,15 +201,18 @@ type pair struct {
 	boots  map[quorum.Member]quorum.Boot
 	groups map[quorum.Member]*Group
 	links  sync.WaitGroup
+	secure *tls.Config // of the link, when not nil
 
 	mu sync.Mutex // guards groups: a load looks while lives come and go
 }
 
 func newPair(t testing.TB) *pair { return newPairOn(t, &memory{}, &memory{}) }
 
-func newPairOn(t testing.TB, a, b disk) *pair {
+func newPairOn(t testing.TB, a, b disk) *pair { return newPairBy(t, a, b, nil) }
+
+func newPairBy(t testing.TB, a, b disk, secure *tls.Config) *pair {
 	p := &pair{
-		t: t, quorum: &quorumNow{state: quorum.NewState(), tell: map[quorum.Member]*Group{}},
+		t: t, secure: secure, quorum: &quorumNow{state: quorum.NewState(), tell: map[quorum.Member]*Group{}},
 		disks: map[quorum.Member]disk{"a": a, "b": b}, boots: map[quorum.Member]quorum.Boot{}, groups: map[quorum.Member]*Group{},
 	}
 	p.start("a")
@@ -175,17 +244,25 @@ func (p *pair) start(m quorum.Member) {
 	p.boots[m]++
 	began := time.Now()
 	store, kept := p.disks[m].begin()
-	g := Start(Options{
+	o := Options{
 		Mirror: mirror.Config{
 			Agent: group.Config{
 				Me: p.me(m), Group: "g", Lease: 500 * time.Millisecond, Renew: 50 * time.Millisecond, Silence: 250 * time.Millisecond,
 				Drift: 1000, Revive: time.Second, Retry: 50 * time.Millisecond,
 			},
-			Position: kept, Copies: 4, CopyBlocks: 16, Settle: 20 * time.Millisecond,
+			Position: kept, Copies: 4, CopyBlocks: 16, Settle: 20 * time.Millisecond, Pause: 50 * time.Millisecond, Slowdown: 200, AheadBlocks: 1 << 10,
 		},
 		Store: store, Now: func() group.Instant { return group.Instant(time.Since(began)) }, Propose: func(c quorum.Command) { go p.quorum.propose(c) },
 		Log: slog.New(slog.DiscardHandler), Tick: 5 * time.Millisecond,
-	})
+	}
+	if s, ok := p.disks[m].(*memory); ok {
+		o.Act, o.Undo = s.act, s.undo
+		o.Stood = func(st group.Standing) { s.set(func() { s.stood = append(s.stood, st) }) }
+		o.Healed = func(_ uint32, _, _ int64, err error) { s.set(func() { s.healed = append(s.healed, err) }) }
+		o.ResyncBegins = func() error { s.set(func() { s.kept++ }); return nil }
+		o.ResyncEnded = func(ok bool) { s.set(func() { s.ended = append(s.ended, ok) }) }
+	}
+	g := Start(o)
 	p.mu.Lock()
 	p.groups[m] = g
 	p.mu.Unlock()
@@ -220,6 +297,9 @@ func (p *pair) connect() {
 		p.t.Fatal(err)
 	}
 	ga, gb, ia, ib := p.groups["a"], p.groups["b"], p.me("a"), p.me("b")
+	if p.secure != nil {
+		a, b = tls.Client(a, p.secure), tls.Server(b, p.secure)
+	}
 	p.links.Go(func() { _ = ga.Attach(a, ib) })
 	p.links.Go(func() { _ = gb.Attach(b, ia) })
 }
@@ -228,7 +308,7 @@ func (p *pair) await(what string, is func() bool) {
 	p.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			p.t.Fatalf("%s: never; a %+v, b %+v, %+v", what, p.groups["a"].Standing(), p.groups["b"].Standing(), p.state().Group["g"])
+			p.t.Fatalf("%s: never; a %+v, b %+v, %+v", what, p.groups["a"].Status(), p.groups["b"].Status(), p.state().Group["g"])
 		}
 	}
 }

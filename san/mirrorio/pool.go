@@ -2,6 +2,9 @@ package mirrorio
 
 import (
 	"errors"
+	"maps"
+	"slices"
+	"sync"
 
 	"steadfast/block"
 	"steadfast/fault"
@@ -11,55 +14,151 @@ import (
 )
 
 // PoolStore is a Store: volumes of a pool, by the numbers that both nodes know
-// them by. What is not in it is not the group's.
+// them by. What is not in it is not the group's. Volumes come and go while it is
+// used.
 type PoolStore struct {
-	pool    *store.Pool
-	names   map[uint32]string
-	volumes map[uint32]*store.Volume
+	pool *store.Pool
+
+	mu      sync.RWMutex
+	volumes map[uint32]*member
+	removed map[uint32]bool
+	changed chan struct{} // closed when a volume has come, gone or grown
+
+	save sync.Mutex // one position after the other
+}
+
+// member is a volume of the group.
+type member struct {
+	v    *store.Volume
+	stop func()       // of what watches it
+	busy sync.RWMutex // held for reading by who uses v
 }
 
 // OpenStore opens volumes of a pool as a group's, and returns the position that
 // was kept with them. Close closes them.
 func OpenStore(pool *store.Pool, names map[uint32]string) (s *PoolStore, kept mirror.Position, err error) {
-	s = &PoolStore{pool: pool, names: names, volumes: map[uint32]*store.Volume{}}
+	s = &PoolStore{pool: pool, volumes: map[uint32]*member{}, removed: map[uint32]bool{}, changed: make(chan struct{})}
 	first := true
 	for n, name := range names {
-		v, err := pool.OpenVolume(name)
-		if err != nil {
+		if err := s.Add(n, name); err != nil {
 			return nil, 0, errors.Join(err, s.Close())
 		}
-		s.volumes[n] = v
-		// One that has no base was never the same on both.
-		base, _ := pool.Base(name)
-		if first || mirror.Position(base) < kept {
+		// One that has no base was never the same on both: all of it will be listed,
+		// whatever the position.
+		if base, ok := pool.Base(name); ok && (first || mirror.Position(base) < kept) {
 			kept, first = mirror.Position(base), false
 		}
 	}
 	return s, kept, nil
 }
 
+// Add makes a volume of the pool one of the group's. It need not be there on the
+// other node yet. What both have changed of it counts as different until a
+// position is kept with it, which is soon after it is on both.
+func (s *PoolStore) Add(number uint32, name string) error {
+	v, err := s.pool.OpenVolume(name)
+	if err != nil {
+		return err
+	}
+	m := &member{v: v}
+	m.stop = v.Watch(func(e store.VolumeEvent) {
+		if e == store.VolumeResized {
+			s.tell()
+		}
+	})
+	s.mu.Lock()
+	_, there := s.volumes[number]
+	if !there {
+		s.volumes[number] = m
+		delete(s.removed, number)
+	}
+	s.mu.Unlock()
+	if there {
+		m.stop()
+		return errors.Join(fault.New(fault.Exists, "the group has a volume %d on this node", number), v.Close())
+	}
+	s.tell()
+	return nil
+}
+
+// Remove takes a volume out of the group and closes it, when nothing uses it any
+// more. On the owner no client may. What the other node still sends for it is of no
+// use, and dropped.
+func (s *PoolStore) Remove(number uint32) error {
+	s.mu.Lock()
+	m := s.volumes[number]
+	if m == nil {
+		s.mu.Unlock()
+		return fault.New(fault.NotFound, "the group has no volume %d on this node", number)
+	}
+	delete(s.volumes, number)
+	s.removed[number] = true
+	s.mu.Unlock()
+	s.tell()
+	return m.close()
+}
+
+// tell wakes who waits for a volume.
+func (s *PoolStore) tell() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// close ends a member that nobody finds any more.
+func (m *member) close() error {
+	m.stop()
+	m.busy.Lock()
+	defer m.busy.Unlock()
+	return m.v.Close()
+}
+
 // Close closes the volumes.
 func (s *PoolStore) Close() error {
+	s.mu.Lock()
+	list := s.volumes
+	s.volumes = map[uint32]*member{}
+	s.mu.Unlock()
 	var errs []error
-	for _, v := range s.volumes {
-		errs = append(errs, v.Close())
+	for _, m := range list {
+		errs = append(errs, m.close())
 	}
 	return errors.Join(errs...)
 }
 
-func (s *PoolStore) volume(n uint32) (*store.Volume, error) {
-	if v := s.volumes[n]; v != nil {
-		return v, nil
+// use returns a volume, which is not closed before done is called.
+func (s *PoolStore) use(n uint32) (v *store.Volume, done func(), err error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	m := s.volumes[n]
+	if m == nil {
+		return nil, nil, fault.New(fault.NotFound, "the group has no volume %d on this node", n)
 	}
-	return nil, fault.New(fault.NotFound, "the group has no volume %d on this node", n)
+	m.busy.RLock()
+	return m.v, m.busy.RUnlock, nil
+}
+
+// Ready implements Store.
+func (s *PoolStore) Ready(volume uint32, end int64) (Readiness, <-chan struct{}) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	switch m := s.volumes[volume]; {
+	case s.removed[volume]:
+		return Gone, nil
+	case m == nil || m.v.Size() < end:
+		return NotYet, s.changed
+	}
+	return Ready, nil
 }
 
 // Apply implements Store.
 func (s *PoolStore) Apply(volume uint32, c *Change, durable bool) error {
-	v, err := s.volume(volume)
+	v, done, err := s.use(volume)
 	if err != nil {
 		return err
 	}
+	defer done()
 	var flags block.Flags
 	if durable {
 		flags = block.FUA
@@ -75,16 +174,18 @@ func (s *PoolStore) Apply(volume uint32, c *Change, durable bool) error {
 		return err
 	case Zero:
 		return v.Zero(c.Off, c.Length, flags)
+	case Act: // is the node's
 	}
 	return fault.New(fault.Invalid, "a change of kind %d", c.Kind)
 }
 
 // Read implements Store.
 func (s *PoolStore) Read(volume uint32, p []byte, off int64) error {
-	v, err := s.volume(volume)
+	v, done, err := s.use(volume)
 	if err != nil {
 		return err
 	}
+	defer done()
 	if bufpool.IsAligned(p) {
 		return v.ReadAt(p, off)
 	}
@@ -95,41 +196,92 @@ func (s *PoolStore) Read(volume uint32, p []byte, off int64) error {
 	return err
 }
 
+// TryRead implements Store.
+func (s *PoolStore) TryRead(volume uint32, p []byte, off int64) bool {
+	v, done, err := s.use(volume)
+	if err != nil {
+		return false
+	}
+	defer done()
+	return v.TryReadAt(p, off)
+}
+
 // Flush implements Store. One flush is the pool's, whatever the volume.
 func (s *PoolStore) Flush() error {
-	for _, v := range s.volumes {
+	for _, n := range s.numbers() {
+		v, done, err := s.use(n)
+		if err != nil {
+			continue // it is gone
+		}
+		defer done()
 		return v.Flush()
 	}
 	return nil
 }
 
+// numbers lists the volumes there are.
+func (s *PoolStore) numbers() []uint32 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Sorted(maps.Keys(s.volumes))
+}
+
 // Position implements Store.
 func (s *PoolStore) Position() mirror.Position { return mirror.Position(s.pool.Position()) }
 
-// Changed implements Store. A volume of which the pool cannot say what was
-// changed has changed everywhere.
-func (s *PoolStore) Changed(since mirror.Position) (out []mirror.Range, err error) {
-	for n, v := range s.volumes {
-		err := s.pool.ChangedSince(s.names[n], store.LSN(since), func(r store.Range) bool {
-			first, end := r.Offset/BlockSize, (r.Offset+r.Length+BlockSize-1)/BlockSize
-			out = append(out, mirror.Range{Volume: n, Block: uint64(first), Count: uint64(end - first)})
-			return true
-		})
-		if fault.Is(err, fault.Stale) {
-			out = append(out, mirror.Range{Volume: n, Count: uint64(v.Size() / BlockSize)})
-			err = nil
+// Changed implements Store. Up to its own base each volume is the same on both.
+func (s *PoolStore) Changed(since mirror.Position, whole []uint32) (out []mirror.Range, err error) {
+	for _, n := range s.numbers() {
+		v, done, err := s.use(n)
+		if err != nil {
+			continue // it is gone
 		}
+		list, err := s.changedOf(v, n, store.LSN(since), slices.Contains(whole, n))
+		done()
 		if err != nil {
 			return nil, err
 		}
+		out = append(out, list...)
 	}
 	return out, nil
 }
 
-// SavePosition implements Store.
+// changedOf lists what was changed of a volume, or all that is there.
+func (s *PoolStore) changedOf(v *store.Volume, n uint32, since store.LSN, whole bool) (out []mirror.Range, err error) {
+	emit := func(r store.Range) bool {
+		first, end := r.Offset/BlockSize, (r.Offset+r.Length+BlockSize-1)/BlockSize
+		out = append(out, mirror.Range{Volume: n, Block: uint64(first), Count: uint64(end - first)})
+		return true
+	}
+	base, known := s.pool.Base(v.Name())
+	if known && !whole {
+		err = s.pool.ChangedSince(v.Name(), max(since, base), emit)
+		if !fault.Is(err, fault.Stale) {
+			return out, err
+		}
+		known = false
+	}
+	out = out[:0]
+	if !known {
+		out = append(out, mirror.Range{Volume: n})
+	}
+	return out, s.pool.Changed(v.Name(), "", "", emit)
+}
+
+// SavePosition implements Store. It never goes back.
 func (s *PoolStore) SavePosition(p mirror.Position) error {
-	for _, name := range s.names {
-		if err := s.pool.SetBase(name, store.LSN(p)); err != nil {
+	s.save.Lock()
+	defer s.save.Unlock()
+	for _, n := range s.numbers() {
+		v, done, err := s.use(n)
+		if err != nil {
+			continue // it is gone
+		}
+		if base, ok := s.pool.Base(v.Name()); !ok || store.LSN(p) > base {
+			err = s.pool.SetBase(v.Name(), store.LSN(p))
+		}
+		done()
+		if err != nil {
 			return err
 		}
 	}

@@ -1,8 +1,6 @@
 package mirrorio
 
 import (
-	"context"
-
 	"steadfast/block"
 	"steadfast/fault"
 	"steadfast/san/mirror"
@@ -43,7 +41,17 @@ func (v *Volume) ReadAt(p []byte, off int64) error {
 	if err != nil || len(p) == 0 {
 		return err
 	}
-	return v.group.begin(context.Background(), op, &request{read: p, off: off})
+	if v.group.readPast(op, p, off) {
+		return nil
+	}
+	return v.group.begin(op, &request{read: p, off: off})
+}
+
+// TryReadAt is ReadAt if that needs no waiting, neither for a drive nor for
+// another node, and else returns false with p undefined.
+func (v *Volume) TryReadAt(p []byte, off int64) bool {
+	op, err := v.op(mirror.Read, off, int64(len(p)))
+	return err == nil && len(p) > 0 && v.group.tryReadPast(op, p, off)
 }
 
 // pieceMax bounds the bytes of one operation that carries data; a larger write is
@@ -92,7 +100,7 @@ func (v *Volume) change(c *Change, flags block.Flags) error {
 		return err
 	}
 	op.Durable, op.Payload = flags&block.FUA != 0 || !v.cached(), c
-	return v.group.begin(context.Background(), op, &request{})
+	return v.group.begin(op, &request{})
 }
 
 // CompareAndWrite implements block.Device. The comparison is made when the
@@ -105,11 +113,11 @@ func (v *Volume) CompareAndWrite(off int64, old, new []byte, flags block.Flags) 
 	op.Durable = flags&block.FUA != 0 || !v.cached()
 	op.Payload = &Change{Kind: Data, Off: off, Length: int64(len(new)), Data: new}
 	r := &request{read: make([]byte, len(old)), off: off, expected: old}
-	err = v.group.begin(context.Background(), op, r)
+	err = v.group.begin(op, r)
 	return r.mismatch, err
 }
 
 // Flush implements block.Device.
 func (v *Volume) Flush() error {
-	return v.group.begin(context.Background(), mirror.Op{Kind: mirror.Flush}, &request{})
+	return v.group.begin(mirror.Op{Kind: mirror.Flush}, &request{})
 }

@@ -36,6 +36,7 @@ type record struct {
 	snapshot value   // a barrier's name
 	expected []value // of a compare
 	refused  bool    // there was no room: it was not done
+	partial  bool    // a write of parts of blocks
 }
 
 func (c *client) think() {
@@ -78,6 +79,7 @@ func (c *client) ask() {
 	default:
 		r.kind = mirror.Flush
 	}
+	r.partial = w.chance(0.3)
 	w.count.operations++
 	w.ops = append(w.ops, r)
 	c.open = len(w.ops) - 1
@@ -142,6 +144,12 @@ func (c *client) answered(n *node, session int, a *ask) {
 		return
 	}
 	r := &c.world.ops[c.open]
+	if a.damaged { // an error: it was not done, or was not seen
+		c.world.count.damaged++
+		c.open = -1
+		c.think()
+		return
+	}
 	r.answered, r.ret, r.alone = true, c.world.now, a.alone
 	switch {
 	case a.refused:
@@ -166,6 +174,10 @@ func (c *client) answered(n *node, session int, a *ask) {
 // ask takes a client's operation. Of a new session it waits until what is left
 // of the client's old ones has ended here, as the reinstatement of a session does.
 func (n *node) ask(c *client, session int, r record) {
+	if n.sessions[c] > session {
+		return // it was on its way when the client came back in another
+	}
+	n.sessions[c] = session
 	left := false
 	for _, id := range slices.Sorted(maps.Keys(n.asks)) {
 		a := n.asks[id]
@@ -187,11 +199,11 @@ func (n *node) ask(c *client, session int, r record) {
 	}
 	w := n.world
 	w.count.ids++
-	n.asks[w.count.ids] = &ask{client: c, number: session, block: r.block, kind: r.kind, expected: r.expected}
+	n.asks[w.count.ids] = &ask{client: c, number: session, block: r.block, kind: r.kind, expected: r.expected, snapshot: r.snapshot}
 	op := mirror.Op{Kind: r.kind, Durable: w.cfg.durable || r.kind == mirror.Barrier}
 	switch r.kind {
 	case mirror.Write, mirror.Compare:
-		op.Block, op.Count, op.Payload = r.block, uint64(len(r.values)), slices.Clone(r.values)
+		op.Block, op.Count, op.Payload = r.block, uint64(len(r.values)), content{slices.Clone(r.values), r.partial}
 	case mirror.Barrier:
 		op.Payload = r.snapshot
 	default:

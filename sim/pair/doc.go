@@ -7,7 +7,9 @@
 //
 // Judges: each block is a linearizable register (what was acknowledged is never
 // lost, a read is never stale, nothing of an abandoned request lands after its
-// client went on elsewhere); two nodes never serve in the same epoch; when the
-// faults end, both nodes serve again, the copies are equal, and every client gets
+// client went on elsewhere); two nodes never serve in the same epoch; a snapshot is
+// of one moment, and one that was refused is nowhere; nothing is stored for a resync
+// before the state is kept; when the faults end, both nodes serve again, the copies
+// are equal, what one node could read is healed on the other, and every client gets
 // its answers.
 package pair

@@ -172,6 +172,8 @@ func (w *world) linearizable() {
 		for k, t := range w.revivals {
 			history = append(history, porcupine.Operation{ClientId: len(w.clients), Input: touch{loss: w.survivors(b, k)}, Output: value(0), Call: int64(t), Return: int64(t)})
 		}
+		// What is there in the end is read, too.
+		history = append(history, porcupine.Operation{ClientId: len(w.clients) + 1, Input: touch{}, Output: w.nodes[0].store.read(b).value, Call: int64(w.now), Return: int64(w.now) + 1})
 		switch porcupine.CheckOperationsTimeout(register(), history, 5*time.Second) {
 		case porcupine.Illegal:
 			w.fail("block %d is no register", b)

@@ -9,7 +9,7 @@ import (
 )
 
 // mutantSeeds is within how many seeds each broken rule must be noticed.
-const mutantSeeds = 1000
+const mutantSeeds = 3000
 
 // TestMutants breaks one rule at a time, and holds that a judge notices.
 func TestMutants(t *testing.T) {

@@ -47,6 +47,8 @@ type node struct {
 	mirror *mirror.Mirror
 	link   int             // number of the connection to the peer, 0 when there is none
 	asks   map[uint64]*ask // clients' operations under way
+	// sessions are the newest that clients came in.
+	sessions map[*client]int
 }
 
 // ask is a client's operation at a node.
@@ -62,6 +64,8 @@ type ask struct {
 	expected []value
 	differs  bool
 	refused  bool // there was no room
+	damaged  bool // what it needs cannot be read
+	snapshot value
 }
 
 // time is the node's own clock, CLOCK_BOOTTIME.
@@ -99,7 +103,7 @@ func (n *node) start() {
 	if !w.cfg.mutant("same-boot") || n.boots == 0 {
 		n.boots++
 	}
-	n.state, n.asks = quorum.NewState(), map[uint64]*ask{}
+	n.state, n.asks, n.sessions = quorum.NewState(), map[uint64]*ask{}, map[*client]int{}
 	r, err := raft.NewRawNode(&raft.Config{
 		ID: uint64(n.index + 1), ElectionTick: 10, HeartbeatTick: 2, Storage: n.log, MaxSizePerMsg: 1 << 20, MaxInflightMsgs: 64,
 		PreVote: true, CheckQuorum: true, Logger: silent{},
@@ -248,43 +252,12 @@ func (n *node) do(e mirror.Effect) {
 	case group.Propose:
 		n.propose(e.Command)
 	case mirror.Apply:
-		durable := e.Op.Durable
-		n.later(n.store.delay(durable), func() {
-			if e.Op.Kind == mirror.Barrier {
-				w.note("%s takes snapshot %v", memberOf(n.index), e.Op.Payload)
-				n.step(mirror.Applied{ID: e.ID, Position: n.store.snapshot(e.Op.Payload.(value))})
-				return
-			}
-			if n.store.failNext && e.Op.Kind == mirror.Write {
-				n.store.failNext, n.broken = false, true
-				w.count.driveFailures++
-				n.step(mirror.Applied{ID: e.ID, Failed: true})
-				return
-			}
-			if !n.store.fits(e.Op.Block, e.Op.Count) {
-				w.count.full++
-				w.note("%s has no room for %v at block %d", memberOf(n.index), e.Op.Payload, e.Op.Block)
-				n.step(mirror.Applied{ID: e.ID, Full: true})
-				return
-			}
-			p := n.store.write(e.Op.Block, e.Op.Count, e.Op.Payload.([]value), durable)
-			w.note("%s stores %v at block %d, position %d, kind %d, durable %t", memberOf(n.index), e.Op.Payload, e.Op.Block, p, e.Op.Kind, durable)
-			n.step(mirror.Applied{ID: e.ID, Position: p})
-		})
+		if n.mirror.Resyncing() && !n.store.kept {
+			w.fail("%s is resynced, and has not kept what it was", memberOf(n.index))
+		}
+		n.later(n.store.delay(e.Op.Durable), func() { n.step(n.change(e)) })
 	case mirror.Load:
-		n.later(n.store.delay(false), func() {
-			content := make([]value, e.Op.Count)
-			for i := range content {
-				content[i] = n.store.read(e.Op.Block + uint64(i)).value
-			}
-			differs := false
-			if a := n.asks[e.ID]; a != nil {
-				a.loaded = content
-				differs = e.Op.Kind == mirror.Compare && !slices.Equal(content, a.expected)
-				a.differs = differs
-			}
-			n.step(mirror.Applied{ID: e.ID, Payload: content, Differs: differs})
-		})
+		n.later(n.store.delay(false), func() { n.step(n.load(e)) })
 	case mirror.Sync:
 		n.later(n.store.delay(true), func() {
 			n.store.flush()
@@ -293,7 +266,7 @@ func (n *node) do(e mirror.Effect) {
 	case mirror.List:
 		// The store looks at some moment, and the answer is known some time later.
 		n.later(n.store.delay(false), func() {
-			ranges := n.store.changed(e.Since)
+			ranges := n.store.changed(e.Since, len(e.Whole) > 0)
 			w.note("%s has changed since %d: %v", memberOf(n.index), e.Since, ranges)
 			n.later(n.store.delay(false)+w.between(0, w.cfg.lists), func() { n.step(mirror.Changes{Number: e.Number, Ranges: ranges}) })
 		})
@@ -309,9 +282,30 @@ func (n *node) do(e mirror.Effect) {
 		delete(n.asks, e.ID)
 		a.client.dropped(n, a.number)
 	case mirror.Refuse:
-		w.count.refused++
-		n.asks[e.ID].refused = true
+		a := n.asks[e.ID]
+		if a.refused, a.damaged = !e.Damaged, e.Damaged; a.refused {
+			w.count.refused++
+			w.takenBack(n, a)
+		}
 		n.answer(e.ID)
+	case mirror.Healed:
+		w.note("%s could not read %+v: healed %t", memberOf(n.index), e.What, e.OK)
+		switch {
+		case !e.OK:
+			w.count.unhealed++
+		case n.mirror.Standing().Role == group.Owner:
+			w.count.healed++
+		default:
+			w.count.mended++
+		}
+	case mirror.Prepare:
+		n.later(n.store.delay(true), func() {
+			failed := !w.calm && w.chance(0.1)
+			n.store.kept = n.store.kept || !failed
+			n.step(mirror.Prepared{Number: e.Number, Failed: failed})
+		})
+	case mirror.Settled:
+		n.store.kept = n.store.kept && !e.OK
 	case mirror.Aborted:
 		w.count.aborted++
 		delete(n.asks, e.ID)

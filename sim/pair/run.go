@@ -30,6 +30,7 @@ type profile struct {
 	lists    time.Duration // how long an answer of what was changed may be on its way
 	stalls   float64       // how often a packet waits before it is dealt with
 	stall    time.Duration // at most so long
+	rot      bool          // the owner's blocks are damaged all the time
 }
 
 func (p *profile) mutant(name string) bool { return slices.Contains(p.mutants, name) }
@@ -48,6 +49,8 @@ type counts struct {
 	crashes, powerLosses, bothDown, duringResync, pauses, clockStops          int
 	cuts, oneWay, mirrorCuts, driveFailures, slow, unanswered, durable, asked int
 	aborted, snapshots, compared, differed, full, refused                     int
+	flips, healed, unhealed, damaged, undone, refusedSnapshots, replaced      int
+	mended, partials                                                          int
 
 	operations, undecided int
 	simulated             time.Duration
@@ -58,16 +61,43 @@ type counts struct {
 // zero.
 func (c *counts) coverage() []counter {
 	return []counter{
-		{"takeovers", &c.takeovers}, {"handed over", &c.handed}, {"yielded", &c.yielded}, {"revived", &c.revived},
-		{"removed", &c.removed}, {"admitted", &c.admitted}, {"settled", &c.settled}, {"resyncs", &c.resyncs},
-		{"crashes", &c.crashes}, {"power losses", &c.powerLosses}, {"both crashed", &c.bothDown},
-		{"crashes during a resync", &c.duringResync}, {"pauses", &c.pauses}, {"with the clock stopped", &c.clockStops},
-		{"cut off", &c.cuts}, {"one way only", &c.oneWay}, {"mirror link cut", &c.mirrorCuts},
-		{"drive failures", &c.driveFailures}, {"slow drives", &c.slow}, {"unanswered", &c.unanswered},
-		{"durable groups", &c.durable}, {"groups that ask for reads", &c.asked},
-		{"aborted", &c.aborted}, {"snapshots on both", &c.snapshots},
-		{"compared and written", &c.compared}, {"that differed", &c.differed},
-		{"no room", &c.full}, {"refused", &c.refused},
+		{"takeovers", &c.takeovers},
+		{"handed over", &c.handed},
+		{"yielded", &c.yielded},
+		{"revived", &c.revived},
+		{"removed", &c.removed},
+		{"admitted", &c.admitted},
+		{"settled", &c.settled},
+		{"resyncs", &c.resyncs},
+		{"crashes", &c.crashes},
+		{"power losses", &c.powerLosses},
+		{"both crashed", &c.bothDown},
+		{"crashes during a resync", &c.duringResync},
+		{"pauses", &c.pauses},
+		{"with the clock stopped", &c.clockStops},
+		{"cut off", &c.cuts},
+		{"one way only", &c.oneWay},
+		{"mirror link cut", &c.mirrorCuts},
+		{"drive failures", &c.driveFailures},
+		{"slow drives", &c.slow},
+		{"unanswered", &c.unanswered},
+		{"durable groups", &c.durable},
+		{"groups that ask for reads", &c.asked},
+		{"aborted", &c.aborted},
+		{"snapshots on both", &c.snapshots},
+		{"compared and written", &c.compared},
+		{"that differed", &c.differed},
+		{"no room", &c.full},
+		{"refused", &c.refused},
+		{"snapshots refused", &c.refusedSnapshots},
+		{"taken back", &c.undone},
+		{"damaged", &c.flips},
+		{"healed", &c.healed},
+		{"that could not be", &c.unhealed},
+		{"errors for that", &c.damaged},
+		{"replaced nodes", &c.replaced},
+		{"healed on the other", &c.mended},
+		{"writes of parts of what is damaged", &c.partials},
 	}
 }
 
@@ -121,9 +151,10 @@ func Run(seed uint64, mutants ...string) Outcome {
 // choose draws what kind of world it is.
 func (w *world) choose(mutants []string) {
 	w.cfg = profile{
-		mutants: mutants, durable: w.chance(0.5), blocks: []uint64{4, 8, 16, 64}[w.rand.IntN(4)], clients: 2 + w.rand.IntN(3),
+		mutants: mutants, durable: w.chance(0.5), blocks: []uint64{4, 4, 8, 32}[w.rand.IntN(4)], clients: 2 + w.rand.IntN(3),
 		think: w.between(time.Millisecond, 20*time.Millisecond), patience: w.between(50*time.Millisecond, time.Second),
-		proof: []float64{0, 0.5, 1}[w.rand.IntN(3)], faults: 3 + w.rand.IntN(8), lists: []time.Duration{0, 10 * time.Millisecond, 3 * time.Second}[w.rand.IntN(3)], stalls: []float64{0, 0.001, 0.01, 0.05}[w.rand.IntN(4)], stall: w.between(0, 2*time.Second),
+		proof: []float64{0, 0.5, 1}[w.rand.IntN(3)], faults: 4 + w.rand.IntN(9), lists: []time.Duration{0, 10 * time.Millisecond, 3 * time.Second}[w.rand.IntN(3)], stalls: []float64{0, 0.001, 0.01, 0.05}[w.rand.IntN(4)], stall: w.between(0, 2*time.Second),
+		rot: w.chance(0.2),
 	}
 	w.cfg.mirror = mirror.Config{
 		Agent: group.Config{
@@ -131,6 +162,7 @@ func (w *world) choose(mutants []string) {
 			Revive: 3 * time.Second, Retry: 200 * time.Millisecond, Confirm: w.chance(0.3),
 		},
 		Copies: 1 + w.rand.IntN(4), CopyBlocks: 1 + w.rand.Uint64N(4), Settle: w.between(10*time.Millisecond, 500*time.Millisecond), Pause: w.between(50*time.Millisecond, time.Second),
+		Slowdown: []int{0, 200}[w.rand.IntN(2)], AheadBlocks: []uint64{0, 1, 4}[w.rand.IntN(3)],
 	}
 	if w.cfg.durable {
 		w.count.durable++
@@ -173,6 +205,8 @@ func (w *world) history() {
 	}
 	w.connect()
 	w.create()
+	w.scrub()
+	w.rotting()
 	w.runUntil(w.now.add(3 * time.Second))
 	for _, c := range w.clients {
 		c.think()
@@ -215,15 +249,20 @@ func (w *world) calmDown() {
 		if n.frozen {
 			n.thaw()
 		}
-		if n.up && n.mirror != nil && n.broken {
+		if n.up && n.mirror != nil && (n.broken || n.mirror.Status().Broken) {
 			n.stop(false)
 		}
 		if !n.up {
 			n.start()
 		}
 	}
-	for range 60 {
+	for i := range 60 {
 		w.runUntil(w.now.add(time.Second))
+		if i == 30 { // what neither can read may be what a resync waits for
+			for _, n := range w.nodes[:2] {
+				clear(n.store.bad)
+			}
+		}
 		if w.failure != "" || w.settledDown() {
 			break
 		}
@@ -232,7 +271,9 @@ func (w *world) calmDown() {
 		w.fail("it does not settle: %s", w.describe())
 		return
 	}
+	w.runUntil(w.now.add(2 * time.Second))
 	w.equal()
+	w.whole()
 }
 
 func (w *world) settledDown() bool {
@@ -280,7 +321,7 @@ func (w *world) fault() {
 		n, storing = w.owner(), w.owner()
 	}
 	lasts := w.between(10*time.Millisecond, 4*time.Second)
-	switch w.rand.IntN(16) {
+	switch w.rand.IntN(26) {
 	case 0, 1:
 		w.crash(n, lasts)
 	case 2:
@@ -321,21 +362,81 @@ func (w *world) fault() {
 				w.cut(o.index, j, w.between(1500*time.Millisecond, 4*time.Second), true)
 			}
 		}
-	case 13: // what the owner sent before it froze is dealt with after it was succeeded
-		o := w.owner()
-		other := w.nodes[1-o.index]
-		other.inbox = max(other.inbox, w.now.add(w.between(1200*time.Millisecond, 2500*time.Millisecond)))
-		w.after(w.between(0, 20*time.Millisecond), func() { o.freeze(false) })
-		w.after(3*time.Second, o.thaw)
+	case 13, 21, 22, 23:
+		w.stale()
 	case 14:
 		storing.store.room = w.rand.IntN(3)
 		w.after(lasts, func() { storing.store.room = -1 })
-	case 15: // a member returns, and what it is admitted by is late
+	case 15, 19: // a member returns, and what it is admitted by is late
 		w.late = 0.7
 		w.after(lasts, func() { w.late = 0 })
 		w.crash(storing, w.between(10*time.Millisecond, 300*time.Millisecond))
 		w.after(w.between(time.Second, 2*time.Second), func() { w.crash(storing, lasts) })
+	case 24, 25:
+		w.flap(lasts)
+	case 16, 17: // bits flip
+		w.flip(storing)
+		if w.chance(0.2) {
+			w.flip(w.nodes[1-storing.index])
+		}
+	case 18, 20: // a member stays away for so long that it is removed, and comes back with nothing
+		w.replace(w.nodes[w.rand.IntN(2)])
 	}
+}
+
+// stale has what the owner sent before it froze be dealt with after it was
+// succeeded.
+func (w *world) stale() {
+	o := w.owner()
+	other := w.nodes[1-o.index]
+	other.inbox = max(other.inbox, w.now.add(w.between(1200*time.Millisecond, 2500*time.Millisecond)))
+	w.after(w.between(0, 20*time.Millisecond), func() { o.freeze(false) })
+	w.after(3*time.Second, o.thaw)
+}
+
+// flap breaks the connection again and again.
+func (w *world) flap(lasts time.Duration) {
+	w.count.mirrorCuts++
+	for at := time.Duration(0); at < lasts; at += w.between(20*time.Millisecond, 600*time.Millisecond) {
+		w.after(at, func() { w.disconnect(0) })
+	}
+}
+
+// rotting damages the owner's blocks, one after the other.
+func (w *world) rotting() {
+	if w.cfg.rot && !w.calm {
+		w.flip(w.owner())
+		w.after(w.between(time.Millisecond, 20*time.Millisecond), w.rotting)
+	}
+}
+
+// flip damages blocks of a node.
+func (w *world) flip(n *node) {
+	for range 1 + w.rand.IntN(3) {
+		b := w.rand.Uint64N(w.cfg.blocks)
+		if len(n.store.blocks[b]) > 0 {
+			w.count.flips++
+			n.store.bad[b] = true
+			w.note("block %d of %s is damaged", b, memberOf(n.index))
+		}
+	}
+}
+
+// replace crashes a member, and gives it an empty store if the other owns the group
+// alone by then.
+func (w *world) replace(n *node) {
+	w.crash(n, 2*time.Second)
+	w.after(1500*time.Millisecond, func() {
+		o := w.nodes[1-n.index]
+		if n.up || !o.up || w.calm {
+			return
+		}
+		if at := o.mirror.Standing(); at.Role == group.Owner && len(at.Others) == 0 {
+			w.count.replaced++
+			w.note("%s gets an empty store", memberOf(n.index))
+			n.store = newStore(w)
+		}
+	})
 }
 
 // crash ends a member's life, and plans the next.

@@ -25,6 +25,8 @@ type store struct {
 	last   mirror.Position
 	saved  []mirror.Position // the first is stable
 	snaps  map[value]map[uint64]value
+	bad    map[uint64]bool // blocks that cannot be read
+	kept   bool            // the state before a resync that has not ended
 
 	room     int           // blocks more that it has room for; negative: any number
 	slow     time.Duration // added to each access, by a fault
@@ -32,7 +34,7 @@ type store struct {
 }
 
 func newStore(w *world) *store {
-	return &store{world: w, room: -1, blocks: map[uint64][]version{}, saved: []mirror.Position{0}, snaps: map[value]map[uint64]value{}}
+	return &store{world: w, room: -1, bad: map[uint64]bool{}, blocks: map[uint64][]version{}, saved: []mirror.Position{0}, snaps: map[value]map[uint64]value{}}
 }
 
 func (s *store) read(block uint64) version {
@@ -64,6 +66,7 @@ func (s *store) write(block, count uint64, content []value, durable bool) mirror
 	s.last++
 	for i := range count {
 		b := block + i
+		delete(s.bad, b)
 		if len(s.blocks[b]) == 0 {
 			s.blocks[b] = []version{{}}
 		}
@@ -89,6 +92,28 @@ func (s *store) snapshot(name value) mirror.Position {
 	return s.last
 }
 
+// forget takes a snapshot back, if it is there.
+func (s *store) forget(name value) mirror.Position {
+	s.last++
+	s.flush()
+	delete(s.snaps, name)
+	return s.last
+}
+
+// damaged returns the blocks that cannot be read, from the first to the last.
+func (s *store) damaged(block, count uint64) (r mirror.Range) {
+	for b := block; b < block+count; b++ {
+		if !s.bad[b] {
+			continue
+		}
+		if r.Count == 0 {
+			r.Block = b
+		}
+		r.Count = b + 1 - r.Block
+	}
+	return r
+}
+
 // flush makes everything stable.
 func (s *store) flush() {
 	for b, v := range s.blocks {
@@ -110,10 +135,14 @@ func (s *store) powerLoss() {
 	s.last += 1000
 }
 
-// changed lists what was entered since a position.
-func (s *store) changed(since mirror.Position) (out []mirror.Range) {
+// changed lists what was entered since a position, or all that is there. A store
+// of which nothing is known says so.
+func (s *store) changed(since mirror.Position, whole bool) (out []mirror.Range) {
+	if since == 0 {
+		out, whole = append(out, mirror.Range{}), true
+	}
 	for _, b := range slices.Sorted(maps.Keys(s.blocks)) {
-		if s.read(b).position > since {
+		if whole || s.read(b).position > since {
 			out = append(out, mirror.Range{Block: b, Count: 1})
 		}
 	}
