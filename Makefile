@@ -23,7 +23,7 @@ build: ## build bin/steadfast
 	@mkdir -p $(BIN)
 	$(GO) build -trimpath -o $(BIN)/ ./cmd/steadfast
 
-up: build ## start a storage node on loopback with a pool and a volume, no root; Ctrl-C ends it
+up: build ## start two storage nodes and a witness on loopback, with verified I/O, no root; Ctrl-C ends them
 	@$(BIN)/steadfast up
 
 test: ## everything CI runs: vet, format, archtest, unit, race, short fuzz and sim, conformance, e2e with tools

@@ -120,7 +120,13 @@ func (n *Node) offer(t control.Target) error {
 	if err := n.units.setView(t.Name, view); err != nil {
 		return err
 	}
-	return n.targets.AddTarget(target.Target{Name: t.Name, Alias: t.Alias, Groups: t.Groups, Access: n.accessOf(view)})
+	groups := t.Groups
+	if len(groups) == 0 { // all of the node's own; not the aliases of groups
+		for _, p := range n.cfg.Portals {
+			groups = append(groups, p.Group)
+		}
+	}
+	return n.targets.AddTarget(target.Target{Name: t.Name, Alias: t.Alias, Groups: groups, Access: n.accessOf(view)})
 }
 
 // withdraw takes a target away; its sessions are asked to log out first.
@@ -187,6 +193,13 @@ func (n *Node) authOf(name string) (iscsi.Auth, error) {
 	n.auths[name] = auth
 	n.mu.Unlock()
 	return auth, nil
+}
+
+// forgetAuths makes the next authOf read every secret again.
+func (n *Node) forgetAuths() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	clear(n.auths)
 }
 
 // forgetAuth makes the next authOf read the secrets again.

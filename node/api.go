@@ -14,6 +14,13 @@ import (
 // requestBytesMax bounds one request of the API.
 const requestBytesMax = 1 << 20
 
+// apiMux returns a handler of every service.
+func (n *Node) apiMux() http.Handler {
+	mux := http.NewServeMux()
+	n.handle(mux)
+	return n.forwarding(mux)
+}
+
 // handle enters every service into mux.
 func (n *Node) handle(mux *http.ServeMux) {
 	opts := []connect.HandlerOption{connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(requestBytesMax)}
@@ -25,6 +32,8 @@ func (n *Node) handle(mux *http.ServeMux) {
 	mux.Handle(steadfastv1connect.NewInitiatorServiceHandler(initiatorService{n}, opts...))
 	mux.Handle(steadfastv1connect.NewSessionServiceHandler(sessionService{n}, opts...))
 	mux.Handle(steadfastv1connect.NewNodeServiceHandler(nodeService{n}, opts...))
+	mux.Handle(steadfastv1connect.NewClusterServiceHandler(clusterService{n}, opts...))
+	mux.Handle(steadfastv1connect.NewGroupServiceHandler(groupService{n}, opts...))
 }
 
 // faults turns the errors of every call into the API's.

@@ -32,6 +32,9 @@ func (s volumeService) MapVolume(_ context.Context, req *steadfastv1.MapVolumeRe
 
 // mapVolume is MapVolume under admin.
 func (n *Node) mapVolume(req *steadfastv1.MapVolumeRequest) (m control.Mapping, err error) {
+	if v, ok := n.findMirrored(req.Volume); ok {
+		return n.mapMirrored(v, req)
+	}
 	p, st, v, err := n.findVolume(req.Volume)
 	if err != nil {
 		return m, err
@@ -47,17 +50,7 @@ func (n *Node) mapVolume(req *steadfastv1.MapVolumeRequest) (m control.Mapping, 
 	m = control.Mapping{
 		Target: t, Initiator: who, Pool: p.id, Volume: hexID(v.ID), VolumeName: v.Name, ReadOnly: req.ReadOnly,
 	}
-	if req.Lun == nil {
-		err = n.pickLUN(&m)
-	} else if *req.Lun < 0 || *req.Lun > lunMax {
-		err = fault.New(fault.Invalid, "LUN %d is not between 0 and %d", *req.Lun, lunMax)
-	} else {
-		m.LUN = uint16(*req.Lun)
-	}
-	if err == nil {
-		err = n.conflicts(m)
-	}
-	if err != nil {
+	if err := n.chooseLUN(&m, req.Lun); err != nil {
 		return m, err
 	}
 	// The unit is opened first: what cannot be opened is not mapped.
@@ -72,6 +65,21 @@ func (n *Node) mapVolume(req *steadfastv1.MapVolumeRequest) (m control.Mapping, 
 	}
 	n.publish("volume-mapped", p.name, v.Name, "volume %q is LUN %d of %s for %s", v.Name, m.LUN, m.Target, m.Initiator)
 	return m, nil
+}
+
+// chooseLUN gives m the number asked for, or one that is free.
+func (n *Node) chooseLUN(m *control.Mapping, asked *int32) error {
+	switch {
+	case asked == nil:
+		if err := n.pickLUN(m); err != nil {
+			return err
+		}
+	case *asked < 0 || *asked > lunMax:
+		return fault.New(fault.Invalid, "LUN %d is not between 0 and %d", *asked, lunMax)
+	default:
+		m.LUN = uint16(*asked)
+	}
+	return n.conflicts(*m)
 }
 
 // pickLUN gives m the lowest number that is free for all it maps to.

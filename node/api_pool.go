@@ -132,7 +132,11 @@ func (s poolService) ImportPool(_ context.Context, req *steadfastv1.ImportPoolRe
 // volumeNamesFree returns fault.Exists when a pool to import has a volume of a
 // name that the node has already: names are the node's handles of volumes.
 func (n *Node) volumeNamesFree(s *store.Pool) error {
+	groups := n.groupsVolumes()
 	for _, v := range s.Volumes() {
+		if _, grouped := groups[hexID(v.ID)]; grouped || reserved(v.Name) {
+			continue // it is this node's copy, or of a group that is no more
+		}
 		if err := n.volumeNameFree(v.Name); err != nil {
 			return fault.Wrap(fault.Exists, err, "the pool cannot be imported; rename the node's own volume first")
 		}
@@ -198,6 +202,9 @@ func (s poolService) ForgetPool(_ context.Context, req *steadfastv1.ForgetPoolRe
 	if mapped := n.state.Mappings(func(m control.Mapping) bool { return m.Pool == p.id }); len(mapped) > 0 {
 		return nil, fault.New(fault.Busy, "volume %q of pool %q is mapped to %s; unmap all its volumes first (\"steadfast volume unmap\")",
 			mapped[0].VolumeName, p.name, mapped[0].Initiator)
+	}
+	if g := n.groupOn(p.name); g != "" {
+		return nil, fault.New(fault.Busy, "pool %q holds this node's copy of group %q; delete the group, or give it another node or pool first (\"steadfast group set %s --replace ...\")", p.name, g, g)
 	}
 	// The record goes first: a crash in between leaves a pool that is not
 	// opened, which is what was asked for.

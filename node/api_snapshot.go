@@ -7,6 +7,7 @@ import (
 
 	steadfastv1 "steadfast/api/steadfast/v1"
 	"steadfast/fault"
+	"steadfast/node/ha"
 	"steadfast/san/store"
 )
 
@@ -36,15 +37,30 @@ func (n *Node) findSnapshot(volume, name string) (*pool, *store.Pool, store.Snap
 }
 
 // CreateSnapshot implements the API's call.
-func (s snapshotService) CreateSnapshot(_ context.Context, req *steadfastv1.CreateSnapshotRequest) (*steadfastv1.CreateSnapshotResponse, error) {
+func (s snapshotService) CreateSnapshot(ctx context.Context, req *steadfastv1.CreateSnapshotRequest) (*steadfastv1.CreateSnapshotResponse, error) {
+	if err := checkName("snapshot", req.Name); err != nil {
+		return nil, err
+	}
+	if m, ok := s.n.findMirrored(req.Volume); ok {
+		all, err := s.n.snapshotMirrored(ctx, m.c, m.spec, req.Name, []ha.Volume{m.Volume})
+		if err != nil {
+			return nil, err
+		}
+		return &steadfastv1.CreateSnapshotResponse{Snapshot: all[0]}, nil
+	}
+	if req.Group != "" {
+		c, spec, err := s.n.findSpec(req.Group)
+		if err != nil {
+			return nil, err
+		}
+		all, err := s.n.snapshotMirrored(ctx, c, spec, req.Name, spec.Volumes)
+		return &steadfastv1.CreateSnapshotResponse{Snapshots: all}, err
+	}
 	unlock, err := s.n.change()
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if err := checkName("snapshot", req.Name); err != nil {
-		return nil, err
-	}
 	p, st, v, err := s.n.findVolume(req.Volume)
 	if err != nil {
 		return nil, err
@@ -93,7 +109,21 @@ func (s snapshotService) GetSnapshot(_ context.Context, req *steadfastv1.GetSnap
 }
 
 // DeleteSnapshot implements the API's call.
-func (s snapshotService) DeleteSnapshot(_ context.Context, req *steadfastv1.DeleteSnapshotRequest) (*steadfastv1.DeleteSnapshotResponse, error) {
+func (s snapshotService) DeleteSnapshot(ctx context.Context, req *steadfastv1.DeleteSnapshotRequest) (*steadfastv1.DeleteSnapshotResponse, error) {
+	if m, ok := s.n.findMirrored(req.Volume); ok {
+		g, err := m.owner(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if _, _, _, err := s.n.findSnapshot(req.Volume, req.Name); err != nil {
+			return nil, err
+		}
+		if err := g.DeleteSnapshot(req.Name, []uint32{m.Number}); err != nil {
+			return nil, err
+		}
+		s.n.publish("snapshot-deleted", "", m.Name, "snapshot %s@%s was deleted", m.Name, req.Name)
+		return &steadfastv1.DeleteSnapshotResponse{}, nil
+	}
 	unlock, err := s.n.change()
 	if err != nil {
 		return nil, err

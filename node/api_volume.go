@@ -9,6 +9,7 @@ import (
 	steadfastv1 "steadfast/api/steadfast/v1"
 	"steadfast/fault"
 	"steadfast/node/control"
+	"steadfast/node/ha"
 	"steadfast/node/size"
 	"steadfast/san/store"
 )
@@ -53,6 +54,12 @@ func (n *Node) volumeNames() []string {
 
 // volumeNameFree returns fault.Exists when a volume of any pool has the name.
 func (n *Node) volumeNameFree(name string) error {
+	if m, ok := n.findMirrored(name); ok {
+		return fault.New(fault.Exists, "volume %q exists already in group %q; choose another name", name, m.spec.Name)
+	}
+	if reserved(name) {
+		return fault.New(fault.Invalid, "names that begin with %q are the resource groups' own; choose another name", ha.StateVolume(""))
+	}
 	if p, _, _, err := n.findVolume(name); err == nil {
 		return fault.New(fault.Exists, "volume %q exists already in pool %q; choose another name", name, p.name)
 	}
@@ -80,7 +87,10 @@ func checkVolumeSize(bytes int64) error {
 }
 
 // CreateVolume implements the API's call.
-func (s volumeService) CreateVolume(_ context.Context, req *steadfastv1.CreateVolumeRequest) (*steadfastv1.CreateVolumeResponse, error) {
+func (s volumeService) CreateVolume(ctx context.Context, req *steadfastv1.CreateVolumeRequest) (*steadfastv1.CreateVolumeResponse, error) {
+	if req.Group != "" {
+		return s.n.createMirrored(ctx, req)
+	}
 	unlock, err := s.n.change()
 	if err != nil {
 		return nil, err
@@ -116,13 +126,21 @@ func (s volumeService) ListVolumes(_ context.Context, req *steadfastv1.ListVolum
 		mapped[m.Volume] = append(mapped[m.Volume], m)
 	}
 	out := &steadfastv1.ListVolumesResponse{}
+	groups := s.n.groupsVolumes()
 	for _, p := range s.n.allPools() {
 		st := p.opened()
 		if st == nil || req.Pool != "" && p.name != req.Pool {
 			continue
 		}
 		for _, v := range st.Volumes() {
-			out.Volumes = append(out.Volumes, describeVolume(p.name, v, mapped[hexID(v.ID)]))
+			if _, grouped := groups[hexID(v.ID)]; !grouped {
+				out.Volumes = append(out.Volumes, describeVolume(p.name, v, mapped[hexID(v.ID)]))
+			}
+		}
+	}
+	for _, m := range s.n.allMirrored() {
+		if v := s.n.describeMirrored(m); req.Pool == "" || v.Pool == req.Pool {
+			out.Volumes = append(out.Volumes, v)
 		}
 	}
 	slices.SortStableFunc(out.Volumes, func(a, b *steadfastv1.Volume) int { return strings.Compare(a.Name, b.Name) })
@@ -131,6 +149,9 @@ func (s volumeService) ListVolumes(_ context.Context, req *steadfastv1.ListVolum
 
 // GetVolume implements the API's call.
 func (s volumeService) GetVolume(_ context.Context, req *steadfastv1.GetVolumeRequest) (*steadfastv1.GetVolumeResponse, error) {
+	if m, ok := s.n.findMirrored(req.Name); ok {
+		return &steadfastv1.GetVolumeResponse{Volume: s.n.describeMirrored(m)}, nil
+	}
 	p, _, v, err := s.n.findVolume(req.Name)
 	if err != nil {
 		return nil, err
@@ -139,8 +160,11 @@ func (s volumeService) GetVolume(_ context.Context, req *steadfastv1.GetVolumeRe
 }
 
 // SetVolume implements the API's call.
-func (s volumeService) SetVolume(_ context.Context, req *steadfastv1.SetVolumeRequest) (*steadfastv1.SetVolumeResponse, error) {
+func (s volumeService) SetVolume(ctx context.Context, req *steadfastv1.SetVolumeRequest) (*steadfastv1.SetVolumeResponse, error) {
 	n := s.n
+	if m, ok := n.findMirrored(req.Name); ok {
+		return n.setMirrored(ctx, m, req)
+	}
 	unlock, err := n.change()
 	if err != nil {
 		return nil, err
@@ -207,7 +231,10 @@ func (n *Node) renameMappings(v store.VolumeStatus) error {
 }
 
 // DeleteVolume implements the API's call.
-func (s volumeService) DeleteVolume(_ context.Context, req *steadfastv1.DeleteVolumeRequest) (*steadfastv1.DeleteVolumeResponse, error) {
+func (s volumeService) DeleteVolume(ctx context.Context, req *steadfastv1.DeleteVolumeRequest) (*steadfastv1.DeleteVolumeResponse, error) {
+	if m, ok := s.n.findMirrored(req.Name); ok {
+		return s.n.deleteMirrored(ctx, m, req)
+	}
 	unlock, err := s.n.change()
 	if err != nil {
 		return nil, err
@@ -239,6 +266,9 @@ func (s volumeService) CloneVolume(_ context.Context, req *steadfastv1.CloneVolu
 		return nil, err
 	}
 	defer unlock()
+	if m, ok := s.n.findMirrored(req.Volume); ok {
+		return nil, fault.New(fault.Invalid, "volume %q is mirrored in group %q, and a clone would be on one node only; make a volume in the group and copy to it", req.Volume, m.spec.Name)
+	}
 	p, st, _, err := s.n.findSnapshot(req.Volume, req.Snapshot)
 	if err != nil {
 		return nil, err
@@ -262,6 +292,9 @@ func (s volumeService) RollbackVolume(_ context.Context, req *steadfastv1.Rollba
 		return nil, err
 	}
 	defer unlock()
+	if m, ok := n.findMirrored(req.Volume); ok {
+		return nil, fault.New(fault.Invalid, "volume %q is mirrored in group %q and cannot be rolled back; copy what you need from a volume made for it", req.Volume, m.spec.Name)
+	}
 	p, st, _, err := n.findSnapshot(req.Volume, req.Snapshot)
 	if err != nil {
 		return nil, err
@@ -291,7 +324,20 @@ func (s volumeService) RollbackVolume(_ context.Context, req *steadfastv1.Rollba
 }
 
 // ClearReservations implements the API's call.
-func (s volumeService) ClearReservations(_ context.Context, req *steadfastv1.ClearReservationsRequest) (*steadfastv1.ClearReservationsResponse, error) {
+func (s volumeService) ClearReservations(ctx context.Context, req *steadfastv1.ClearReservationsRequest) (*steadfastv1.ClearReservationsResponse, error) {
+	if m, ok := s.n.findMirrored(req.Volume); ok {
+		if _, err := m.owner(ctx); err != nil {
+			return nil, err
+		}
+		id, err := parseID(m.ID)
+		if err == nil {
+			err = s.n.units.ClearReservations(id)
+		}
+		if err == nil {
+			s.n.publish("reservations-cleared", "", m.Name, "all reservations on volume %q were cleared by an administrator", m.Name)
+		}
+		return &steadfastv1.ClearReservationsResponse{}, err
+	}
 	unlock, err := s.n.change()
 	if err != nil {
 		return nil, err

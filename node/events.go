@@ -28,13 +28,36 @@ const (
 type events struct {
 	log *slog.Logger
 
-	mu    sync.Mutex
-	ring  []*steadfastv1.Event // oldest first, at most eventsKept
-	last  uint64
-	grown chan struct{} // closed and replaced with each event
+	mu   sync.Mutex
+	ring []*steadfastv1.Event // oldest first, at most eventsKept
+	last uint64
+	// Counted since the start: by severity, and by kind and resource group.
+	severities map[string]uint64
+	kinds      map[kindOf]uint64
+	grown      chan struct{} // closed and replaced with each event
 }
 
-func newEvents(log *slog.Logger) *events { return &events{log: log, grown: make(chan struct{})} }
+// kindOf is a kind of event of a resource group, or of none.
+type kindOf struct{ kind, group string }
+
+func newEvents(log *slog.Logger) *events {
+	return &events{log: log, severities: map[string]uint64{}, kinds: map[kindOf]uint64{}, grown: make(chan struct{})}
+}
+
+// countOf returns how many events of a severity there were.
+func (ev *events) countOf(severity string) uint64 {
+	ev.mu.Lock()
+	defer ev.mu.Unlock()
+	return ev.severities[severity]
+}
+
+// count returns how many events of a kind there were of a resource group; empty:
+// of those that are of none.
+func (ev *events) count(kind, group string) uint64 {
+	ev.mu.Lock()
+	defer ev.mu.Unlock()
+	return ev.kinds[kindOf{kind, group}]
+}
 
 // publish adds e, and gives it its number and time. It does not block.
 func (ev *events) publish(e *steadfastv1.Event) {
@@ -42,6 +65,8 @@ func (ev *events) publish(e *steadfastv1.Event) {
 	ev.mu.Lock()
 	ev.last++
 	e.Sequence = ev.last
+	ev.severities[e.Severity]++
+	ev.kinds[kindOf{e.Kind, e.Group}]++
 	if len(ev.ring) == eventsKept {
 		ev.ring = slices.Delete(ev.ring, 0, eventsKept/4)
 	}
@@ -58,7 +83,7 @@ func (ev *events) publish(e *steadfastv1.Event) {
 		level = slog.LevelError
 	}
 	attrs := []slog.Attr{slog.String("kind", e.Kind)}
-	for _, a := range []slog.Attr{slog.String("pool", e.Pool), slog.String("volume", e.Volume), slog.String("drive", e.Drive)} {
+	for _, a := range []slog.Attr{slog.String("group", e.Group), slog.String("pool", e.Pool), slog.String("volume", e.Volume), slog.String("drive", e.Drive)} {
 		if a.Value.String() != "" {
 			attrs = append(attrs, a)
 		}

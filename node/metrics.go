@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -41,25 +42,38 @@ type collector struct {
 	m map[string]metric
 }
 
-// families are all metrics: name without "steadfast_", type, labels, help.
-// Names keep Prometheus's rules: base units, _total for counters.
-func families() []struct {
+// family is a metric: name without "steadfast_", type, labels, help.
+type family struct {
 	name   string
 	kind   prometheus.ValueType
 	labels []string
 	help   string
-} {
+}
+
+// MetricNames returns the names of all metrics that a node may have, for what
+// is written about them: the manual, and rules of alerts.
+func MetricNames() (names []string) {
+	for _, f := range families() {
+		names = append(names, "steadfast_"+f.name)
+	}
+	return names
+}
+
+// families are all metrics. Names keep Prometheus's rules: base units, _total
+// for counters.
+func families() []family { return append(nodeFamilies(), clusterFamilies()...) }
+
+func nodeFamilies() []family {
 	const gauge, counter = prometheus.GaugeValue, prometheus.CounterValue
 	pool, drv, vol := []string{"pool"}, []string{"pool", "drive"}, []string{"pool", "volume"}
-	return []struct {
-		name   string
-		kind   prometheus.ValueType
-		labels []string
-		help   string
-	}{
+	return []family{
 		{"info", gauge, []string{"version", "node_id"}, "Always 1; its labels identify the node."},
 		{"serving", gauge, nil, "1 while the portals are open."},
 		{"start_time_seconds", gauge, nil, "When the node started, since the Unix epoch."},
+		{"clock_seconds", gauge, nil, "The node's clock, since the Unix epoch."},
+		{"events_total", counter, []string{"severity"}, "Events since the node started."},
+		{"cluster_member", gauge, nil, "1 while the node takes part in a cluster."},
+		{"cluster_hindered", gauge, nil, "1 while something keeps it from taking part in its cluster."},
 		{"sessions", gauge, nil, "iSCSI sessions, discovery included."},
 		{"logins_in_progress", gauge, nil, "Connections in login."},
 		{"logins_failed_total", counter, nil, "Logins refused."},
@@ -128,6 +142,10 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	put("info", 1, n.version, n.state.NodeID())
 	put("serving", flag(n.getPhase() == "serving"))
 	put("start_time_seconds", float64(n.started.UnixMilli())/1000)
+	put("clock_seconds", float64(time.Now().UnixMilli())/1000)
+	for _, s := range []string{severityInfo, severityWarning, severityError} {
+		put("events_total", float64(n.events.countOf(s)), s)
+	}
 	st := n.targets.Stats()
 	put("sessions", float64(st.Sessions))
 	put("logins_in_progress", float64(st.HalfOpen))
@@ -143,6 +161,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 			collectVolumes(put, n.units, s)
 		}
 	}
+	n.collectCluster(put)
 }
 
 type putMetric func(name string, value float64, labels ...string)

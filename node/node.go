@@ -56,6 +56,10 @@ const retryEvery = 5 * time.Second
 // apiPatience is how long calls in progress are waited for at the end.
 const apiPatience = 5 * time.Second
 
+// handOverTime bounds how long a stop waits for its groups to go to their other
+// nodes.
+const handOverTime = 3 * time.Second
+
 // Options are what a node is started with.
 type Options struct {
 	Config  config.Config
@@ -64,6 +68,11 @@ type Options struct {
 	Log *slog.Logger
 	// Getenv finds the service manager (sd_notify); nil: there is none.
 	Getenv func(string) string
+	// Exit asks the process to end, as a signal would; nil: it is not to be asked.
+	Exit func()
+	// Guard is the path of the binary to run as the node's guard, once it is in a
+	// cluster (package guard); empty: none.
+	Guard string
 }
 
 // Node is a running storage node.
@@ -71,6 +80,8 @@ type Node struct {
 	cfg     config.Config
 	version string
 	log     *slog.Logger
+	exit    func()
+	guard   string
 	notify  notifier
 	started time.Time
 	ballast []byte // see ballastBytes
@@ -97,6 +108,12 @@ type Node struct {
 	auths   map[string]iscsi.Auth  // of initiators, by name: secrets are read once
 	portals []*steadfastv1.Portal  // that are open, with the addresses they got
 	phase   string                 // as Status.state says it
+	cluster *cluster               // the node's membership, or nil
+	// clusterProblem is why the node cannot take part in the cluster that it has
+	// a membership of.
+	clusterProblem string
+
+	membership sync.Mutex // serialises becoming a member and leaving
 }
 
 // Start starts a node. When it returns, the API is served, and the portals are
@@ -105,7 +122,7 @@ type Node struct {
 func Start(ctx context.Context, o Options) (*Node, error) {
 	n := &Node{
 		ballast: make([]byte, ballastBytes),
-		cfg:     o.Config, version: o.Version, log: o.Log, started: time.Now(),
+		cfg:     o.Config, version: o.Version, log: o.Log, exit: o.Exit, guard: o.Guard, started: time.Now(),
 		poolQ: make(chan poolEvent, 1024),
 		pools: map[string]*pool{}, open: map[string]*openVolume{}, auths: map[string]iscsi.Auth{}, phase: "starting",
 	}
@@ -118,7 +135,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 	n.events = newEvents(n.log)
 	n.ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
 	n.background.Go(n.relayEvents)
-	steps := []func() error{n.takeData, n.startTargets, n.openPools, n.serveAPI, n.serveMetrics}
+	steps := []func() error{n.takeData, n.startTargets, n.openPools, n.openCluster, n.serveAPI, n.serveMetrics, n.serveHanded}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, n.takeDown())
@@ -157,10 +174,12 @@ func (n *Node) startTargets() error {
 	n.units = newUnits(n.cfg.Portals)
 	l := n.cfg.Limits
 	n.targets, err = target.New(target.Config{
-		Discovery: discovery,
-		Limits:    target.Limits{Sessions: l.Sessions, QueueDepth: l.QueueDepth, Memory: int64(l.Memory)},
-		Times:     target.Times{Logout: max(time.Duration(n.cfg.Drain), time.Millisecond)},
-		Log:       n.log,
+		Discovery:   discovery,
+		Limits:      target.Limits{Sessions: l.Sessions, QueueDepth: l.QueueDepth, Memory: int64(l.Memory)},
+		Times:       target.Times{Logout: max(time.Duration(n.cfg.Drain), time.Millisecond)},
+		Log:         n.log,
+		Connections: n.connectionChanged,
+		Closing:     n.connClosing,
 	}, n.units)
 	if err != nil {
 		return err
@@ -317,6 +336,7 @@ func (n *Node) change() (unlock func(), err error) {
 		n.admin.Unlock()
 		return nil, fault.New(fault.Canceled, "the node is stopping")
 	}
+	n.adoptShared()
 	return n.admin.Unlock, nil
 }
 
@@ -353,6 +373,11 @@ func (n *Node) Stop() error {
 	n.setPhase("stopping")
 	n.tell("STOPPING=1\nSTATUS=asking initiators to log out")
 	n.log.Info("stopping", "sessions", n.targets.Stats().Sessions)
+	if gs := n.haGroups(); gs != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
+		gs.Leave(ctx)
+		cancel()
+	}
 	return n.takeDown()
 }
 
@@ -361,13 +386,13 @@ func (n *Node) takeDown() error {
 	n.admin.Lock()
 	n.closing = true
 	n.admin.Unlock()
+	err := n.closeCluster()
 	if n.targets != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(n.cfg.Drain))
 		n.targets.Close(ctx)
 		cancel()
 	}
 	// The API tells "stopping" until here. Nothing changes any more.
-	var err error
 	for _, end := range n.servers {
 		err = errors.Join(err, end())
 	}
@@ -393,7 +418,7 @@ func (n *Node) serveAPI() error {
 		return err
 	}
 	mux := http.NewServeMux()
-	n.handle(mux)
+	mux.Handle("/", n.apiMux())
 	mux.Handle("/metrics", n.metricsHandler())
 	n.serve(l, mux)
 	return nil
@@ -460,6 +485,8 @@ func (n *Node) serve(l net.Listener, h http.Handler) {
 			n.log.Error("serving ended", "address", l.Addr().String(), "error", err)
 		}
 	}()
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.servers = append(n.servers, func() error {
 		// Streams (steadfast events) end with their context; only then are
 		// their connections idle.

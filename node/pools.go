@@ -160,6 +160,7 @@ func (n *Node) adopt(p *pool, s *store.Pool) error {
 	go n.maintain(ctx, p, s)
 	err := n.showPool(p, s)
 	if err == nil {
+		n.wakeGroups()
 		return nil
 	}
 	err = errors.Join(err, n.closePool(p))

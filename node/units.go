@@ -7,6 +7,7 @@ import (
 	"steadfast/fault"
 	"steadfast/node/config"
 	"steadfast/node/control"
+	"steadfast/node/ha"
 	"steadfast/san/lun"
 	"steadfast/san/store"
 	"steadfast/scsi"
@@ -123,11 +124,10 @@ func (v unitVolume) ID() [16]byte { return v.Volume.ID() }
 
 // CopyFrom implements lun.Volume: by reference where the store can.
 func (v unitVolume) CopyFrom(dst int64, from lun.Volume, src, n int64, flags block.Flags) error {
-	other, ok := from.(unitVolume)
-	if !ok {
-		return fault.New(fault.Internal, "a copy from a volume of another kind")
+	if other, ok := from.(unitVolume); ok {
+		return v.Volume.CopyFrom(dst, other.Volume, src, n, flags)
 	}
-	return v.Volume.CopyFrom(dst, other.Volume, src, n, flags)
+	return ha.CopyBytes(v, dst, from, src, n, flags)
 }
 
 // Watch implements lun.Volume.

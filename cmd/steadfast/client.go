@@ -78,6 +78,14 @@ func (a *app) node() steadfastv1connect.NodeServiceClient {
 	return steadfastv1connect.NewNodeServiceClient(a.transport(), baseURL, a.options())
 }
 
+func (a *app) clusters() steadfastv1connect.ClusterServiceClient {
+	return steadfastv1connect.NewClusterServiceClient(a.transport(), baseURL, a.options())
+}
+
+func (a *app) groups() steadfastv1connect.GroupServiceClient {
+	return steadfastv1connect.NewGroupServiceClient(a.transport(), baseURL, a.options())
+}
+
 // answers gives errors of calls their kinds again.
 type answers struct{ a *app }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,11 +47,39 @@ func TestScripts(t *testing.T) {
 			e.Defer(func() { os.RemoveAll(dir) })
 			e.Setenv("D", dir)
 			e.Setenv("STEADFAST_SOCKET", filepath.Join(dir, "api.sock"))
+			if err := setUpPair(e, dir); err != nil {
+				return err
+			}
 			return os.WriteFile(filepath.Join(dir, "steadfast.toml"), fmt.Appendf(nil,
 				"data_dir = %q\nsocket = %q\ncache_size = \"16M\"\ndrain_timeout = \"1s\"\n[[portal]]\naddress = \"127.0.0.1:0\"\n",
 				filepath.Join(dir, "data"), filepath.Join(dir, "api.sock")), 0o600)
 		},
 	})
+}
+
+// setUpPair gives a script what two nodes and a witness need: the configuration
+// files $D/a.toml and $D/b.toml, and the addresses $A, $B and $W. Alias addresses
+// are left alone: that needs no root.
+func setUpPair(e *testscript.Env, dir string) error {
+	for _, name := range []string{"A", "B", "W"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		e.Setenv(name, l.Addr().String())
+		if err := l.Close(); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"a", "b"} {
+		err := os.WriteFile(filepath.Join(dir, name+".toml"), fmt.Appendf(nil,
+			"data_dir = %q\nsocket = %q\ncache_size = \"16M\"\ndrain_timeout = \"1s\"\n[[portal]]\naddress = \"127.0.0.1:0\"\n[cluster]\nhanded_aliases = true\n",
+			filepath.Join(dir, name), filepath.Join(dir, name+".sock")), 0o600)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // patience is how long scripts wait for what should take moments.

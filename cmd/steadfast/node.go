@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 	"steadfast/fault"
 	"steadfast/node"
 	"steadfast/node/config"
+	"steadfast/node/guard"
 )
 
 // nodeCommand is "steadfast node".
@@ -21,7 +23,7 @@ func (a *app) nodeCommand() *cobra.Command {
 	var path string
 	var check bool
 	c := &cobra.Command{
-		Use: "node", Short: "Run a storage node", Args: exactly(0),
+		Use: "node", Short: "Run a storage node", Args: noSuchCommand,
 		Long: `Run a storage node until SIGTERM or SIGINT. It then asks initiators to log out,
 waits for what is in progress, and closes its pools. A second signal ends it at
 once, which loses nothing that was acknowledged.`,
@@ -41,6 +43,7 @@ once, which loses nothing that was acknowledged.`,
 	}
 	c.Flags().StringVar(&path, "config", config.DefaultPath, "the configuration file")
 	c.Flags().BoolVar(&check, "check", false, "only check the configuration")
+	c.AddCommand(a.nodeDrain())
 	return c
 }
 
@@ -49,7 +52,13 @@ func (a *app) serve(ctx context.Context, cfg config.Config) error {
 	ctx, stop := a.signals(ctx)
 	defer stop()
 	node.LimitMemory(a.getenv)
-	n, err := node.Start(ctx, node.Options{Config: cfg, Version: version, Log: newLogger(a.errs, cfg.Log), Getenv: a.getenv})
+	ctx, exit := context.WithCancel(ctx)
+	defer exit()
+	self, err := os.Executable()
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "this program's path")
+	}
+	n, err := node.Start(ctx, node.Options{Config: cfg, Version: version, Log: newLogger(a.errs, cfg.Log), Getenv: a.getenv, Exit: exit, Guard: self})
 	if err != nil {
 		return err
 	}
@@ -91,5 +100,20 @@ func (a *app) signals(ctx context.Context) (context.Context, func()) {
 		signal.Stop(got)
 		close(done)
 		cancel(nil)
+	}
+}
+
+// guardCommand is the process beside a node that tells others of its death.
+func (a *app) guardCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: guard.Command + " PID", Hidden: true, Short: "Tell the other members when the node that started this has ended", Args: exactly(1),
+		Example: "  steadfast guard 4711",
+		RunE: func(_ *cobra.Command, args []string) error {
+			pid, err := strconv.Atoi(args[0])
+			if err != nil {
+				return fault.New(fault.Invalid, "%q is no process", args[0])
+			}
+			return guard.Run(a.in, pid, newLogger(a.errs, config.Log{}))
+		},
 	}
 }

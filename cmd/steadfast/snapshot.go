@@ -31,14 +31,23 @@ func (a *app) snapshotNames(ctx context.Context) []string {
 }
 
 func (a *app) snapshotCreate() *cobra.Command {
+	var whole string
 	c := &cobra.Command{
 		Use: "create VOLUME@SNAPSHOT", Short: "Freeze a volume's content under a name", Args: exactly(1),
 		Long: `Freeze a volume's content, at once whatever its size. The volume may be in
 use: the snapshot holds every write that was answered before. What a host has
 not written yet is not in it, so flush or freeze its filesystem first for more
 than what a crash would leave.`,
-		Example: "  steadfast snapshot create vm1@before-upgrade",
+		Example: `  steadfast snapshot create vm1@before-upgrade
+  steadfast snapshot create --group g1 before-upgrade`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if whole != "" {
+				r, err := a.snapshots().CreateSnapshot(cmd.Context(), &steadfastv1.CreateSnapshotRequest{Group: whole, Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return a.did(r, "created snapshot %q of the %d volumes of group %q, at one moment", args[0], len(r.Snapshots), whole)
+			}
 			volume, name, err := splitSnapshot(args[0])
 			if err != nil {
 				return err
@@ -50,6 +59,8 @@ than what a crash would leave.`,
 			return a.did(r.Snapshot, "created snapshot %s", args[0])
 		},
 	}
+	c.Flags().StringVar(&whole, "group", "", "of every volume of this resource group, at one moment; then only the snapshot's name is given")
+	a.complete(c, "group", a.groupNames)
 	a.complete(c, "", a.volumeNames)
 	return c
 }

@@ -2,185 +2,92 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"net"
-	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	steadfastv1 "steadfast/api/steadfast/v1"
 	"steadfast/fault"
-	"steadfast/node"
-	"steadfast/node/config"
-	"steadfast/node/size"
 )
 
 // What "steadfast up" makes in an empty directory.
 const (
 	upPool   = "pool"
 	upVolume = "vol1"
+	upGroup  = "g1"
+	// upChecked is the volume that verified I/O runs on.
+	upChecked     = "checked"
+	upCheckedSize = 64 << 20
 	// upPorts are how many ports from iSCSI's own on are tried.
 	upPorts = 40
 )
 
+// upOptions are the flags of "steadfast up".
+type upOptions struct {
+	dir        string
+	poolSize   int64 // bytes
+	volumeSize int64 // bytes
+	rate       int   // requests a second of the verified I/O; 0: none runs
+	// restart is how long a member that has ended stays so.
+	restart time.Duration
+}
+
 // upCommand is "steadfast up".
 func (a *app) upCommand() *cobra.Command {
-	var dir string
+	var single bool
+	o := upOptions{restart: 3 * time.Second}
 	poolSize, volumeSize := sizeFlag(4<<30), sizeFlag(1<<30)
 	c := &cobra.Command{
-		Use: "up", Short: "Start a node on loopback for a first look, without root", Args: exactly(0),
-		Long: `Start a node on 127.0.0.1 with a pool and a volume, both made in the data
-directory if they are not there, and show what goes on until Ctrl-C. Everyone
-who can reach 127.0.0.1 may use the volume: this is for a first look, and the
-only command that opens a volume to anyone.`,
-		Example: "  steadfast up --data ./steadfast-data --pool-size 10G",
+		Use: "up", Short: "Start two storage nodes and a witness on loopback for a first look, without root", Args: exactly(0),
+		Long: `Start two storage nodes and a witness on 127.0.0.1, each a process of its own
+with its data under the data directory. What is not there yet is made (pools, a
+cluster, a resource group, a mirrored volume), and each command for that is
+shown. Then blocks are written and read back over iSCSI, every one verified,
+and a line a second shows how that goes, until Ctrl-C ends everything in order.
+
+Kill a node with kill -9 and watch: the other one takes over. The dead one is
+started again after a few seconds, as a service manager would.
+
+Everyone who can reach 127.0.0.1 may use the volume: this is for a first look,
+and the only command that opens a volume to anyone. With --single there is one
+node, in this process.`,
+		Example: `  steadfast up
+  steadfast up --data ./steadfast-data --pool-size 10G
+  steadfast up --single --data ./one-node`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.up(cmd.Context(), dir, int64(poolSize), int64(volumeSize))
+			o.poolSize, o.volumeSize = int64(poolSize), int64(volumeSize)
+			if o.rate < 0 {
+				return fault.New(fault.Invalid, "--rate %d is negative", o.rate)
+			}
+			if single {
+				return a.upSingle(cmd.Context(), o.dir, o.poolSize, o.volumeSize)
+			}
+			return a.upPair(cmd.Context(), o)
 		},
 	}
-	c.Flags().StringVar(&dir, "data", "steadfast-data", "the data directory")
-	c.Flags().Var(&poolSize, "pool-size", "size of the pool file, if it is to be made")
+	c.Flags().StringVar(&o.dir, "data", "steadfast-data", "the data directory")
+	c.Flags().Var(&poolSize, "pool-size", "size of each pool file, if it is to be made")
 	c.Flags().Var(&volumeSize, "volume-size", "size of the volume, if it is to be made")
+	c.Flags().IntVar(&o.rate, "rate", 400, "verified requests a second; 0: none")
+	c.Flags().BoolVar(&single, "single", false, "one node only, which survives nothing")
 	return c
 }
 
-func (a *app) up(ctx context.Context, dir string, poolSize, volumeSize int64) error {
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
-	cfg := config.Default()
-	if cfg.DataDir, err = filepath.Abs(dir); err != nil {
-		return fault.Wrap(fault.Invalid, err, "cannot tell where "+dir+" is")
-	}
-	// As short as it was given: a socket's path holds 107 bytes.
-	cfg.Socket = filepath.Join(dir, "api.sock")
-	cfg.Portals = []config.Portal{{Address: config.Address(net.JoinHostPort("127.0.0.1", strconv.Itoa(port))), Group: 1}}
-	cfg.Drain = config.Duration(3 * time.Second)
+// upPair runs two nodes and a witness until a signal.
+func (a *app) upPair(ctx context.Context, o upOptions) error {
 	ctx, stop := a.signals(ctx)
 	defer stop()
-	node.LimitMemory(a.getenv)
-	n, err := node.Start(ctx, node.Options{Config: cfg, Version: version, Log: newLogger(a.errs, config.Log{Level: config.Level(4)})})
+	p, err := a.openPair(o)
 	if err != nil {
 		return err
 	}
-	a.socket = cfg.Socket
-	err = a.upSetUp(ctx, n, cfg, poolSize, volumeSize)
+	err = p.bringUp(ctx)
 	if err == nil {
-		a.live(ctx, n)
+		p.greet()
+		err = p.live(ctx)
 	}
-	a.say("stopping\n")
-	if stopErr := n.Stop(); err == nil {
-		err = stopErr
+	if ctx.Err() != nil {
+		err = nil // that is how it ends
 	}
+	p.end()
 	return err
-}
-
-// freePort returns the first port from iSCSI's on that is free on loopback.
-func freePort() (int, error) {
-	for port := config.DefaultPort; port < config.DefaultPort+upPorts; port++ {
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err == nil {
-			return port, l.Close()
-		}
-	}
-	return 0, fault.New(fault.Busy, "the ports %d to %d are all in use on 127.0.0.1; stop what uses them (ss -ltnp)", config.DefaultPort, config.DefaultPort+upPorts-1)
-}
-
-// upSetUp makes what is not there yet, through the API as an administrator
-// would, and prints how to use it.
-func (a *app) upSetUp(ctx context.Context, n *node.Node, cfg config.Config, poolSize, volumeSize int64) error {
-	pools, err := a.pools().ListPools(ctx, &steadfastv1.ListPoolsRequest{})
-	if err != nil {
-		return err
-	}
-	if len(pools.Pools) == 0 {
-		_, err := a.pools().CreatePool(ctx, &steadfastv1.CreatePoolRequest{
-			Name:   upPool,
-			Drives: []*steadfastv1.NewDrive{{Path: filepath.Join(cfg.DataDir, "pool.img"), CreateSizeBytes: poolSize}},
-		})
-		if err != nil {
-			return err
-		}
-	}
-	volumes, err := a.volumes().ListVolumes(ctx, &steadfastv1.ListVolumesRequest{})
-	if err != nil {
-		return err
-	}
-	if len(volumes.Volumes) == 0 {
-		r, err := a.volumes().CreateVolume(ctx, &steadfastv1.CreateVolumeRequest{Name: upVolume, SizeBytes: volumeSize})
-		if err != nil {
-			return err
-		}
-		volumes.Volumes = append(volumes.Volumes, r.Volume)
-	}
-	v := volumes.Volumes[0]
-	m, err := n.AdmitAnyone(v.Name)
-	if err != nil {
-		return err
-	}
-	if len(n.Portals()) == 0 {
-		return fault.New(fault.Failed, "the node serves nothing: %s", n.Status().Problem)
-	}
-	portal := n.Portals()[0].Address
-	url := fmt.Sprintf("iscsi://%s/%s/%d", portal, m.Target, m.Lun)
-	_, err = fmt.Fprintf(a.out, `Steadfast is up on %[1]s with volume %[2]q of %[3]s; data in %[4]s.
-ANYONE who can reach %[1]s may read and write it: for a first look only.
-
-  %[5]s
-
-Three lines to try, in another terminal:
-  iscsi-ls -s iscsi://%[1]s
-  qemu-img info %[5]s
-  iscsi-perf -t 5 -m 32 %[5]s
-And to look around: steadfast --socket %[6]s volume list
-Ctrl-C ends it; the data stays.
-
-`, portal, v.Name, size.Format(v.SizeBytes), cfg.DataDir, url, cfg.Socket)
-	return err
-}
-
-// live prints what the node does, each second, until ctx ends: over itself on
-// a terminal, line by line elsewhere.
-func (a *app) live(ctx context.Context, n *node.Node) {
-	before, end := "", "\n"
-	if isTerminal(a.out) {
-		before, end = "\r\x1b[K", ""
-		defer a.say("\n")
-	}
-	t := time.NewTicker(time.Second)
-	defer t.Stop()
-	last, at := n.Status(), time.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		now, moment := n.Status(), time.Now()
-		a.say("%s%s%s", before, liveLine(last, now, moment.Sub(at)), end)
-		last, at = now, moment
-	}
-}
-
-// liveLine says what happened between two states, dt apart.
-func liveLine(last, now *steadfastv1.Status, dt time.Duration) string {
-	a, b := last.Counters, now.Counters
-	side := func(ops, bytes, nanos uint64) string {
-		latency := time.Duration(0)
-		if ops > 0 {
-			latency = time.Duration(nanos / ops).Round(time.Microsecond)
-		}
-		return fmt.Sprintf("%.0f/s %.1f MB/s %v", float64(ops)/dt.Seconds(), float64(bytes)/1e6/dt.Seconds(), latency)
-	}
-	var used, capacity int64
-	for _, p := range now.Pools {
-		used, capacity = used+p.UsedBytes, capacity+p.CapacityBytes
-	}
-	return fmt.Sprintf("%s  read %s  write %s  sessions %d  used %s of %s", time.Now().Format("15:04:05"),
-		side(b.Reads-a.Reads, b.ReadBytes-a.ReadBytes, b.ReadNanoseconds-a.ReadNanoseconds),
-		side(b.Writes-a.Writes, b.WrittenBytes-a.WrittenBytes, b.WriteNanoseconds-a.WriteNanoseconds),
-		now.Sessions, size.Format(used), size.Format(capacity))
 }

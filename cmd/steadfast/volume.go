@@ -37,7 +37,7 @@ func (a *app) volumeNames(ctx context.Context) []string {
 func (a *app) volumeCreate() *cobra.Command {
 	var bytes sizeFlag
 	var cache, readOnly switchFlag
-	var pool string
+	var pool, inGroup string
 	c := &cobra.Command{
 		Use: "create NAME --size SIZE", Short: "Make a thin volume", Args: exactly(1),
 		Long: `Make a thin volume of 1 MiB to 64 TiB: it takes up space as it is written.
@@ -47,22 +47,28 @@ against the loss of power, whatever the initiator does. With it on, only what
 was flushed is; use it for initiators that flush, as Linux and Windows do, and
 not for ESXi, which never does.`,
 		Example: `  steadfast volume create vm1 --size 100G
-  steadfast volume create scratch --size 1T --write-cache=on --pool tank`,
+  steadfast volume create scratch --size 1T --write-cache=on --pool tank
+  steadfast volume create db --size 100G --group g1`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if bytes == 0 {
 				return fault.New(fault.Invalid, "a volume needs a size; give for example --size 100G")
 			}
 			r, err := a.volumes().CreateVolume(cmd.Context(), &steadfastv1.CreateVolumeRequest{
-				Name: args[0], Pool: pool, SizeBytes: int64(bytes), WriteCache: bool(cache), ReadOnly: bool(readOnly),
+				Name: args[0], Pool: pool, SizeBytes: int64(bytes), WriteCache: bool(cache), ReadOnly: bool(readOnly), Group: inGroup,
 			})
 			if err != nil {
 				return err
+			}
+			if inGroup != "" {
+				return a.did(r.Volume, "created volume %q of %s, mirrored in group %q", r.Volume.Name, size.Format(r.Volume.SizeBytes), inGroup)
 			}
 			return a.did(r.Volume, "created volume %q of %s in pool %q", r.Volume.Name, size.Format(r.Volume.SizeBytes), r.Volume.Pool)
 		},
 	}
 	c.Flags().Var(&bytes, "size", "its size, like 100G or 1T")
 	c.Flags().StringVar(&pool, "pool", "", "the pool; may be left out when there is one")
+	c.Flags().StringVar(&inGroup, "group", "", "mirror it in this resource group, in the group's pools")
+	a.complete(c, "group", a.groupNames)
 	switchVar(c, &cache, "write-cache", "answer writes before they are safe against the loss of power")
 	switchVar(c, &readOnly, "read-only", "refuse writes")
 	a.complete(c, "pool", a.poolNames)

@@ -54,6 +54,23 @@ type Config struct {
 	Portals   []Portal  `toml:"portal"`
 	Discovery Discovery `toml:"discovery"`
 	Limits    Limits    `toml:"limits"`
+	Cluster   Cluster   `toml:"cluster"`
+}
+
+// Cluster says how the node is a member of a cluster; which one, and under what
+// name, is said by "steadfast cluster init" and "join".
+type Cluster struct {
+	// Witness: the node only votes. It has no pools and no portals.
+	Witness bool `toml:"witness"`
+	// Listen is where other members are answered; empty: at the address that the
+	// cluster has for this member.
+	Listen Address `toml:"listen"`
+	// AliasPort is where groups' alias portals listen.
+	AliasPort uint16 `toml:"alias_port"`
+	// HandedAliases: another process of this machine holds the groups' alias
+	// addresses, and hands over the connections that come in; see package
+	// node/handed. For a trial without root.
+	HandedAliases bool `toml:"handed_aliases"`
 }
 
 // Log says what is logged and how.
@@ -91,6 +108,7 @@ func Default() Config {
 		Cache:   256 << 20,
 		Drain:   Duration(20 * time.Second),
 		Log:     Log{Format: "text"},
+		Cluster: Cluster{AliasPort: DefaultPort},
 	}
 }
 
@@ -158,7 +176,7 @@ func (c *Config) complete(text []byte) error {
 	case (c.Discovery.User == "") != (c.Discovery.SecretFile == ""):
 		return at("chap_user", 0, "chap_user and chap_secret_file go together; give both or none")
 	}
-	if c.Portals == nil {
+	if c.Portals == nil && !c.Cluster.Witness {
 		c.Portals = []Portal{{Address: Address(net.JoinHostPort("", strconv.Itoa(DefaultPort)))}}
 	}
 	seen := map[Address]bool{}
@@ -210,6 +228,7 @@ func known() []string {
 	return []string{
 		"data_dir", "socket", "metrics_address", "cache_size", "drain_timeout", "level", "format", "address", "group", "log", "portal",
 		"discovery", "limits", "chap_user", "chap_secret_file", "sessions", "queue_depth", "memory",
+		"cluster", "witness", "listen", "alias_port", "handed_aliases",
 	}
 }
 

@@ -46,6 +46,7 @@ memory = 1048576
 		Portals:   []config.Portal{{Address: "192.0.2.1:3260", Group: 1}, {Address: "[2001:db8::1]:3260", Group: 2}, {Address: "192.0.2.3:3260", Group: 7}},
 		Discovery: config.Discovery{User: "find", SecretFile: "/etc/steadfast/discovery"},
 		Limits:    config.Limits{Sessions: 100, Memory: 1 << 20},
+		Cluster:   config.Cluster{AliasPort: config.DefaultPort},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)

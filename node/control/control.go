@@ -80,11 +80,13 @@ type Mapping struct {
 	Target    string `json:"target"`
 	Initiator string `json:"initiator"` // an initiator's or a group's name
 	LUN       uint16 `json:"lun"`
-	Pool      string `json:"pool"`   // the pool's identifier, hex
+	Pool      string `json:"pool"`   // the pool's identifier, hex; empty: Group's
 	Volume    string `json:"volume"` // the volume's identifier, hex
 	// VolumeName is for people, while the pool is not open.
 	VolumeName string `json:"volume_name"`
 	ReadOnly   bool   `json:"read_only,omitempty"`
+	// Group is the resource group of a mirrored volume.
+	Group string `json:"group,omitempty"`
 }
 
 // key orders mappings by target, initiator and number.
@@ -102,6 +104,7 @@ type State struct {
 	targets    map[string]Target
 	initiators map[string]Initiator
 	mappings   map[string]Mapping
+	shared     *shared // nil: the node is in no cluster
 }
 
 // Open opens the control state in dir, and makes it if there is none. The
@@ -197,8 +200,27 @@ type edit struct {
 	value       any
 }
 
-// commit makes edits durable as one transaction, then visible.
+// commit makes edits durable as one transaction, then visible. Those of shared
+// records, and others, are two.
 func (s *State) commit(edits ...edit) error {
+	if sh := s.sharing(); sh != nil {
+		var both [2][]edit
+		for _, e := range edits {
+			i := 0
+			if s.isShared(e) {
+				i = 1
+			}
+			both[i] = append(both[i], e)
+		}
+		if len(both[1]) > 0 {
+			if err := s.commitShared(sh, both[1]); err != nil {
+				return err
+			}
+		}
+		if edits = both[0]; len(edits) == 0 {
+			return nil
+		}
+	}
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		for _, e := range edits {
 			b := tx.Bucket([]byte(e.bucket))

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"steadfast/fault"
 )
@@ -46,7 +47,11 @@ func (s *State) PutInitiator(i Initiator, chap, mutual SecretChange) error {
 			return nil
 		}
 		var err error
-		*ref, err = s.writeSecret(c.Secret)
+		if s.sharing() != nil {
+			*ref, err = s.seal(c.Secret)
+		} else {
+			*ref, err = s.writeSecret(c.Secret)
+		}
 		return err
 	}
 	err := errors.Join(change(&i.ChapSecret, chap), change(&i.MutualSecret, mutual))
@@ -74,6 +79,11 @@ func (s *State) Secrets(i Initiator) (chap, mutual Secret, err error) {
 	read := func(ref string) Secret {
 		if ref == "" {
 			return nil
+		}
+		if strings.HasPrefix(ref, sealedPrefix) {
+			b, e := s.unseal(ref)
+			err = errors.Join(err, fault.Wrap(fault.KindOf(e), e, "initiator "+i.Name))
+			return b
 		}
 		b, e := os.ReadFile(s.secretPath(ref))
 		if e != nil {
@@ -106,7 +116,7 @@ func (s *State) writeSecret(secret Secret) (ref string, err error) {
 func (s *State) deleteSecrets(refs ...string) error {
 	var err error
 	for _, ref := range refs {
-		if ref == "" {
+		if ref == "" || strings.HasPrefix(ref, sealedPrefix) {
 			continue
 		}
 		if e := os.Remove(s.secretPath(ref)); !errors.Is(e, fs.ErrNotExist) {

@@ -78,7 +78,11 @@ func (p *Pool) CreateVolume(spec VolumeSpec) (VolumeStatus, error) {
 	if err := checkSize(spec.Size); err != nil {
 		return VolumeStatus{}, err
 	}
-	o := &format.Op{Kind: format.OpCreateVolume, Volume: p.opt.NewID(), Name: spec.Name, Size: uint64(spec.Size), Time: p.now()}
+	id := spec.ID
+	if id == (ID{}) {
+		id = p.opt.NewID()
+	}
+	o := &format.Op{Kind: format.OpCreateVolume, Volume: id, Name: spec.Name, Size: uint64(spec.Size), Time: p.now()}
 	if spec.WriteCache {
 		o.Flags |= format.VolumeWriteCache
 	}

@@ -119,6 +119,9 @@ type VolumeSpec struct {
 	WriteCache bool
 	// ReadOnly: refuse writes with DATA PROTECT.
 	ReadOnly bool
+	// ID is the identifier of a volume that exists on another node too; zero: a
+	// new one.
+	ID ID
 }
 
 // VolumeChange is what a user changes of a volume; nil leaves a field alone.

@@ -226,6 +226,9 @@ func (c *catalog) check(o *format.Op) error {
 		return nil
 	}
 	if o.Kind == format.OpCreateVolume {
+		if v := c.volumes[o.Volume]; v != nil {
+			return fault.New(fault.Exists, "volume %q has this identifier already", v.name)
+		}
 		return c.nameFree(o.Name)
 	}
 	v := c.volumes[o.Volume]

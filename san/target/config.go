@@ -107,6 +107,10 @@ type Config struct {
 	// landed; DropPortalGroup and the like return after this call, so they must
 	// not be called from it.
 	Sessions func(SessionEvent)
+	// Connections is told of each connection to an alias portal, from its first
+	// moment to its end: an owner keeps a table of them, to tickle after a
+	// takeover whoever was only about to log in, too.
+	Connections func(ConnectionEvent)
 
 	// stopped leaves the sessions' clocks to tests.
 	stopped bool

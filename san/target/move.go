@@ -62,6 +62,14 @@ func (s *session) event(begun bool) SessionEvent {
 	}
 }
 
+// ConnectionEvent says that a connection to an alias portal has come in, before
+// anything was answered to it, or has ended.
+type ConnectionEvent struct {
+	Begun         bool   // or else ended
+	Group         uint16 // portal group tag
+	Local, Remote netip.AddrPort
+}
+
 // Endpoints are those of a connection.
 type Endpoints struct {
 	Local, Remote netip.AddrPort
@@ -89,6 +97,21 @@ func (srv *Server) ofGroup(group uint16) []*session {
 		}
 	}
 	return list
+}
+
+// Mute sees to it that nothing more is given to the sockets of a portal group,
+// whatever becomes of the tasks, and holds its logins. The sockets stay open: their
+// ends would be answered with resets, which bring initiators back before there is
+// somebody to come back to. When it returns the caller shuts the address's gate, and
+// then calls DropPortalGroup.
+func (srv *Server) Mute(group uint16) {
+	srv.mu.Lock()
+	srv.hold(group)
+	list := srv.ofGroup(group)
+	srv.mu.Unlock()
+	for _, s := range list {
+		s.hush()
+	}
 }
 
 // Silence ends the sessions of a portal group and its connections in login:

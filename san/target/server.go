@@ -20,17 +20,19 @@ import (
 // Server is the iSCSI side of a storage node: portals, targets and sessions.
 // Its methods may be called from any goroutine.
 type Server struct {
-	opener   scsi.PortOpener
-	limits   Limits
-	times    Times
-	log      *slog.Logger
-	closing  func(net.Conn)     // Config.Closing, or does nothing
-	notify   func(SessionEvent) // Config.Sessions, or does nothing
-	logs     logs
-	budget   budget
-	workers  workers
-	lingers  places    // readers that wait in poll(2)
-	commands sync.Pool // *command
+	opener  scsi.PortOpener
+	limits  Limits
+	times   Times
+	log     *slog.Logger
+	closing func(net.Conn)     // Config.Closing, or does nothing
+	notify  func(SessionEvent) // Config.Sessions, or does nothing
+	// connected is Config.Connections, or nil.
+	connected func(ConnectionEvent)
+	logs      logs
+	budget    budget
+	workers   workers
+	lingers   places    // readers that wait in poll(2)
+	commands  sync.Pool // *command
 
 	failedLogins, refused atomic.Uint64
 	tasks                 sync.WaitGroup // accept loops, connections, the ticker
@@ -76,7 +78,7 @@ func New(cfg Config, opener scsi.PortOpener) (*Server, error) {
 		targets: make(map[string]*target), portals: make(map[string]*portal),
 		sessions: make(map[uint16]*session), nexuses: make(map[nexusKey]*session),
 		half: make(map[string]int), logins: make(map[*session]struct{}), holds: make(map[uint16]*hold),
-		closing: cfg.Closing, notify: cfg.Sessions,
+		closing: cfg.Closing, notify: cfg.Sessions, connected: cfg.Connections,
 	}
 	if srv.closing == nil {
 		srv.closing = func(net.Conn) {}
@@ -98,6 +100,12 @@ func New(cfg Config, opener scsi.PortOpener) (*Server, error) {
 // serve takes a connection through login and its session's life.
 func (srv *Server) serve(s *session) {
 	defer srv.tasks.Done()
+	if s.portal.Alias && srv.connected != nil {
+		e := ConnectionEvent{Group: s.portal.Group, Local: s.local, Remote: s.peer}
+		defer srv.connected(e)
+		e.Begun = true
+		srv.connected(e)
+	}
 	ok := srv.login(s)
 	srv.mu.Lock()
 	srv.leaveLogin(s)

@@ -264,8 +264,10 @@ type Event struct {
 	Volume string `protobuf:"bytes,6,opt,name=volume,proto3" json:"volume,omitempty"`
 	Drive  string `protobuf:"bytes,7,opt,name=drive,proto3" json:"drive,omitempty"`
 	// Bytes, in the volume if one is named and else in the drive.
-	OffsetBytes   int64  `protobuf:"varint,8,opt,name=offset_bytes,json=offsetBytes,proto3" json:"offset_bytes,omitempty"`
-	Text          string `protobuf:"bytes,9,opt,name=text,proto3" json:"text,omitempty"`
+	OffsetBytes int64  `protobuf:"varint,8,opt,name=offset_bytes,json=offsetBytes,proto3" json:"offset_bytes,omitempty"`
+	Text        string `protobuf:"bytes,9,opt,name=text,proto3" json:"text,omitempty"`
+	// The resource group that it is about.
+	Group         string `protobuf:"bytes,10,opt,name=group,proto3" json:"group,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -359,6 +361,13 @@ func (x *Event) GetOffsetBytes() int64 {
 func (x *Event) GetText() string {
 	if x != nil {
 		return x.Text
+	}
+	return ""
+}
+
+func (x *Event) GetGroup() string {
+	if x != nil {
+		return x.Group
 	}
 	return ""
 }
@@ -570,7 +579,7 @@ const file_steadfast_v1_node_proto_rawDesc = "" +
 	"\rwritten_bytes\x18\x04 \x01(\x04R\fwrittenBytes\x12)\n" +
 	"\x10read_nanoseconds\x18\x05 \x01(\x04R\x0freadNanoseconds\x12+\n" +
 	"\x11write_nanoseconds\x18\x06 \x01(\x04R\x10writeNanoseconds\x12\x16\n" +
-	"\x06errors\x18\a \x01(\x04R\x06errors\"\xfc\x01\n" +
+	"\x06errors\x18\a \x01(\x04R\x06errors\"\x92\x02\n" +
 	"\x05Event\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1a\n" +
@@ -580,7 +589,9 @@ const file_steadfast_v1_node_proto_rawDesc = "" +
 	"\x06volume\x18\x06 \x01(\tR\x06volume\x12\x14\n" +
 	"\x05drive\x18\a \x01(\tR\x05drive\x12!\n" +
 	"\foffset_bytes\x18\b \x01(\x03R\voffsetBytes\x12\x12\n" +
-	"\x04text\x18\t \x01(\tR\x04text\"\x12\n" +
+	"\x04text\x18\t \x01(\tR\x04text\x12\x14\n" +
+	"\x05group\x18\n" +
+	" \x01(\tR\x05group\"\x12\n" +
 	"\x10GetStatusRequest\"A\n" +
 	"\x11GetStatusResponse\x12,\n" +
 	"\x06status\x18\x01 \x01(\v2\x14.steadfast.v1.StatusR\x06status\"G\n" +

@@ -179,9 +179,11 @@ func (x *Range) GetLengthBytes() int64 {
 }
 
 type CreateSnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// In place of a volume: of every volume of this resource group, at one moment.
+	Group         string `protobuf:"bytes,3,opt,name=group,proto3" json:"group,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -230,9 +232,19 @@ func (x *CreateSnapshotRequest) GetName() string {
 	return ""
 }
 
+func (x *CreateSnapshotRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
 type CreateSnapshotResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Snapshot      *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume's.
+	Snapshot *Snapshot `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// The group's, one for each volume.
+	Snapshots     []*Snapshot `protobuf:"bytes,2,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +282,13 @@ func (*CreateSnapshotResponse) Descriptor() ([]byte, []int) {
 func (x *CreateSnapshotResponse) GetSnapshot() *Snapshot {
 	if x != nil {
 		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *CreateSnapshotResponse) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
 	}
 	return nil
 }
@@ -670,12 +689,14 @@ const file_steadfast_v1_snapshot_proto_rawDesc = "" +
 	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"M\n" +
 	"\x05Range\x12!\n" +
 	"\foffset_bytes\x18\x01 \x01(\x03R\voffsetBytes\x12!\n" +
-	"\flength_bytes\x18\x02 \x01(\x03R\vlengthBytes\"C\n" +
+	"\flength_bytes\x18\x02 \x01(\x03R\vlengthBytes\"Y\n" +
 	"\x15CreateSnapshotRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"L\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05group\x18\x03 \x01(\tR\x05group\"\x82\x01\n" +
 	"\x16CreateSnapshotResponse\x122\n" +
-	"\bsnapshot\x18\x01 \x01(\v2\x16.steadfast.v1.SnapshotR\bsnapshot\".\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x16.steadfast.v1.SnapshotR\bsnapshot\x124\n" +
+	"\tsnapshots\x18\x02 \x03(\v2\x16.steadfast.v1.SnapshotR\tsnapshots\".\n" +
 	"\x14ListSnapshotsRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\"M\n" +
 	"\x15ListSnapshotsResponse\x124\n" +
@@ -733,24 +754,25 @@ var file_steadfast_v1_snapshot_proto_goTypes = []any{
 var file_steadfast_v1_snapshot_proto_depIdxs = []int32{
 	12, // 0: steadfast.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
 	0,  // 1: steadfast.v1.CreateSnapshotResponse.snapshot:type_name -> steadfast.v1.Snapshot
-	0,  // 2: steadfast.v1.ListSnapshotsResponse.snapshots:type_name -> steadfast.v1.Snapshot
-	0,  // 3: steadfast.v1.GetSnapshotResponse.snapshot:type_name -> steadfast.v1.Snapshot
-	1,  // 4: steadfast.v1.ListChangesResponse.ranges:type_name -> steadfast.v1.Range
-	2,  // 5: steadfast.v1.SnapshotService.CreateSnapshot:input_type -> steadfast.v1.CreateSnapshotRequest
-	4,  // 6: steadfast.v1.SnapshotService.ListSnapshots:input_type -> steadfast.v1.ListSnapshotsRequest
-	6,  // 7: steadfast.v1.SnapshotService.GetSnapshot:input_type -> steadfast.v1.GetSnapshotRequest
-	8,  // 8: steadfast.v1.SnapshotService.DeleteSnapshot:input_type -> steadfast.v1.DeleteSnapshotRequest
-	10, // 9: steadfast.v1.SnapshotService.ListChanges:input_type -> steadfast.v1.ListChangesRequest
-	3,  // 10: steadfast.v1.SnapshotService.CreateSnapshot:output_type -> steadfast.v1.CreateSnapshotResponse
-	5,  // 11: steadfast.v1.SnapshotService.ListSnapshots:output_type -> steadfast.v1.ListSnapshotsResponse
-	7,  // 12: steadfast.v1.SnapshotService.GetSnapshot:output_type -> steadfast.v1.GetSnapshotResponse
-	9,  // 13: steadfast.v1.SnapshotService.DeleteSnapshot:output_type -> steadfast.v1.DeleteSnapshotResponse
-	11, // 14: steadfast.v1.SnapshotService.ListChanges:output_type -> steadfast.v1.ListChangesResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	0,  // 2: steadfast.v1.CreateSnapshotResponse.snapshots:type_name -> steadfast.v1.Snapshot
+	0,  // 3: steadfast.v1.ListSnapshotsResponse.snapshots:type_name -> steadfast.v1.Snapshot
+	0,  // 4: steadfast.v1.GetSnapshotResponse.snapshot:type_name -> steadfast.v1.Snapshot
+	1,  // 5: steadfast.v1.ListChangesResponse.ranges:type_name -> steadfast.v1.Range
+	2,  // 6: steadfast.v1.SnapshotService.CreateSnapshot:input_type -> steadfast.v1.CreateSnapshotRequest
+	4,  // 7: steadfast.v1.SnapshotService.ListSnapshots:input_type -> steadfast.v1.ListSnapshotsRequest
+	6,  // 8: steadfast.v1.SnapshotService.GetSnapshot:input_type -> steadfast.v1.GetSnapshotRequest
+	8,  // 9: steadfast.v1.SnapshotService.DeleteSnapshot:input_type -> steadfast.v1.DeleteSnapshotRequest
+	10, // 10: steadfast.v1.SnapshotService.ListChanges:input_type -> steadfast.v1.ListChangesRequest
+	3,  // 11: steadfast.v1.SnapshotService.CreateSnapshot:output_type -> steadfast.v1.CreateSnapshotResponse
+	5,  // 12: steadfast.v1.SnapshotService.ListSnapshots:output_type -> steadfast.v1.ListSnapshotsResponse
+	7,  // 13: steadfast.v1.SnapshotService.GetSnapshot:output_type -> steadfast.v1.GetSnapshotResponse
+	9,  // 14: steadfast.v1.SnapshotService.DeleteSnapshot:output_type -> steadfast.v1.DeleteSnapshotResponse
+	11, // 15: steadfast.v1.SnapshotService.ListChanges:output_type -> steadfast.v1.ListChangesResponse
+	11, // [11:16] is the sub-list for method output_type
+	6,  // [6:11] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_steadfast_v1_snapshot_proto_init() }

@@ -41,6 +41,8 @@ type Volume struct {
 	CorruptBlocks uint64                 `protobuf:"varint,11,opt,name=corrupt_blocks,json=corruptBlocks,proto3" json:"corrupt_blocks,omitempty"`
 	Created       *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=created,proto3" json:"created,omitempty"`
 	Mappings      []*Mapping             `protobuf:"bytes,13,rep,name=mappings,proto3" json:"mappings,omitempty"`
+	// The resource group that it is mirrored in; empty: on this node only.
+	Group         string `protobuf:"bytes,14,opt,name=group,proto3" json:"group,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -166,6 +168,13 @@ func (x *Volume) GetMappings() []*Mapping {
 	return nil
 }
 
+func (x *Volume) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
 // Mapping shows a volume to initiators.
 type Mapping struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -246,12 +255,14 @@ func (x *Mapping) GetReadOnly() bool {
 }
 
 type CreateVolumeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Pool          string                 `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
-	SizeBytes     int64                  `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	WriteCache    bool                   `protobuf:"varint,4,opt,name=write_cache,json=writeCache,proto3" json:"write_cache,omitempty"`
-	ReadOnly      bool                   `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Pool       string                 `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	SizeBytes  int64                  `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	WriteCache bool                   `protobuf:"varint,4,opt,name=write_cache,json=writeCache,proto3" json:"write_cache,omitempty"`
+	ReadOnly   bool                   `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// Mirror it in this resource group, whose pools it goes to.
+	Group         string `protobuf:"bytes,6,opt,name=group,proto3" json:"group,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -319,6 +330,13 @@ func (x *CreateVolumeRequest) GetReadOnly() bool {
 		return x.ReadOnly
 	}
 	return false
+}
+
+func (x *CreateVolumeRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
 }
 
 type CreateVolumeResponse struct {
@@ -1273,7 +1291,7 @@ var File_steadfast_v1_volume_proto protoreflect.FileDescriptor
 
 const file_steadfast_v1_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x19steadfast/v1/volume.proto\x12\fsteadfast.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x03\n" +
+	"\x19steadfast/v1/volume.proto\x12\fsteadfast.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x03\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -1290,13 +1308,14 @@ const file_steadfast_v1_volume_proto_rawDesc = "" +
 	" \x01(\x05R\tsnapshots\x12%\n" +
 	"\x0ecorrupt_blocks\x18\v \x01(\x04R\rcorruptBlocks\x124\n" +
 	"\acreated\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x121\n" +
-	"\bmappings\x18\r \x03(\v2\x15.steadfast.v1.MappingR\bmappings\"\x86\x01\n" +
+	"\bmappings\x18\r \x03(\v2\x15.steadfast.v1.MappingR\bmappings\x12\x14\n" +
+	"\x05group\x18\x0e \x01(\tR\x05group\"\x86\x01\n" +
 	"\aMapping\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x1c\n" +
 	"\tinitiator\x18\x03 \x01(\tR\tinitiator\x12\x10\n" +
 	"\x03lun\x18\x04 \x01(\x05R\x03lun\x12\x1b\n" +
-	"\tread_only\x18\x05 \x01(\bR\breadOnly\"\x9a\x01\n" +
+	"\tread_only\x18\x05 \x01(\bR\breadOnly\"\xb0\x01\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04pool\x18\x02 \x01(\tR\x04pool\x12\x1d\n" +
@@ -1304,7 +1323,8 @@ const file_steadfast_v1_volume_proto_rawDesc = "" +
 	"size_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x1f\n" +
 	"\vwrite_cache\x18\x04 \x01(\bR\n" +
 	"writeCache\x12\x1b\n" +
-	"\tread_only\x18\x05 \x01(\bR\breadOnly\"D\n" +
+	"\tread_only\x18\x05 \x01(\bR\breadOnly\x12\x14\n" +
+	"\x05group\x18\x06 \x01(\tR\x05group\"D\n" +
 	"\x14CreateVolumeResponse\x12,\n" +
 	"\x06volume\x18\x01 \x01(\v2\x14.steadfast.v1.VolumeR\x06volume\"(\n" +
 	"\x12ListVolumesRequest\x12\x12\n" +

@@ -1,0 +1,383 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	steadfastv1 "steadfast/api/steadfast/v1"
+	"steadfast/fault"
+	"steadfast/node/config"
+	"steadfast/node/handed"
+	"steadfast/node/handed/trial"
+)
+
+// How long things may take on a slow machine before they are given up.
+const (
+	startTime = 60 * time.Second
+	syncTime  = 5 * time.Minute
+)
+
+// roomMin is what must be free for a pair to begin with, in bytes: its logs and what
+// is verified, twice.
+const roomMin = 512 << 20
+
+// pair is two storage nodes and a witness, each a child of this process, with the
+// alias of their group.
+type pair struct {
+	site
+	options upOptions
+	screen  *screen
+
+	lock     *os.File
+	keeper   *handed.Keeper
+	portal   netip.AddrPort    // the group's alias
+	members  map[string]string // where the members reach one another
+	children []*child          // a, b, w
+	target   string
+	lun      int // of upVolume; -1: there is none any more
+	checked  int // of upChecked
+	disk     *trial.Disk
+	load     *trial.Load
+	aliases  map[string]string // aliases that cannot be held, with the reason that was told
+}
+
+// openPair takes a directory for a pair. Nothing runs yet.
+func (a *app) openPair(o upOptions) (*pair, error) {
+	p := &pair{
+		site: site{a, filepath.Clean(o.dir)}, options: o, screen: newScreen(a.out),
+		lun: -1, aliases: map[string]string{},
+	}
+	if _, err := os.Stat(p.path("control.db")); err == nil {
+		return nil, fault.New(fault.Exists, "%s holds the single node of an earlier version, or of --single; go on with it by \"steadfast up --single --data %s\", or name another directory with --data", p.dir, p.dir)
+	}
+	if err := os.MkdirAll(p.dir, 0o700); err != nil {
+		return nil, fault.Wrap(fault.Denied, err, "cannot make the data directory; name another one with --data")
+	}
+	var err error
+	p.lock, err = lockFileIn(p.dir, lockFile)
+	if fault.Is(err, fault.Busy) {
+		return nil, fault.Wrap(fault.Busy, err, "another \"steadfast up\" runs on "+p.dir+"; end it, or name another directory with --data")
+	}
+	if err == nil {
+		err = p.prepare()
+	}
+	if err != nil {
+		p.end()
+		return nil, err
+	}
+	return p, nil
+}
+
+// prepare gets the addresses, and checks what would fail later with less to say.
+func (p *pair) prepare() error {
+	var room unix.Statfs_t
+	if err := unix.Statfs(p.dir, &room); err == nil && int64(room.Bavail)*room.Bsize < roomMin {
+		return fault.New(fault.Full, "%s has %d MiB free, and %d are needed; make room there, or name another directory with --data", p.dir, int64(room.Bavail)*room.Bsize>>20, roomMin>>20)
+	}
+	p.keeper = handed.NewKeeper(handed.Options{
+		Nodes: []string{handed.Socket(p.path(nodes[0])), handed.Socket(p.path(nodes[1]))}, Log: newLogger(p.a.errs, config.Log{Level: config.Level(4)}),
+	})
+	nth := 0
+	for ; nth < upPorts; nth++ {
+		at, err := p.keeper.Hold(loopback(config.DefaultPort+nth), upGroup)
+		if err == nil {
+			p.portal = at
+			break
+		}
+		if !fault.Is(err, fault.Busy) {
+			return err
+		}
+	}
+	if nth == upPorts {
+		return fault.New(fault.Busy, "the ports %d to %d are all in use on 127.0.0.1; stop what uses them (ss -ltnp)", config.DefaultPort, config.DefaultPort+upPorts-1)
+	}
+	return p.place(nth)
+}
+
+// place finds where the members reach one another: what a cluster has once, it
+// keeps.
+func (p *pair) place(nth int) error {
+	b, err := os.ReadFile(p.path(membersFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		if p.members, err = freeMembers(nth); err != nil {
+			return err
+		}
+		return writeJSON(p.path(membersFile), p.members)
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &p.members)
+	}
+	if err != nil || len(p.members) != len(nodes)+1 {
+		return fault.New(fault.Corrupt, "%s is not readable (%v); begin anew in another directory with --data", p.path(membersFile), err)
+	}
+	for name, address := range p.members {
+		if !free(address) {
+			return fault.New(fault.Busy, "%s is in use, and is where member %s of the cluster in %s is reached; stop what uses it (ss -ltnp), or begin anew in another directory with --data", address, name, p.dir)
+		}
+	}
+	return nil
+}
+
+// bringUp starts the members, makes what is not there, and starts the verified I/O.
+func (p *pair) bringUp(ctx context.Context) error {
+	if err := p.startAll(ctx); err != nil {
+		return err
+	}
+	if err := p.setUp(ctx); err != nil {
+		return err
+	}
+	if err := writeJSON(p.path(runningFile), running{PID: os.Getpid(), Portal: p.portal.String(), Target: p.target, LUN: p.checked}); err != nil {
+		return err
+	}
+	if p.options.rate == 0 {
+		return nil
+	}
+	var err error
+	if p.disk, err = p.openDisk(ctx, "up", p.portal.String(), p.target, p.checked); err != nil {
+		return err
+	}
+	region := upRegion
+	region.RateMax = p.options.rate
+	p.load, err = trial.Start(ctx, p.disk, region)
+	return err
+}
+
+// openDisk logs in to the verified volume.
+func (s site) openDisk(ctx context.Context, who, portal, target string, lun int) (*trial.Disk, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	d, err := trial.Open(ctx, trial.Options{Portal: portal, Target: target, LUN: lun, Initiator: "iqn.2026-11.io.steadfast:" + who})
+	return d, fault.Wrap(fault.KindOf(err), err, "the verified volume cannot be reached")
+}
+
+// startAll starts the members, and returns when each answers.
+func (p *pair) startAll(ctx context.Context) error {
+	for _, n := range nodes {
+		if err := os.MkdirAll(p.path(n), 0o700); err != nil {
+			return fault.Wrap(fault.Denied, err, "cannot make a node's directory")
+		}
+		// Portals of their own the nodes have none: the alias is held by this process.
+		text := fmt.Appendf(nil, "# Written by steadfast up.\ndata_dir = %q\nsocket = %q\ncache_size = \"64M\"\ndrain_timeout = \"2s\"\nportal = []\n[cluster]\nhanded_aliases = true\n",
+			p.path(n), p.socket(n))
+		if err := os.WriteFile(p.path(n+".toml"), text, 0o600); err != nil {
+			return fault.Wrap(fault.Denied, err, "cannot write a node's configuration")
+		}
+		p.start("node "+n, n, "node", "--config", p.path(n+".toml"))
+	}
+	p.start("witness w", "w", "witness", "--data-dir", p.path("w"), "--socket", p.socket("w"))
+	for i, name := range []string{nodes[0], nodes[1], "w"} {
+		if err := p.awaitMember(ctx, p.children[i], name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *pair) start(name, member string, args ...string) {
+	p.children = append(p.children, startChild(&child{
+		name: name, args: args, log: p.path(member + ".log"), restart: p.options.restart, say: p.screen.say,
+	}))
+}
+
+// awaitMember waits until a member answers. One that ends before is not waited for.
+func (p *pair) awaitMember(ctx context.Context, c *child, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	for {
+		r, err := p.at(name).node().GetStatus(ctx, &steadfastv1.GetStatusRequest{})
+		pid, starts, failed := c.running()
+		switch {
+		case failed != nil:
+			return fault.Wrap(fault.Failed, failed, c.name+" cannot be started")
+		case err == nil && r.Status.State == "serving":
+			p.screen.say("%s runs as process %d; its log is %s", c.name, pid, c.log)
+			return nil
+		case starts > 1 || starts == 1 && pid == 0:
+			return fault.New(fault.Failed, "%s has ended instead of serving:\n%s", c.name, c.lastWords())
+		}
+		select {
+		case <-ctx.Done():
+			return fault.New(fault.Unreachable, "%s does not serve; its log is %s: %v", c.name, c.log, context.Cause(ctx))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// greet says what there is and what to try.
+func (p *pair) greet() {
+	p.screen.say(`
+Steadfast is up: nodes a and b and witness w, group %s at %s; data in %s.
+ANYONE who can reach %s may read and write its volumes: for a first look only.
+`, upGroup, p.portal, p.dir, p.portal)
+	if p.lun >= 0 {
+		url := fmt.Sprintf("iscsi://%s/%s/%d", p.portal, p.target, p.lun)
+		p.screen.say("Volume %q is yours to use:\n\n  %s\n\nTo try, in another terminal:\n  qemu-img info %s\n  iscsi-perf -t 5 -m 32 %s", upVolume, url, url, url)
+	} else {
+		p.screen.say("To try, in another terminal:")
+	}
+	p.screen.say(`  %[5]s --socket %[1]s group show %[2]s
+  %[5]s --socket %[1]s group move %[2]s
+  kill -9 $(cat %[3]s)      # node a dies; the other one goes on
+  %[5]s demo kill-owner --data %[4]s
+Ctrl-C ends it; the data stays.
+`, p.socket("a"), upGroup, filepath.Join(p.dir, "a", "lock"), p.dir, os.Args[0])
+}
+
+// end ends what runs, in order: the load, the node that does not own the group, the
+// one that does, so that its copy is the newest, and the witness.
+func (p *pair) end() {
+	if len(p.children) > 0 {
+		_ = os.Remove(p.path(runningFile)) // the lock tells as well
+		p.screen.say("stopping")
+	}
+	if p.load != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		p.load.Stop(ctx)
+		cancel()
+	}
+	if p.disk != nil {
+		p.disk.Close()
+	}
+	if p.keeper != nil {
+		p.keeper.Close()
+	}
+	p.endChildren()
+	if p.lock != nil {
+		_ = p.lock.Close() // which gives it back
+	}
+}
+
+func (p *pair) endChildren() {
+	order := slices.Clone(p.children)
+	if len(order) == len(nodes)+1 {
+		ctx, cancel := context.WithTimeout(context.Background(), groupTime)
+		if g, err := p.group(ctx); err == nil && g.Owner == nodes[0] {
+			order[0], order[1] = order[1], order[0]
+		}
+		cancel()
+	}
+	var left []*os.Process
+	for _, c := range order {
+		pid, _, _ := c.running()
+		left = append(left, guards(pid)...)
+		if c.end() {
+			p.screen.say("%s has ended", c.name)
+		} else {
+			p.screen.say("%s did not end in %v, and was killed", c.name, endPatience)
+		}
+	}
+	for _, g := range left {
+		_ = g.Signal(syscall.SIGTERM) // there is nobody left to tell
+	}
+}
+
+// live follows the group until ctx ends.
+func (p *pair) live(ctx context.Context) error {
+	defer p.screen.endStatus()
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	var last trial.Stats
+	if p.load != nil {
+		p.load.ResetLongest() // what was waited for before all was up is not the pair's
+		last = p.load.Stats()
+	}
+	at := time.Now()
+	for n := 0; ; n++ {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		text := p.groupLine(ctx)
+		if p.load != nil {
+			now, moment := p.load.Stats(), time.Now()
+			text += "  " + loadLine(last, now, moment.Sub(at))
+			for _, f := range now.Findings[len(last.Findings):] {
+				p.screen.say("WRONG: %s", f)
+			}
+			last, at = now, moment
+		}
+		if ctx.Err() == nil {
+			p.screen.status(time.Now().Format("15:04:05") + "  " + text)
+		}
+		if n%2 == 0 {
+			p.holdAliases(ctx)
+		}
+	}
+}
+
+// groupLine says how the group is.
+func (p *pair) groupLine(ctx context.Context) string {
+	g, err := p.group(ctx)
+	if err != nil {
+		return "no node answers"
+	}
+	text := fmt.Sprintf("owner %s, epoch %d, in sync %s", g.Owner, g.Epoch, strings.Join(g.InSync, " "))
+	if s := g.Sync; s != nil && s.State == "resyncing" {
+		text += fmt.Sprintf(" (%d MiB to go)", s.BytesLeft>>20)
+	}
+	return text
+}
+
+// loadLine says what the load saw between two moments, dt apart.
+func loadLine(last, now trial.Stats, dt time.Duration) string {
+	text := fmt.Sprintf("%.0f IO/s  verified %d  worst stall %.2f s", float64(now.Requests-last.Requests)/dt.Seconds(), now.Verified, now.Longest.Seconds())
+	if !now.Clean() {
+		text += fmt.Sprintf("  LOST %d  WRONG %d  ERRORS %d", now.Lost, now.Wrong, now.Failed)
+	}
+	return text
+}
+
+// holdAliases holds the aliases of all groups: those that were made meanwhile as
+// well.
+func (p *pair) holdAliases(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, groupTime)
+	defer cancel()
+	for _, n := range nodes {
+		r, err := p.at(n).groups().ListGroups(ctx, &steadfastv1.ListGroupsRequest{})
+		if err == nil {
+			p.holdAll(r.Groups)
+			return
+		}
+	}
+}
+
+func (p *pair) holdAll(groups []*steadfastv1.Group) {
+	want := map[netip.AddrPort]bool{p.portal: true} // from before there was a group
+	for _, g := range groups {
+		for _, alias := range g.Aliases {
+			prefix, err := netip.ParsePrefix(alias.Address)
+			if err != nil || prefix.Addr() == p.portal.Addr() {
+				continue
+			}
+			at := netip.AddrPortFrom(prefix.Addr(), p.portal.Port())
+			want[at] = true
+			_, had := p.keeper.Held()[at]
+			_, err = p.keeper.Hold(at, g.Name)
+			switch {
+			case err != nil && p.aliases[alias.Address] != err.Error():
+				p.aliases[alias.Address] = err.Error()
+				p.screen.say("alias %s of group %q cannot be held here: %v", alias.Address, g.Name, err)
+			case err == nil && !had:
+				p.screen.say("group %q is reached at %s", g.Name, at)
+			}
+		}
+	}
+	for at := range p.keeper.Held() {
+		if !want[at] {
+			p.keeper.Release(at)
+		}
+	}
+}

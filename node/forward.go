@@ -1,0 +1,197 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+
+	"steadfast/api/steadfast/v1/steadfastv1connect"
+	"steadfast/cluster/quorum"
+	"steadfast/fault"
+)
+
+// protoAPI is the ALPN by which one node passes a call of the API to another.
+const protoAPI = "steadfast-api/1"
+
+// forwardedHeader marks a call that was passed on: it goes no further.
+const forwardedHeader = "Steadfast-Forwarded"
+
+// elsewhereError is what a handler returns for a call that another node must
+// answer. The call is passed on, and the caller does not see it.
+type elsewhereError struct{ node quorum.Member }
+
+// Error implements error.
+func (e elsewhereError) Error() string {
+	return "node " + string(e.node) + " must answer this; call it there"
+}
+
+// routeKey is the context's key of a *route.
+type routeKey struct{}
+
+// route is where a call is to go; a handler enters it.
+type route struct{ to quorum.Member }
+
+// elsewhere has the present call passed on to another node. The error is what
+// the handler returns.
+func elsewhere(ctx context.Context, node quorum.Member) error {
+	if r, ok := ctx.Value(routeKey{}).(*route); ok {
+		r.to = node
+		return elsewhereError{node}
+	}
+	return fault.New(fault.Fenced, "node %s must answer this, and it was passed on once already: the group is just moving; try again", node)
+}
+
+// streaming are the calls that answer with a stream: they are not passed on.
+var streaming = []string{
+	steadfastv1connect.NodeServiceWatchEventsProcedure, steadfastv1connect.SnapshotServiceListChangesProcedure,
+	steadfastv1connect.GroupServiceVerifyGroupProcedure,
+}
+
+// forwarding passes calls on that another node must answer.
+func (n *Node) forwarding(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		stream := r.Method != http.MethodPost
+		for _, p := range streaming {
+			stream = stream || strings.HasSuffix(r.URL.Path, p)
+		}
+		if stream || r.Header.Get(forwardedHeader) != "" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, requestBytesMax+4096))
+		if err != nil {
+			http.Error(w, "the request is too large", http.StatusRequestEntityTooLarge)
+			return
+		}
+		to := &route{}
+		again := r.Clone(context.WithValue(r.Context(), routeKey{}, to))
+		again.Body = io.NopCloser(bytes.NewReader(body))
+		kept := &keptAnswer{header: http.Header{}, status: http.StatusOK}
+		next.ServeHTTP(kept, again)
+		if to.to == "" {
+			kept.copyTo(w)
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		n.passOn(w, r, to.to, kept)
+	})
+}
+
+// passOn has another node answer. When it cannot be reached the caller gets the
+// answer of this one.
+func (n *Node) passOn(w http.ResponseWriter, r *http.Request, to quorum.Member, own *keptAnswer) {
+	c, err := n.inCluster()
+	if err != nil {
+		own.copyTo(w)
+		return
+	}
+	r.Header.Set(forwardedHeader, "1")
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(p *httputil.ProxyRequest) { p.SetURL(&url.URL{Scheme: "http", Host: string(to)}) },
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return c.member.Dial(ctx, to, protoAPI)
+			},
+		},
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			n.log.Warn("a call could not be passed on", "to", to, "error", err)
+			own.copyTo(w)
+		},
+	}
+	proxy.ServeHTTP(w, r)
+}
+
+// keptAnswer is an answer that is not sent yet.
+type keptAnswer struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+// Header implements http.ResponseWriter.
+func (k *keptAnswer) Header() http.Header { return k.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (k *keptAnswer) WriteHeader(status int) { k.status = status }
+
+// Write implements http.ResponseWriter.
+func (k *keptAnswer) Write(p []byte) (int, error) { return k.body.Write(p) }
+
+// Flush implements http.Flusher: there is nobody to flush to yet.
+func (k *keptAnswer) Flush() {}
+
+func (k *keptAnswer) copyTo(w http.ResponseWriter) {
+	for name, values := range k.header {
+		w.Header()[name] = values
+	}
+	w.WriteHeader(k.status)
+	// Who asked has gone when this fails.
+	_, _ = w.Write(k.body.Bytes())
+}
+
+// apiListener gives connections of other nodes to the API's server. The
+// connection is the server's until it closes it.
+type apiListener struct {
+	conns chan net.Conn
+	ended chan struct{}
+	once  sync.Once
+}
+
+func newAPIListener() *apiListener {
+	return &apiListener{conns: make(chan net.Conn), ended: make(chan struct{})}
+}
+
+// serve has a connection answered, and returns when it was closed.
+func (l *apiListener) serve(conn *tls.Conn) {
+	c := &apiConn{Conn: conn, over: make(chan struct{})}
+	select {
+	case l.conns <- c:
+		select {
+		case <-c.over:
+		case <-l.ended:
+		}
+	case <-l.ended:
+	}
+}
+
+// Accept implements net.Listener.
+func (l *apiListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.ended:
+		return nil, errors.Join(net.ErrClosed, http.ErrServerClosed)
+	}
+}
+
+// Close implements net.Listener.
+func (l *apiListener) Close() error {
+	l.once.Do(func() { close(l.ended) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (l *apiListener) Addr() net.Addr { return &net.UnixAddr{Name: protoAPI, Net: "unix"} }
+
+// apiConn tells when it is closed.
+type apiConn struct {
+	net.Conn
+	over chan struct{}
+	once sync.Once
+}
+
+// Close implements net.Conn.
+func (c *apiConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() { close(c.over) })
+	return err
+}

@@ -1,0 +1,225 @@
+package ha
+
+import (
+	"encoding/json"
+	"errors"
+	"slices"
+
+	"steadfast/cluster/group"
+	"steadfast/fault"
+	"steadfast/san/store"
+)
+
+// action is what both nodes do at one moment between writes: see
+// mirrorio.Group.Barrier. It travels as JSON.
+type action struct {
+	Do      string   `json:"do"`
+	Name    string   `json:"name"`    // the snapshot's
+	Volumes []uint32 `json:"volumes"` // by number
+}
+
+// What an action does.
+const (
+	doSnapshot       = "snapshot"
+	doDeleteSnapshot = "delete-snapshot"
+)
+
+// decode reads an action, and finds its volumes' names.
+func (g *Group) decode(b []byte) (a action, names []string, err error) {
+	if err := json.Unmarshal(b, &a); err != nil {
+		return a, nil, fault.Wrap(fault.Stale, err, "an action of a newer program")
+	}
+	for _, v := range g.Spec().Volumes {
+		if slices.Contains(a.Volumes, v.Number) {
+			names = append(names, v.Name)
+		}
+	}
+	return a, names, nil
+}
+
+// act does an action on this node's copy. It changes all of the volumes or none.
+func (g *Group) act(pool *store.Pool, b []byte) error {
+	a, names, err := g.decode(b)
+	if err != nil {
+		return err
+	}
+	switch a.Do {
+	case doSnapshot:
+		return takeSnapshots(pool, names, a.Name)
+	case doDeleteSnapshot:
+		return dropSnapshots(pool, names, a.Name)
+	}
+	return fault.New(fault.Stale, "an action %q of a newer program", a.Do)
+}
+
+// takeSnapshots takes a snapshot of each volume; those taken are given back when
+// one cannot be. One that is there already was taken by this same action.
+func takeSnapshots(pool *store.Pool, names []string, snapshot string) error {
+	for i, name := range names {
+		if _, err := pool.CreateSnapshot(name, snapshot); err != nil && !fault.Is(err, fault.Exists) {
+			return errors.Join(err, dropSnapshots(pool, names[:i], snapshot))
+		}
+	}
+	return nil
+}
+
+// dropSnapshots deletes a snapshot of each volume that has it.
+func dropSnapshots(pool *store.Pool, names []string, snapshot string) error {
+	for _, name := range names {
+		if err := pool.DeleteSnapshot(name, snapshot); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+// undo takes back an action that the other node refused.
+func (g *Group) undo(pool *store.Pool, b []byte) error {
+	a, names, err := g.decode(b)
+	if err != nil || a.Do != doSnapshot {
+		return err // a deletion is not refused but for what the owner would refuse, too
+	}
+	return dropSnapshots(pool, names, a.Name)
+}
+
+// healed tells of what a checksum had found.
+func (g *Group) healed(volume uint32, off, n int64, err error) {
+	name := ""
+	for _, v := range g.Spec().Volumes {
+		if v.Number == volume {
+			name = v.Name
+		}
+	}
+	if err != nil {
+		g.publish(Error, "heal-failed", name, "%d damaged bytes at %d could not be had from the other node: %v", n, off, err)
+		return
+	}
+	g.publish(Warning, "healed", name, "%d damaged bytes at %d were replaced by the other node's", n, off)
+}
+
+// ResyncSnapshot is what the snapshots are called that keep the state from before
+// a resync of this node. Nobody else may have the name.
+const ResyncSnapshot = "before-resync"
+
+// keepState keeps the last state of this node's volumes that was a consistent
+// one, before a resync mixes it with a newer one. What an earlier resync kept,
+// which did not end, is that state.
+func (g *Group) keepState(pool *store.Pool) error {
+	g.resyncs.Lock()
+	defer g.resyncs.Unlock()
+	g.mu.Lock()
+	ps := g.store
+	g.mu.Unlock()
+	if ps == nil {
+		return fault.New(fault.Canceled, "the group is closing")
+	}
+	var names []string
+	for _, name := range ps.Volumes() {
+		names = append(names, name)
+	}
+	g.publish(Info, "resync-began", "", "node %s gets what it lacks", g.cfg.Member.Self().Member)
+	return takeSnapshots(pool, names, ResyncSnapshot)
+}
+
+// dropState gives back what keepState kept, when the resync has ended well.
+func (g *Group) dropState(pool *store.Pool, ok bool) {
+	if !ok {
+		return
+	}
+	g.publish(Info, "resync-ended", "", "node %s has everything", g.cfg.Member.Self().Member)
+	g.gs.tasks.Go(func() {
+		g.resyncs.Lock()
+		defer g.resyncs.Unlock()
+		g.mu.Lock()
+		ps := g.store
+		g.mu.Unlock()
+		if ps == nil {
+			return
+		}
+		for _, name := range ps.Volumes() {
+			if err := dropSnapshots(pool, []string{name}, ResyncSnapshot); err != nil {
+				g.cfg.Log.Warn("the state from before the resync cannot be given back", "volume", name, "error", err)
+			}
+		}
+	})
+}
+
+// Snapshot takes a snapshot of volumes of the group at one moment, on both
+// nodes. Fails with fault.Fenced when this node does not serve the group, and as
+// either node's pool does.
+func (g *Group) Snapshot(name string, volumes []uint32) error {
+	g.actions.Lock()
+	defer g.actions.Unlock()
+	if err := g.snapshotFree(name, volumes); err != nil {
+		return err
+	}
+	return g.barrier(action{Do: doSnapshot, Name: name, Volumes: volumes})
+}
+
+// snapshotFree refuses a name that one of the volumes has a snapshot of already:
+// an action that is repeated takes what is there for its own.
+func (g *Group) snapshotFree(name string, volumes []uint32) error {
+	g.mu.Lock()
+	pool, spec := g.pool, g.spec
+	g.mu.Unlock()
+	if pool == nil {
+		return fault.New(fault.Fenced, "group %q is not open on this node", g.name)
+	}
+	if name == ResyncSnapshot {
+		return fault.New(fault.Invalid, "snapshots named %q are the resync's own; choose another name", name)
+	}
+	for _, v := range spec.Volumes {
+		if !slices.Contains(volumes, v.Number) {
+			continue
+		}
+		all, err := pool.Snapshots(v.Name)
+		if err != nil {
+			return err
+		}
+		for _, s := range all {
+			if s.Name == name {
+				return fault.New(fault.Exists, "volume %q has a snapshot %q already", v.Name, name)
+			}
+		}
+	}
+	return nil
+}
+
+// DeleteSnapshot deletes a snapshot of volumes of the group on both nodes; a
+// volume that does not have it is none the worse.
+func (g *Group) DeleteSnapshot(name string, volumes []uint32) error {
+	g.actions.Lock()
+	defer g.actions.Unlock()
+	return g.barrier(action{Do: doDeleteSnapshot, Name: name, Volumes: volumes})
+}
+
+func (g *Group) barrier(a action) error {
+	b, err := json.Marshal(a)
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "an action")
+	}
+	m := g.mirrored()
+	if m == nil || m.Standing().Role != group.Owner {
+		return fault.New(fault.Fenced, "this node does not own group %q", g.name)
+	}
+	return m.Barrier(b)
+}
+
+// Has tells whether the owner's unit of a volume is there and as large as it is
+// to be.
+func (g *Group) Has(v Volume) bool {
+	g.mu.Lock()
+	s := g.current
+	g.mu.Unlock()
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	u := s.units[v.Number]
+	s.mu.Unlock()
+	if u == nil {
+		return false
+	}
+	now := u.now()
+	return u.size() == v.Size && now.Name == v.Name && now.WriteCache == v.WriteCache && now.ReadOnly == v.ReadOnly
+}

@@ -1,0 +1,145 @@
+package ha
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"slices"
+	"strconv"
+
+	"steadfast/cluster/quorum"
+	"steadfast/fault"
+	"steadfast/san/store"
+)
+
+// changeTries is how often a change is made again when another one came in
+// between.
+const changeTries = 5
+
+// Change changes what a group is to be: change edits a copy, which is then
+// entered unless another change came in between; then it is asked again. Fails
+// with fault.NotFound, as change does, and as the quorum does.
+func (gs *Groups) Change(ctx context.Context, name string, change func(*Spec) error) error {
+	return Change(ctx, gs.cfg.Member, name, change)
+}
+
+// Editor is what changes of the inventory need of a member.
+type Editor interface {
+	State() *quorum.State
+	Edit(ctx context.Context, base quorum.Revision, edits ...quorum.Edit) error
+}
+
+// Change is Groups.Change for a member that may have no part in the group.
+func Change(ctx context.Context, m Editor, name string, change func(*Spec) error) error {
+	return try(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
+		old, ok := inv.Entries[groupPrefix+name]
+		if !ok {
+			return nil, fault.New(fault.NotFound, "group %q does not exist", name)
+		}
+		s := &Spec{}
+		if err := json.Unmarshal(old, s); err != nil {
+			return nil, fault.Wrap(fault.Stale, err, "the record of group "+name)
+		}
+		if err := change(s); err != nil {
+			return nil, err
+		}
+		e, err := s.edit()
+		return []quorum.Edit{e}, err
+	})
+}
+
+// try makes an edit of the inventory, again when another came in between.
+func try(ctx context.Context, m Editor, edit func(quorum.Inventory) ([]quorum.Edit, error)) error {
+	var err error
+	for range changeTries {
+		inv := m.State().Inventory
+		edits, eerr := edit(inv)
+		if eerr != nil || len(edits) == 0 {
+			return eerr
+		}
+		if err = m.Edit(ctx, inv.Revision, edits...); !fault.Is(err, fault.Stale) {
+			return err
+		}
+	}
+	return fault.Wrap(fault.Busy, err, "others change the cluster at the same time; try again")
+}
+
+// Create enters a new group. s lacks what is given here: number, identifiers.
+// Fails with fault.Exists, fault.Limit, and as the quorum does.
+func Create(ctx context.Context, m Editor, s *Spec) error {
+	return try(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
+		if _, ok := inv.Entries[groupPrefix+s.Name]; ok {
+			return nil, fault.New(fault.Exists, "group %q exists already", s.Name)
+		}
+		if _, ok := m.State().Group[s.Name]; ok {
+			return nil, fault.New(fault.Busy, "a group %q is still being deleted; try again in a moment", s.Name)
+		}
+		last, _ := strconv.Atoi(string(inv.Entries[numberKey]))
+		if last >= GroupsMax {
+			return nil, fault.New(fault.Limit, "%d groups were made in this cluster, and there are no more numbers", last)
+		}
+		s.Number, s.StateID = uint16(last+1), newID()
+		e, err := s.edit()
+		return []quorum.Edit{e, {Key: numberKey, Value: []byte(strconv.Itoa(last + 1))}}, err
+	})
+}
+
+// Delete takes a group without volumes out of the inventory; its nodes follow.
+func Delete(ctx context.Context, m Editor, name string) error {
+	return try(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
+		specs, err := Specs(map[string][]byte{groupPrefix + name: inv.Entries[groupPrefix+name]})
+		switch {
+		case inv.Entries[groupPrefix+name] == nil:
+			return nil, fault.New(fault.NotFound, "group %q does not exist", name)
+		case err != nil:
+			return nil, err
+		case len(specs[0].Volumes) > 0:
+			return nil, fault.New(fault.Busy, "group %q has %d volumes; delete them first, for example \"steadfast volume delete %s\"", name, len(specs[0].Volumes), specs[0].Volumes[0].Name)
+		}
+		b, err := json.Marshal(append(goneGroups(inv.Entries), specs[0].Number))
+		return []quorum.Edit{{Key: groupPrefix + name}, {Key: goneKey, Value: b}}, fault.Wrap(fault.Internal, err, "the groups that are gone")
+	})
+}
+
+// goneGroups returns the numbers of the groups that were deleted.
+func goneGroups(inv map[string][]byte) (numbers []uint16) {
+	if err := json.Unmarshal(inv[goneKey], &numbers); err != nil {
+		return nil // there is no such record yet
+	}
+	return numbers
+}
+
+// Drain says whether a node takes groups.
+func Drain(ctx context.Context, m Editor, node quorum.Member, on bool) error {
+	return try(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
+		if Drained(inv.Entries, node) == on {
+			return nil, nil
+		}
+		e := quorum.Edit{Key: drainedPrefix + string(node)}
+		if on {
+			e.Value = []byte("1")
+		}
+		return []quorum.Edit{e}, nil
+	})
+}
+
+// AddVolume enters a volume; v lacks number and identifier. It returns it whole.
+func (s *Spec) AddVolume(v Volume) (Volume, error) {
+	if len(s.Volumes) >= VolumesMax {
+		return v, fault.New(fault.Limit, "group %q has %d volumes, and has no place for more; make another group", s.Name, len(s.Volumes))
+	}
+	s.Last++
+	v.Number, v.ID, v.Place = s.Last, newID(), 1
+	for slices.ContainsFunc(s.Volumes, func(o Volume) bool { return o.Place == v.Place }) {
+		v.Place++
+	}
+	s.Volumes = append(s.Volumes, v)
+	return v, nil
+}
+
+func newID() string {
+	var id store.ID
+	// Since Go 1.24 it ends the process rather than return an error.
+	_, _ = rand.Read(id[:])
+	return hexID(id)
+}

@@ -1,0 +1,108 @@
+// Package packaging_test holds the files that are installed beside the binary to
+// the tools that will read them. What a machine does not have is skipped, and
+// said; test/need installs it.
+package packaging_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// run runs a tool, or skips the test when it is not there.
+func run(t *testing.T, remedy, name string, args ...string) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("%s is not here: %s", name, remedy)
+	}
+	if out, err := exec.Command(path, args...).CombinedOutput(); err != nil {
+		t.Errorf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestAlertRules: the rules can be read, fire when they should, and only then.
+func TestAlertRules(t *testing.T) {
+	const remedy = "apt-get install prometheus"
+	run(t, remedy, "promtool", "check", "rules", "alerts.yml")
+	run(t, remedy, "promtool", "test", "rules", "alerts_test.yml")
+}
+
+// TestEveryRuleIsTested: each has a case in which it fires and one in which it
+// is silent, and says what to do.
+func TestEveryRuleIsTested(t *testing.T) {
+	rules, tests := read(t, "alerts.yml"), read(t, "alerts_test.yml")
+	blocks := strings.Split(rules, "      - alert: ")[1:]
+	if len(blocks) < 20 {
+		t.Fatalf("%d rules were found", len(blocks))
+	}
+	fires, silent := map[string]bool{}, map[string]bool{}
+	for _, c := range regexp.MustCompile(`(?m)- alertname: (\w+)\n.*\n +exp_alerts:( \[\])?$`).FindAllStringSubmatch(tests, -1) {
+		if c[2] == "" {
+			fires[c[1]] = true
+		} else {
+			silent[c[1]] = true
+		}
+	}
+	for _, b := range blocks {
+		name, _, _ := strings.Cut(b, "\n")
+		if !fires[name] || !silent[name] {
+			t.Errorf("%s: tested to fire: %v, tested to be silent: %v", name, fires[name], silent[name])
+		}
+		for _, part := range []string{"severity: ", "summary: ", "description: "} {
+			if !strings.Contains(b, part) {
+				t.Errorf("%s has no %s", name, strings.TrimSuffix(part, ": "))
+			}
+		}
+	}
+}
+
+// TestUnits: systemd takes the unit files. It would miss the binary they start,
+// so here they start one that there is.
+func TestUnits(t *testing.T) {
+	units, err := filepath.Glob("*.service")
+	if err != nil || len(units) != 2 {
+		t.Fatal(units, err)
+	}
+	for _, unit := range units {
+		t.Run(unit, func(t *testing.T) {
+			text := read(t, unit)
+			copied := filepath.Join(t.TempDir(), unit)
+			if err := os.WriteFile(copied, []byte(strings.ReplaceAll(text, "/usr/bin/steadfast", "/bin/true")), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			run(t, "apt-get install systemd", "systemd-analyze", "verify", "--man=no", copied)
+		})
+	}
+}
+
+// TestNodeUnit: what a node in a cluster cannot do without.
+func TestNodeUnit(t *testing.T) {
+	text := read(t, "steadfast.service")
+	for _, line := range []string{
+		"KillMode=process",   // else the guard ends before it has told of the node's death
+		"OOMPolicy=continue", // the guard's death is no reason to end the node
+		"NotifyAccess=main",  // the guard does not speak for the service
+		"RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET", // alias addresses
+	} {
+		if !strings.Contains(text, "\n"+line+"\n") {
+			t.Errorf("no line %q", line)
+		}
+	}
+	// Alias addresses need /proc/sys/net to be writable.
+	if strings.Contains(text, "\nProtectKernelTunables=yes\n") {
+		t.Error("/proc/sys is read-only: promote_secondaries cannot be set")
+	}
+}
