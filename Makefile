@@ -27,7 +27,7 @@ up: build ## start two storage nodes and a witness on loopback, with verified I/
 	@$(BIN)/steadfast up
 
 test: ## everything CI runs: vet, format, archtest, unit, race, short fuzz and sim, conformance, e2e with tools
-	@test/need test conformance e2e || true
+	@test/need test conformance e2e pair || true
 	@$(GO) run ./test/suite
 
 check: format lint ## format and lint, then archtest, unit, race, short fuzz and short sim (first run compiles the linters: minutes)
@@ -43,9 +43,9 @@ lint: ## golangci-lint with .golangci.yml
 sim: ## the simulated worlds: SEEDS histories of the store (default 500), fifty times as many of the pair
 	$(GO) run ./test/suite -only sim -seeds $(SEEDS)
 
-e2e: build ## libiscsi tools, qemu-img and a QEMU guest against a node of this tree; PEER=tgt tries them on tgt
-	@test/need e2e guest $(if $(PEER),peer) || true
-	@$(GO) run ./test/e2e $(if $(PEER),-peer $(PEER))
+e2e: build ## libiscsi tools, qemu-img and a QEMU guest against a node of this tree; PEER=tgt tries them on tgt. ROUNDS=n KIND=k hurts a pair
+	@test/need e2e guest pair $(if $(PEER),peer) || true
+	@$(if $(ROUNDS)$(KIND),$(GO) run ./test/pair -rounds $(or $(ROUNDS),1) -kind $(or $(KIND),all) $(if $(CLIENT),-client $(CLIENT)),$(GO) run ./test/e2e $(if $(PEER),-peer $(PEER)))
 
 e2e-guest: build ## SLOW (minutes): the Linux kernel initiator in an emulated guest: CHAP, ext4, fio, node restarts; PEER=tgt
 	@test/need guest $(if $(PEER),peer) || true

@@ -78,7 +78,7 @@ func (n *Node) newSpec(c *cluster, req *steadfastv1.CreateGroupRequest) (*ha.Spe
 		return nil, fault.New(fault.Invalid, "group name %q is longer than %d", req.Name, 63-len(ha.StateVolume("")))
 	}
 	state := c.member.State()
-	spec := &ha.Spec{Name: req.Name, Target: "iqn.2026-11.io.steadfast:" + c.id.Cluster()[:16] + ":" + req.Name, Multipath: req.Multipath}
+	spec := &ha.Spec{Name: req.Name, Target: "iqn.2026-11.io.steadfast:" + c.id.Cluster()[:16] + ":" + req.Name, Multipath: req.Multipath, Confirm: req.ConfirmReads}
 	if req.Target != "" {
 		var err error
 		if spec.Target, err = iscsi.NormalizeName(req.Target); err != nil {
@@ -406,7 +406,7 @@ func (n *Node) waitFor(ctx context.Context, so func() bool) error {
 func (n *Node) describeGroup(c *cluster, spec *ha.Spec) *steadfastv1.Group {
 	out := &steadfastv1.Group{
 		Name: spec.Name, Preferred: string(spec.Preferred), Failback: "manual", FailbackDelaySeconds: spec.Delay,
-		Target: spec.Target, PortGroup: int32(spec.Tag()), Multipath: spec.Multipath, State: "waiting", Sync: &steadfastv1.Sync{State: "none"},
+		Target: spec.Target, PortGroup: int32(spec.Tag()), Multipath: spec.Multipath, ConfirmReads: spec.Confirm, State: "waiting", Sync: &steadfastv1.Sync{State: "none"},
 	}
 	if spec.Failback {
 		out.Failback = "automatic"

@@ -95,6 +95,7 @@ interface that has an address of its network, or to the one named after %.`,
 	c.Flags().StringSliceVar(&aliases, "alias", nil, "an address that clients reach it at: ADDRESS/LENGTH[%INTERFACE]")
 	c.Flags().StringVar(&back, "failback", "manual", "manual, or automatic[=DELAY]: back to the preferred node once it is in sync")
 	c.Flags().BoolVar(&req.Multipath, "multipath", false, "also show the nodes' own portals, as ALUA paths")
+	c.Flags().BoolVar(&req.ConfirmReads, "confirm-reads", false, "ask the other node for each read: for nodes that may be stopped with their clocks, as virtual machines are")
 	c.Flags().StringVar(&req.Target, "target", "", "its iSCSI name (default: made from the cluster's)")
 	a.complete(c, "nodes", a.memberNames)
 	a.complete(c, "pool", a.poolNames)
@@ -164,6 +165,7 @@ func groupRows(w io.Writer, g *steadfastv1.Group) {
 	row(w, "target", g.Target)
 	row(w, "portal group", g.PortGroup)
 	row(w, "multipath", onOff(g.Multipath))
+	row(w, "confirm reads", onOff(g.ConfirmReads))
 	back := g.Failback
 	if g.FailbackDelaySeconds > 0 {
 		back += fmt.Sprintf(" after %v", time.Duration(g.FailbackDelaySeconds)*time.Second)

@@ -291,7 +291,7 @@ func (g *Group) open(spec *Spec, pool *store.Pool, state *quorum.State) error {
 		Mirror: mirror.Config{
 			Agent: group.Config{
 				Me: g.cfg.Member.Self(), Group: g.name, Lease: t.Lease, Renew: t.Renew, Silence: t.Silence, Drift: 1000,
-				Revive: 10 * t.Lease, Retry: t.Lease,
+				Revive: 10 * t.Lease, Retry: t.Lease, Confirm: spec.Confirm,
 			},
 			Position: kept, Copies: copiesMax, CopyBlocks: copyBlocks, Slowdown: slowdown, AheadBlocks: aheadBlocks, Settle: time.Second, Pause: time.Second,
 		},

@@ -49,6 +49,7 @@ type Spec struct {
 	Failback  bool          `json:"failback,omitempty"` // automatic
 	Delay     int64         `json:"delay,omitempty"`    // of a failback, in seconds
 	Multipath bool          `json:"multipath,omitempty"`
+	Confirm   bool          `json:"confirm,omitempty"` // see group.Config: the same on both nodes
 	Volumes   []Volume      `json:"volumes,omitempty"`
 	Last      uint32        `json:"last"` // newest number given to a volume
 	StateID   string        `json:"state_id"`

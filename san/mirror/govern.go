@@ -6,11 +6,16 @@ import "time"
 // clients feel. Now and then no copy is begun for a moment, and it is measured how
 // long clients' operations take then. While they take more than Slowdown percent
 // of that with copies under way, there are half as many; while it is well below,
-// a few more. Below one copy there are pauses between them. When no client asks
+// a few more. Below one copy there are pauses between them, of a copy's own length
+// at most: a resync ends. When no client asks
 // for anything there are as many as there may be.
 
 // Sixteenths of a copy: what the governor counts in.
 const shareOne = 16
+
+// shareLeast bounds how much a resync yields: a pair that is busy day and night is
+// to be whole again some time, and until then one failure is all it can bear.
+const shareLeast = shareOne / 2
 
 // How often the governor decides, how often and how long at most it measures
 // without copies, and what many operations it wants to have seen.
@@ -146,7 +151,7 @@ func (g *governor) decide(m *Mirror) {
 		g.ratio = g.ratios / g.count
 		switch limit := m.cfg.Slowdown; {
 		case g.ratio > limit*3/4:
-			g.share = max(1, g.share/2)
+			g.share = max(shareLeast, g.share/2)
 		case g.ratio < limit*5/8:
 			g.share = min(most, g.share+max(1, g.share/8))
 		}

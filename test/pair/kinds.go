@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"steadfast/test/testbed"
@@ -34,6 +35,7 @@ func kinds() []kind {
 		{name: "kill-witness", goal: 50 * time.Millisecond, does: "kill -9 of the witness", do: killWitness},
 		{name: "kill-both", does: "both nodes killed and started again", do: killBoth},
 		{name: "disk-errors", goal: 2 * time.Second, drives: true, does: "a node's drive fails every request", do: diskErrors},
+		{name: "stalls", control: true, does: "full load, and the drive of one member after the other hangs for 2 s: nobody may take over", do: stalls},
 		{name: "nothing", control: true, does: "no harm at all: what the machine does to the figures", do: nothing},
 		{name: "planned-move", goal: 300 * time.Millisecond, does: "the group is moved to the other node", do: plannedMove},
 	}
@@ -229,6 +231,63 @@ func plannedMove(ctx context.Context, r *round) error {
 		return err
 	}
 	return r.newOwner(ctx)
+}
+
+// Of stalls: how long a drive hangs, and the time between two.
+const (
+	stallFor   = 2 * time.Second
+	stallPause = 3 * time.Second
+)
+
+// stallsFor is how long a round of stalls takes.
+var stallsFor = time.Minute
+
+// stalls has the drive of one member after the other hang, the witness's too, while
+// the processors are busy. It is an error when somebody takes over, or leaves.
+func stalls(ctx context.Context, r *round) error {
+	busy, rest := context.WithCancel(ctx)
+	defer rest()
+	for range runtime.NumCPU() {
+		go func() {
+			for n := uint64(1); busy.Err() == nil; {
+				for range 1 << 20 {
+					n = n*6364136223846793005 + 1
+				}
+			}
+		}()
+	}
+	r.fault()
+	n := 0
+	for end := time.Now().Add(stallsFor); time.Now().Before(end) && ctx.Err() == nil; n++ {
+		m := []Member{NodeA, NodeB, Witness}[n%3]
+		if err := r.stall(ctx, m); err != nil {
+			return err
+		}
+		pause(ctx, stallPause)
+		s, err := r.pair.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if s.Owner != "" && s.Epoch != r.epoch {
+			return fmt.Errorf("%s took over, in epoch %d, after a stall of %s", s.Owner, s.Epoch, m)
+		}
+	}
+	r.detail = fmt.Sprintf("%d stalls", n)
+	return nil
+}
+
+// stall has a member's drive hang once.
+func (r *round) stall(ctx context.Context, m Member) (err error) {
+	s, err := testbed.NewStall(r.pair.Folder(m), r.pair.PID(m))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.End(), s.Close()) }()
+	if err := s.Begin(); err != nil {
+		return err
+	}
+	pause(ctx, stallFor)
+	return nil
 }
 
 func nothing(ctx context.Context, r *round) error {

@@ -57,6 +57,7 @@ func main() {
 	flag.StringVar(&r.parent, "dir", "/var/tmp", "folder on a disk to make files in")
 	flag.StringVar(&r.logsKept, "logs", "bin/pair-failed", "folder that logs go to after a failure")
 	flag.Int64Var(&spanMiB, "span", 128, "size of each volume in MiB")
+	flag.DurationVar(&stallsFor, "stalls", stallsFor, "how long a round of stalls takes")
 	flag.IntVar(&r.rateMax, "rate", 0, "bound of each lane's requests a second; 0: none")
 	flag.DurationVar(&r.nop, "nop", time.Second, "silence after which the libiscsi client asks; 0: never")
 	flag.DurationVar(&r.calm, "calm", 0, "begin a round only when no request takes longer than this; 0: at once")

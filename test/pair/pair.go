@@ -39,6 +39,10 @@ type Pair interface {
 	Resume(m Member) error
 	// Move has the group go to the other node, as an administrator does.
 	Move(ctx context.Context) error
+	// PID is the process of a member, 0 when it does not run; Folder is where it
+	// keeps its files.
+	PID(m Member) int
+	Folder(m Member) string
 	// Cannot says why a kind of round makes no sense here; empty: it does.
 	Cannot(kind string) string
 	// Close ends all processes.

@@ -241,6 +241,17 @@ func (p *product) Start(ctx context.Context, m Member) error {
 }
 
 // Pause implements Pair.
+// PID implements Pair.
+func (p *product) PID(m Member) int {
+	if p.procs[m] == nil {
+		return 0
+	}
+	return p.procs[m].PID()
+}
+
+// Folder implements Pair.
+func (p *product) Folder(m Member) string { return p.world.dir(m) }
+
 func (p *product) Pause(m Member) error { return p.procs[m].Signal(syscall.SIGSTOP) }
 
 // Resume implements Pair.

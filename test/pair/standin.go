@@ -348,6 +348,12 @@ func (s *standin) Start(_ context.Context, m Member) error {
 	return nil
 }
 
+// PID implements Pair: nobody's.
+func (s *standin) PID(Member) int { return 0 }
+
+// Folder implements Pair.
+func (s *standin) Folder(m Member) string { return s.world.dir(m) }
+
 // Pause implements Pair.
 func (s *standin) Pause(m Member) error {
 	s.mu.Lock()

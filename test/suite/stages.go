@@ -162,6 +162,19 @@ func endToEnd(ctx context.Context, s *suite) (tally, error) {
 	return s.harness(ctx, "iscsi-ls", "libiscsi-bin", "./test/e2e", "-tools")
 }
 
+// pairRate bounds each lane's requests a second: the round is about the fault, and
+// CI's machines are small.
+const pairRate = "300"
+
+// pair hurts a pair of nodes once in each way, under verified load.
+func pair(ctx context.Context, s *suite) (tally, error) {
+	if os.Geteuid() != 0 {
+		fmt.Println("SKIP pair: network namespaces need root")
+		return tally{skipped: 1}, nil
+	}
+	return s.harness(ctx, "qemu-nbd", "qemu-utils", "./test/pair", "-rounds", "1", "-rate", pairRate, "-results", s.tmp+"/pair.jsonl")
+}
+
 // harness runs a program of test/ that ends with a line of counts, and takes
 // the counts over. Without the initiator it drives it is one skip, said.
 func (s *suite) harness(ctx context.Context, tool, pkg string, argv ...string) (tally, error) {

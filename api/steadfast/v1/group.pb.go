@@ -54,6 +54,7 @@ type Group struct {
 	Revived       uint64                 `protobuf:"varint,19,opt,name=revived,proto3" json:"revived,omitempty"`
 	Promoted      uint64                 `protobuf:"varint,20,opt,name=promoted,proto3" json:"promoted,omitempty"`
 	OwnerSince    *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=owner_since,json=ownerSince,proto3" json:"owner_since,omitempty"`
+	ConfirmReads  bool                   `protobuf:"varint,22,opt,name=confirm_reads,json=confirmReads,proto3" json:"confirm_reads,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -235,6 +236,13 @@ func (x *Group) GetOwnerSince() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Group) GetConfirmReads() bool {
+	if x != nil {
+		return x.ConfirmReads
+	}
+	return false
+}
+
 // GroupAlias is an address that clients reach a group at, whoever owns it.
 type GroupAlias struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -382,7 +390,11 @@ type CreateGroupRequest struct {
 	FailbackDelaySeconds int64  `protobuf:"varint,7,opt,name=failback_delay_seconds,json=failbackDelaySeconds,proto3" json:"failback_delay_seconds,omitempty"`
 	Multipath            bool   `protobuf:"varint,8,opt,name=multipath,proto3" json:"multipath,omitempty"`
 	// iSCSI name; empty: made from the cluster's identifier and the group's name.
-	Target        string `protobuf:"bytes,9,opt,name=target,proto3" json:"target,omitempty"`
+	Target string `protobuf:"bytes,9,opt,name=target,proto3" json:"target,omitempty"`
+	// For nodes that may be stopped together with their clocks, as a virtual
+	// machine is: the owner asks the other node for each read instead of trusting
+	// its promise. It costs a round trip, and cannot be changed later.
+	ConfirmReads  bool `protobuf:"varint,10,opt,name=confirm_reads,json=confirmReads,proto3" json:"confirm_reads,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -478,6 +490,13 @@ func (x *CreateGroupRequest) GetTarget() string {
 		return x.Target
 	}
 	return ""
+}
+
+func (x *CreateGroupRequest) GetConfirmReads() bool {
+	if x != nil {
+		return x.ConfirmReads
+	}
+	return false
 }
 
 type CreateGroupResponse struct {
@@ -1376,7 +1395,7 @@ var File_steadfast_v1_group_proto protoreflect.FileDescriptor
 
 const file_steadfast_v1_group_proto_rawDesc = "" +
 	"\n" +
-	"\x18steadfast/v1/group.proto\x12\fsteadfast.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x05\n" +
+	"\x18steadfast/v1/group.proto\x12\fsteadfast.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x05\n" +
 	"\x05Group\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
@@ -1401,7 +1420,8 @@ const file_steadfast_v1_group_proto_rawDesc = "" +
 	"\arevived\x18\x13 \x01(\x04R\arevived\x12\x1a\n" +
 	"\bpromoted\x18\x14 \x01(\x04R\bpromoted\x12;\n" +
 	"\vowner_since\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"ownerSince\"D\n" +
+	"ownerSince\x12#\n" +
+	"\rconfirm_reads\x18\x16 \x01(\bR\fconfirmReads\"D\n" +
 	"\n" +
 	"GroupAlias\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1c\n" +
@@ -1412,7 +1432,7 @@ const file_steadfast_v1_group_proto_rawDesc = "" +
 	"\n" +
 	"bytes_left\x18\x03 \x01(\x03R\tbytesLeft\x12(\n" +
 	"\x10bytes_per_second\x18\x04 \x01(\x03R\x0ebytesPerSecond\x12!\n" +
-	"\fseconds_left\x18\x05 \x01(\x03R\vsecondsLeft\"\xae\x02\n" +
+	"\fseconds_left\x18\x05 \x01(\x03R\vsecondsLeft\"\xd3\x02\n" +
 	"\x12CreateGroupRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05nodes\x18\x02 \x03(\tR\x05nodes\x12\x14\n" +
@@ -1422,7 +1442,9 @@ const file_steadfast_v1_group_proto_rawDesc = "" +
 	"\bfailback\x18\x06 \x01(\tR\bfailback\x124\n" +
 	"\x16failback_delay_seconds\x18\a \x01(\x03R\x14failbackDelaySeconds\x12\x1c\n" +
 	"\tmultipath\x18\b \x01(\bR\tmultipath\x12\x16\n" +
-	"\x06target\x18\t \x01(\tR\x06target\"@\n" +
+	"\x06target\x18\t \x01(\tR\x06target\x12#\n" +
+	"\rconfirm_reads\x18\n" +
+	" \x01(\bR\fconfirmReads\"@\n" +
 	"\x13CreateGroupResponse\x12)\n" +
 	"\x05group\x18\x01 \x01(\v2\x13.steadfast.v1.GroupR\x05group\"\x13\n" +
 	"\x11ListGroupsRequest\"A\n" +

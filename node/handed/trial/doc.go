@@ -13,5 +13,5 @@
 // out, and one connection is all there is. It trusts the target to keep to the
 // protocol, checks lengths all the same, and takes nothing on faith that it reads.
 //
-// Locks: Disk.mu, and Worker.mu by itself.
+// Locks: Disk.mu and Load.mu, never both.
 package trial
