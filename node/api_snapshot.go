@@ -93,7 +93,9 @@ func (s snapshotService) ListSnapshots(_ context.Context, req *steadfastv1.ListS
 			return nil, err
 		}
 		for _, snap := range all {
-			out.Snapshots = append(out.Snapshots, describeSnapshot(snap))
+			if snap.Name != ha.ResyncSnapshot { // it comes and goes by itself
+				out.Snapshots = append(out.Snapshots, describeSnapshot(snap))
+			}
 		}
 	}
 	return out, nil

@@ -190,13 +190,15 @@ func (d *demo) murder(node string) (pid int, err error) {
 
 // progress lets the load go on for a time, and until it has got answers.
 func (d *demo) progress(ctx context.Context, calm time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, takeoverTime)
-	defer cancel()
+	late := time.NewTimer(takeoverTime)
+	defer late.Stop()
 	began, had := time.Now(), d.load.Stats().Requests
 	for time.Since(began) < calm || d.load.Stats().Requests < had+2*trial.Workers {
 		select {
 		case <-ctx.Done():
-			return fault.New(fault.Unreachable, "the client gets no answers: %v", context.Cause(ctx))
+			return fault.Wrap(fault.Canceled, context.Cause(ctx), "under load")
+		case <-late.C:
+			return fault.New(fault.Unreachable, "the client has got no answers for %v", takeoverTime)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

@@ -89,5 +89,8 @@ func (a *app) upPair(ctx context.Context, o upOptions) error {
 		err = nil // that is how it ends
 	}
 	p.end()
+	if err == nil && p.load != nil && !p.load.Stats().Clean() {
+		return exitStatus(fault.Corrupt.Of().Exit)
+	}
 	return err
 }

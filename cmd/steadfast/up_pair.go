@@ -322,7 +322,8 @@ func (p *pair) live(ctx context.Context) error {
 func (p *pair) groupLine(ctx context.Context) string {
 	g, err := p.group(ctx)
 	if err != nil {
-		return "no node answers"
+		why, _, _ := strings.Cut(err.Error(), "\n")
+		return "the group cannot be seen: " + why
 	}
 	text := fmt.Sprintf("owner %s, epoch %d, in sync %s", g.Owner, g.Epoch, strings.Join(g.InSync, " "))
 	if s := g.Sync; s != nil && s.State == "resyncing" {

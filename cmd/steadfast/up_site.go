@@ -104,10 +104,10 @@ func newest(seen []*steadfastv1.Group) (best *steadfastv1.Group) {
 }
 
 // awaitGroup waits until the group is as wanted. Fails with fault.Unreachable after
-// the time for it.
+// the time for it, and with fault.Canceled when ctx ends.
 func (s site) awaitGroup(ctx context.Context, what string, within time.Duration, holds func(*steadfastv1.Group) bool) (*steadfastv1.Group, error) {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
+	late := time.NewTimer(within)
+	defer late.Stop()
 	var last string
 	for {
 		g, err := s.group(ctx)
@@ -121,6 +121,8 @@ func (s site) awaitGroup(ctx context.Context, what string, within time.Duration,
 		}
 		select {
 		case <-ctx.Done():
+			return nil, fault.Wrap(fault.Canceled, context.Cause(ctx), "waiting for the group")
+		case <-late.C:
 			return nil, fault.New(fault.Unreachable, "group %q is not %s after %v: %s; the members' logs are in %s", upGroup, what, within, last, s.dir)
 		case <-time.After(50 * time.Millisecond):
 		}

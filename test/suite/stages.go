@@ -166,13 +166,15 @@ func endToEnd(ctx context.Context, s *suite) (tally, error) {
 // CI's machines are small.
 const pairRate = "300"
 
-// pair hurts a pair of nodes once in each way, under verified load.
+// pair hurts a pair of nodes once in each way, under verified load. What may never
+// be is judged; how long a stall was is printed, and judged on quiet machines by
+// "make e2e ROUNDS=n".
 func pair(ctx context.Context, s *suite) (tally, error) {
 	if os.Geteuid() != 0 {
 		fmt.Println("SKIP pair: network namespaces need root")
 		return tally{skipped: 1}, nil
 	}
-	return s.harness(ctx, "qemu-nbd", "qemu-utils", "./test/pair", "-rounds", "1", "-rate", pairRate, "-results", s.tmp+"/pair.jsonl")
+	return s.harness(ctx, "qemu-nbd", "qemu-utils", "./test/pair", "-rounds", "1", "-goals=false", "-rate", pairRate, "-results", s.tmp+"/pair.jsonl")
 }
 
 // harness runs a program of test/ that ends with a line of counts, and takes

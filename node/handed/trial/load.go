@@ -61,7 +61,8 @@ type worker struct {
 // block is what a worker knows of one.
 type block struct {
 	stamp
-	known bool // else what it holds is taken for given, once
+	known  bool   // else what it holds is taken for given, once
+	writes uint64 // of this run: no version is given twice, whatever was read
 }
 
 // What is counted.
@@ -249,14 +250,10 @@ func (w *worker) do(what string, i int, f func(p []byte, off int64) error) error
 // write stamps a block anew. After a failure it may hold either stamp.
 func (w *worker) write(i int) {
 	b := &w.blocks[i]
-	version := uint64(1)
-	if b.run == w.l.run {
-		version = b.version + 1
-	}
-	s := stamp{w.l.run, w.number(i), version}
-	s.put(w.buf)
-	err := w.do("write", i, w.l.disk.WriteAt)
-	*b = block{s, err == nil}
+	b.writes++
+	b.stamp = stamp{w.l.run, w.number(i), b.writes}
+	b.put(w.buf)
+	b.known = w.do("write", i, w.l.disk.WriteAt) == nil
 }
 
 // read reads a block and judges it.
@@ -269,7 +266,7 @@ func (w *worker) read(i int) {
 	right := whole && (got == stamp{} || got.block == w.number(i))
 	switch {
 	case right && !b.known:
-		if got != (stamp{}) {
+		if got != (stamp{}) && got.run != w.l.run {
 			w.counts[found].Add(1)
 		}
 		w.counts[verified].Add(1)
@@ -282,5 +279,5 @@ func (w *worker) read(i int) {
 		w.counts[wrong].Add(1)
 		w.l.note("block %d, whose version is %d, holds what was not written to it: %x ...", w.number(i), b.version, w.buf[:40])
 	}
-	*b = block{got, right} // each is told once
+	b.stamp, b.known = got, right // each is told once
 }
