@@ -51,7 +51,15 @@ type loop struct {
 	proposals
 	voting     bool   // a proposal to make someone a voter is under way
 	transferAt uint64 // tick from which leadership may be given away
+	lingers    uint64 // tick at which a leader that has left ends; 0: it has not
 }
+
+// lingerTicks is how long a leader that has left tells the others so: some
+// heartbeats.
+const lingerTicks = 4 * heartbeatTicks
+
+// errLeft ends a member that is none any more.
+var errLeft = &fault.Error{Kind: fault.Denied, Text: "this member has been taken out of the cluster"}
 
 func newLoop(m *Member, s *store, compactEvery uint64) (*loop, error) {
 	l := &loop{m: m, store: s, disk: newDisk(s, m.log), machine: newMachine(), conf: raftpb.EnsureConfState(nil), compactEvery: compactEvery}
@@ -125,6 +133,9 @@ func (l *loop) run(ctx context.Context) (err error) {
 			}
 		case <-ticker.C: // ticks that were missed are left out
 			l.tick()
+			if l.lingers != 0 && l.ticks >= l.lingers {
+				return errLeft
+			}
 		case in := <-inbox:
 			l.take(in)
 			// What waits goes into the same write.
@@ -298,7 +309,12 @@ func (l *loop) apply(entries []*raftpb.Entry) error {
 		l.settle(out)
 	}
 	if left {
-		return fault.New(fault.Denied, "this member has been taken out of the cluster")
+		if l.raft.BasicStatus().RaftState != raft.StateLeader {
+			return errLeft
+		}
+		// Of two members the other one cannot decide without us as long as it has
+		// not heard that this is decided, and nobody but a leader tells it.
+		l.lingers = l.ticks + lingerTicks
 	}
 	return l.compact(changed)
 }

@@ -389,3 +389,33 @@ func TestLeaderRemoved(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestLeaderLeaves: of two members the one that leads is taken out. The other one
+// needs its word that this was decided, and then goes on alone.
+func TestLeaderLeaves(t *testing.T) {
+	t.Parallel()
+	for range 5 {
+		a := found(t, "a", 0)
+		b := a.admit("b", quorum.RoleNode)
+		eventually(t, "b leads", func() bool {
+			a.deliver(meddle(func(l *loop) { l.raft.TransferLeader(b.id.Self().ID) }))
+			return b.Leader() == "b" && a.Leader() == "b"
+		})
+		if err := a.RemoveMember(within(t), "b"); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.create("alone"); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-b.Failed():
+			if !fault.Is(err, fault.Denied) {
+				t.Errorf("b ended with %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("b goes on although it has left")
+		}
+		a.down()
+		b.down()
+	}
+}
