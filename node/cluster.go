@@ -454,6 +454,9 @@ func (a noAliases) Hold(context.Context, aliasio.Alias, aliasio.Instant) error {
 // Refresh implements ha.Aliases.
 func (a noAliases) Refresh(netip.Addr, aliasio.Instant) error { return a.err }
 
+// Reopen implements ha.Aliases.
+func (a noAliases) Reopen(netip.Addr, aliasio.Instant) error { return a.err }
+
 // Mend implements ha.Aliases.
 func (a noAliases) Mend(netip.Addr) (bool, error) { return false, a.err }
 

@@ -52,6 +52,7 @@ func (a *app) serve(ctx context.Context, cfg config.Config) error {
 	ctx, stop := a.signals(ctx)
 	defer stop()
 	node.LimitMemory(a.getenv)
+	node.RaisePriority()
 	ctx, exit := context.WithCancel(ctx)
 	defer exit()
 	self, err := os.Executable()

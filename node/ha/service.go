@@ -251,8 +251,11 @@ func (s *service) right() (aliasio.Instant, error) {
 		return 0, fault.New(fault.Fenced, "the group is closing")
 	}
 	until, unlimited, ok := m.ServesUntil()
+	s.g.mu.Lock()
+	st := s.g.standing
+	s.g.mu.Unlock()
 	switch {
-	case !ok:
+	case !ok || st.Epoch != s.epoch: // of a later epoch of ours is another service
 		return 0, fault.New(fault.Fenced, "the group is not this node's")
 	case unlimited:
 		return 0, nil
@@ -406,6 +409,13 @@ func (s *service) prolongOne(addr netip.Addr) {
 	if err == nil || s.ctx.Err() != nil {
 		return
 	}
+	// This process was late. The right is there still, so nobody else was here.
+	if until, rerr := s.right(); rerr == nil {
+		if err = s.g.cfg.Aliases.Reopen(addr, until); err == nil {
+			s.g.publish(Warning, "alias-late", "", "alias %s was shut for a moment: this node was too busy to prolong its grant in time", addr)
+			return
+		}
+	}
 	s.g.cfg.Log.Warn("a grant was not prolonged", "group", s.g.name, "alias", addr, "error", err)
 	s.mu.Lock()
 	delete(s.held, addr)
@@ -415,7 +425,11 @@ func (s *service) prolongOne(addr netip.Addr) {
 		if a.Address.Addr() != addr {
 			continue
 		}
-		if err := s.holdOne(a); err != nil && !fault.Is(err, fault.Fenced) && s.ctx.Err() == nil {
+		err := s.holdOne(a)
+		switch {
+		case err == nil: // holding it anew ended its connections, and told nobody
+			s.tasks.Go(func() { s.tellGone(s.state.Sessions().List()) })
+		case !fault.Is(err, fault.Fenced) && s.ctx.Err() == nil:
 			s.g.publish(Error, "alias-lost", "", "alias %s cannot be held: %v", addr, err)
 		}
 	}
@@ -442,17 +456,24 @@ func (s *service) mend() {
 }
 
 // tickle tells the clients of the former owner that it is gone.
-func (s *service) tickle() {
+func (s *service) tickle() { s.tellGone(s.former) }
+
+// tellGone makes clients of the table come back, but for those that are here, and
+// takes them out of it.
+func (s *service) tellGone(table []statevol.Session) {
+	here := s.g.cfg.Targets.Connections(s.tag)
 	var list []aliasio.Session
-	for _, e := range s.former {
-		list = append(list, aliasio.Session(e))
+	for _, e := range table {
+		if !slices.Contains(here, target.Endpoints{Local: e.Alias, Remote: e.Client}) {
+			list = append(list, aliasio.Session(e))
+		}
 	}
 	s.tell(list)
 	if s.ctx.Err() != nil {
 		return // the next to serve the group tells them
 	}
-	here := s.g.cfg.Targets.Connections(s.tag)
-	for _, e := range s.former {
+	here = s.g.cfg.Targets.Connections(s.tag)
+	for _, e := range table {
 		if !slices.Contains(here, target.Endpoints{Local: e.Alias, Remote: e.Client}) {
 			s.state.Sessions().Remove(e)
 		}
@@ -481,7 +502,9 @@ func (g *Group) connection(e target.ConnectionEvent) {
 	}
 	session := statevol.Session{Alias: e.Local, Client: e.Remote}
 	if !e.Begun {
-		s.state.Sessions().Remove(session)
+		if e.Heard { // who was not told is, by the next to serve the group
+			s.state.Sessions().Remove(session)
+		}
 		return
 	}
 	s.enter(session)

@@ -285,3 +285,45 @@ func TestCosts(t *testing.T) {
 		return err
 	})
 }
+
+// TestReopen: a holder that was late to refresh goes on with its clients'
+// connections, which Hold would end without a word to them.
+func TestReopen(t *testing.T) {
+	w := newWorld(t)
+	h := openAt(t, w.a, Options{Grant: 100 * time.Millisecond})
+	hold(t, h, alias4)
+	serve(t, w.a)
+	conn := dial(t, w.client, alias4)
+	address := alias4.Address.Addr()
+	for h.Refresh(address, 0) == nil {
+		<-time.After(150 * time.Millisecond) // too late
+	}
+	if err := h.Reopen(address, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Refresh(address, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Reopen(address, Now()); !fault.Is(err, fault.Fenced) {
+		t.Errorf("reopened without a right: %v", err)
+	}
+	if err := h.Reopen(address, 0); err != nil { // that had shut the gate
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(30 * time.Millisecond):
+				_ = h.Refresh(address, 0)
+			}
+		}
+	}()
+	exchange(t, conn)
+	if err := h.Reopen(alias6.Address.Addr(), 0); !fault.Is(err, fault.NotFound) {
+		t.Errorf("reopened what is not held: %v", err)
+	}
+}

@@ -168,6 +168,20 @@ func (h *Holder) Refresh(address netip.Addr, until Instant) error {
 	return h.allow(it, until, true)
 }
 
+// Reopen opens the gate of a held alias whose grant has ended, for a caller that
+// has, and never lost, the right to hold it: the process was late, and nobody else
+// was here meanwhile. Connections go on, as after some lost packets. It fails as
+// Refresh does; when the tables are gone, Hold makes them anew.
+func (h *Holder) Reopen(address netip.Addr, until Instant) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	it, err := h.find(address)
+	if err != nil {
+		return err
+	}
+	return h.allow(it, until, false)
+}
+
 // allow has the kernel take a grant that ends with until.
 func (h *Holder) allow(it *held, until Instant, renew bool) error {
 	address := it.Address.Addr()

@@ -65,8 +65,11 @@ func (s *session) event(begun bool) SessionEvent {
 // ConnectionEvent says that a connection to an alias portal has come in, before
 // anything was answered to it, or has ended.
 type ConnectionEvent struct {
-	Begun         bool   // or else ended
-	Group         uint16 // portal group tag
+	Begun bool   // or else ended
+	Group uint16 // portal group tag
+	// Heard: of one that has ended the initiator knows it, for it ended it, or
+	// was told. Else it may still wait for answers.
+	Heard         bool
 	Local, Remote netip.AddrPort
 }
 

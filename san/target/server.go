@@ -102,9 +102,14 @@ func (srv *Server) serve(s *session) {
 	defer srv.tasks.Done()
 	if s.portal.Alias && srv.connected != nil {
 		e := ConnectionEvent{Group: s.portal.Group, Local: s.local, Remote: s.peer}
-		defer srv.connected(e)
-		e.Begun = true
-		srv.connected(e)
+		defer func() {
+			// An address that is taken away aborts its connections here, and tells nobody.
+			e.Heard = !s.mute.Load() && !errors.Is(s.in.err, unix.ECONNABORTED)
+			srv.connected(e)
+		}()
+		begun := e
+		begun.Begun = true
+		srv.connected(begun)
 	}
 	ok := srv.login(s)
 	srv.mu.Lock()
