@@ -20,6 +20,7 @@ import (
 	"steadfast/cluster/quorum"
 	"steadfast/cluster/quorumio"
 	"steadfast/fault"
+	"steadfast/node/control"
 	"steadfast/node/guard"
 	"steadfast/node/ha"
 	"steadfast/san/aliasio"
@@ -30,8 +31,12 @@ import (
 // secretsPurpose names the key that shared secrets are sealed with.
 const secretsPurpose = "steadfast initiator secrets 1"
 
-// editTime bounds one change of the cluster's inventory.
-const editTime = 10 * time.Second
+// editTime bounds one change of the cluster's inventory, and editTries how often it
+// is made again when others write there.
+const (
+	editTime  = 10 * time.Second
+	editTries = 5
+)
 
 // cluster is this node's membership.
 type cluster struct {
@@ -410,7 +415,9 @@ func bootTime() group.Instant {
 type inventory struct {
 	member *quorumio.Member
 	seen   atomic.Uint64 // revision that was read last
-	mu     sync.Mutex
+
+	mu   sync.Mutex
+	base map[string][]byte // the entries of that revision
 }
 
 // moved tells whether there is a newer revision than was read last.
@@ -420,7 +427,10 @@ func (i *inventory) moved() bool {
 
 // Entries implements control.Inventory.
 func (i *inventory) Entries() map[string][]byte {
+	i.mu.Lock()
+	defer i.mu.Unlock()
 	inv := i.member.State().Inventory
+	i.base = inv.Entries
 	i.seen.Store(uint64(inv.Revision))
 	return inv.Entries
 }
@@ -435,7 +445,17 @@ func (i *inventory) Edit(edits map[string][]byte) error {
 	for key, value := range edits {
 		list = append(list, quorum.Edit{Key: key, Value: value})
 	}
-	err := i.member.Edit(ctx, quorum.Revision(i.seen.Load()), list...)
+	revision := quorum.Revision(i.seen.Load())
+	err := i.member.Edit(ctx, revision, list...)
+	for tries := 0; tries < editTries && fault.Is(err, fault.Stale); tries++ {
+		// What the caller looked at may be as it was: groups and nodes write there, too.
+		now := i.member.State().Inventory
+		if !control.SameShared(i.base, now.Entries) {
+			break
+		}
+		i.base, revision = now.Entries, now.Revision
+		err = i.member.Edit(ctx, revision, list...)
+	}
 	if fault.Is(err, fault.Stale) {
 		return fault.Wrap(fault.Busy, err, "the cluster was changed at the same moment; look again, and try again")
 	}

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
@@ -182,6 +183,22 @@ func (s *State) Adopt(entries map[string][]byte) error {
 		s.mappings[key] = m
 	}
 	return nil
+}
+
+// SameShared tells whether two states of the inventory hold the same shared
+// records.
+func SameShared(a, b map[string][]byte) bool {
+	return includes(a, b) && includes(b, a)
+}
+
+// includes tells whether every shared record of a is in b.
+func includes(a, b map[string][]byte) bool {
+	for key, value := range a {
+		if (strings.HasPrefix(key, sharedInitiator) || strings.HasPrefix(key, sharedMapping)) && !bytes.Equal(value, b[key]) {
+			return false
+		}
+	}
+	return true
 }
 
 // sharing returns what the state shares by, or nil.

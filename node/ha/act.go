@@ -4,17 +4,23 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"time"
 
 	"steadfast/cluster/group"
 	"steadfast/fault"
+	"steadfast/san/mirror"
+	"steadfast/san/mirrorio"
 	"steadfast/san/store"
 )
 
 // action is what both nodes do at one moment between writes: see
 // mirrorio.Group.Barrier. It travels as JSON.
 type action struct {
-	Do      string   `json:"do"`
-	Name    string   `json:"name"`    // the snapshot's
+	Do   string `json:"do"`
+	Name string `json:"name"` // the snapshot's
+	// Moment is when a snapshot is taken, by the owner's clock and in nanoseconds
+	// since the Unix epoch: the same on both nodes, and no other snapshot's.
+	Moment  int64    `json:"moment,omitempty"`
 	Volumes []uint32 `json:"volumes"` // by number
 }
 
@@ -45,22 +51,59 @@ func (g *Group) act(pool *store.Pool, b []byte) error {
 	}
 	switch a.Do {
 	case doSnapshot:
-		return takeSnapshots(pool, names, a.Name)
+		return takeSnapshots(pool, names, a.Name, a.Moment)
 	case doDeleteSnapshot:
+		if err := g.notCopied(names, a.Name); err != nil {
+			return err
+		}
 		return dropSnapshots(pool, names, a.Name)
 	}
 	return fault.New(fault.Stale, "an action %q of a newer program", a.Do)
 }
 
-// takeSnapshots takes a snapshot of each volume; those taken are given back when
-// one cannot be. One that is there already was taken by this same action.
-func takeSnapshots(pool *store.Pool, names []string, snapshot string) error {
-	for i, name := range names {
-		if _, err := pool.CreateSnapshot(name, snapshot); err != nil && !fault.Is(err, fault.Exists) {
-			return errors.Join(err, dropSnapshots(pool, names[:i], snapshot))
+// notCopied refuses to delete what a resync of the other node copies from: it is a
+// step of it, and over soon.
+func (g *Group) notCopied(names []string, snapshot string) error {
+	g.mu.Lock()
+	ps := g.store
+	g.mu.Unlock()
+	for _, name := range names {
+		if ps != nil && ps.Copying(name, snapshot) {
+			return fault.New(fault.Busy, "snapshot %q of volume %q is being copied to the other node, which lacked it; delete it when that is done", snapshot, name)
 		}
 	}
 	return nil
+}
+
+// takeSnapshots takes a snapshot of each volume; those taken are given back when
+// one cannot be. One that is there already, of the same moment, was taken by this
+// same action; moment 0 is any.
+func takeSnapshots(pool *store.Pool, names []string, snapshot string, moment int64) error {
+	for i, name := range names {
+		_, err := pool.CreateSnapshotAs(name, store.SnapshotSpec{Name: snapshot, Created: store.Instant(moment)})
+		if fault.Is(err, fault.Exists) && taken(pool, name, snapshot, moment) {
+			err = nil
+		}
+		if err != nil {
+			return errors.Join(err, takeBack(pool, names[:i], snapshot, moment))
+		}
+	}
+	return nil
+}
+
+// taken tells whether a volume has a snapshot of a moment; 0 is any.
+func taken(pool *store.Pool, volume, snapshot string, moment int64) bool {
+	all, err := pool.Snapshots(volume)
+	return err == nil && slices.ContainsFunc(all, func(s store.SnapshotStatus) bool {
+		return s.Name == snapshot && (moment == 0 || s.Created.UnixNano() == moment)
+	})
+}
+
+// takeBack deletes a moment's snapshots of volumes that have it. Others by its name
+// stay.
+func takeBack(pool *store.Pool, names []string, snapshot string, moment int64) error {
+	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !taken(pool, name, snapshot, moment) })
+	return dropSnapshots(pool, names, snapshot)
 }
 
 // dropSnapshots deletes a snapshot of each volume that has it.
@@ -79,7 +122,7 @@ func (g *Group) undo(pool *store.Pool, b []byte) error {
 	if err != nil || a.Do != doSnapshot {
 		return err // a deletion is not refused but for what the owner would refuse, too
 	}
-	return dropSnapshots(pool, names, a.Name)
+	return takeBack(pool, names, a.Name, a.Moment)
 }
 
 // healed tells of what a checksum had found.
@@ -99,7 +142,7 @@ func (g *Group) healed(volume uint32, off, n int64, err error) {
 
 // ResyncSnapshot is what the snapshots are called that keep the state from before
 // a resync of this node. Nobody else may have the name.
-const ResyncSnapshot = "before-resync"
+const ResyncSnapshot = mirrorio.KeptState
 
 // keepState keeps the last state of this node's volumes that was a consistent
 // one, before a resync mixes it with a newer one. What an earlier resync kept,
@@ -118,7 +161,7 @@ func (g *Group) keepState(pool *store.Pool) error {
 		names = append(names, name)
 	}
 	g.publish(Info, "resync-began", "", "node %s gets what it lacks", g.cfg.Member.Self().Member)
-	return takeSnapshots(pool, names, ResyncSnapshot)
+	return takeSnapshots(pool, names, ResyncSnapshot, 0)
 }
 
 // dropState gives back what keepState kept, when the resync has ended well.
@@ -150,39 +193,39 @@ func (g *Group) dropState(pool *store.Pool, ok bool) {
 func (g *Group) Snapshot(name string, volumes []uint32) error {
 	g.actions.Lock()
 	defer g.actions.Unlock()
-	if err := g.snapshotFree(name, volumes); err != nil {
+	moment, err := g.snapshotFree(name, volumes)
+	if err != nil {
 		return err
 	}
-	return g.barrier(action{Do: doSnapshot, Name: name, Volumes: volumes})
+	return g.barrier(action{Do: doSnapshot, Name: name, Moment: moment, Volumes: volumes})
 }
 
-// snapshotFree refuses a name that one of the volumes has a snapshot of already:
-// an action that is repeated takes what is there for its own.
-func (g *Group) snapshotFree(name string, volumes []uint32) error {
+// snapshotFree refuses a name that one of the volumes has a snapshot of already, and
+// returns a moment for a new one: now, and after all others of the group.
+func (g *Group) snapshotFree(name string, volumes []uint32) (moment int64, err error) {
 	g.mu.Lock()
 	pool, spec := g.pool, g.spec
 	g.mu.Unlock()
 	if pool == nil {
-		return fault.New(fault.Fenced, "group %q is not open on this node", g.name)
+		return 0, fault.New(fault.Fenced, "group %q is not open on this node", g.name)
 	}
 	if name == ResyncSnapshot {
-		return fault.New(fault.Invalid, "snapshots named %q are the resync's own; choose another name", name)
+		return 0, fault.New(fault.Invalid, "snapshots named %q are the resync's own; choose another name", name)
 	}
+	moment = time.Now().UnixNano()
 	for _, v := range spec.Volumes {
-		if !slices.Contains(volumes, v.Number) {
-			continue
-		}
 		all, err := pool.Snapshots(v.Name)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		for _, s := range all {
-			if s.Name == name {
-				return fault.New(fault.Exists, "volume %q has a snapshot %q already", v.Name, name)
+			if s.Name == name && slices.Contains(volumes, v.Number) {
+				return 0, fault.New(fault.Exists, "volume %q has a snapshot %q already", v.Name, name)
 			}
+			moment = max(moment, s.Created.UnixNano()+1)
 		}
 	}
-	return nil
+	return moment, nil
 }
 
 // DeleteSnapshot deletes a snapshot of volumes of the group on both nodes; a
@@ -202,7 +245,7 @@ func (g *Group) barrier(a action) error {
 	if m == nil || m.Standing().Role != group.Owner {
 		return fault.New(fault.Fenced, "this node does not own group %q", g.name)
 	}
-	return m.Barrier(b)
+	return m.Snapshot(mirror.Moment(a.Moment), b)
 }
 
 // Has tells whether the owner's unit of a volume is there and as large as it is

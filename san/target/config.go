@@ -174,6 +174,7 @@ func (l Limits) own() iscsi.Params {
 	p.MaxOutstandingR2T = l.MaxOutstandingR2T
 	p.MaxRecvLength = l.MaxRecvDataSegmentLength
 	p.DefaultTime2Retain = 0 // level 0 retains nothing of a lost connection
+	p.DefaultTime2Wait = 0   // nor is anything to be waited for: the longer of both sides' counts
 	return p
 }
 

@@ -72,13 +72,19 @@ func (r *run) guestReady(what string) bool {
 		r.skip(what, "qemu-system-x86_64 is not installed")
 		return false
 	}
-	cmd := exec.CommandContext(r.ctx, "test/e2e/guest/build", r.cache)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		r.skip(what, fmt.Sprintf("the guest cannot be built: %v: %s", err, strings.TrimSpace(string(out))))
+	if err := r.guest().Build(r.ctx); err != nil {
+		r.skip(what, err.Error())
 		return false
 	}
 	return true
+}
+
+// guest is the one that does test/e2e/guest/init.
+func (r *run) guest() testbed.Guest {
+	return testbed.Guest{
+		Cache: r.cache, Initrd: filepath.Join(r.cache, "initrd"), Init: "test/e2e/guest/init",
+		Items: []string{"fio", "mkfs.ext4", "e2fsck"},
+	}
 }
 
 // boot runs the guest, without hardware help (what runs this may itself be a
@@ -86,13 +92,8 @@ func (r *run) guestReady(what string) bool {
 func (r *run) boot(job string, more ...string) error {
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	defer cancel(nil)
-	argv := append([]string{
-		"-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-m", "512", "-smp", "2", "-no-reboot", "-monitor", "none",
-		"-serial", "stdio", "-nodefaults", "-display", "none",
-		"-kernel", filepath.Join(r.cache, "vmlinuz"), "-initrd", filepath.Join(r.cache, "initrd"),
-		"-append", "console=ttyS0 quiet loglevel=4 panic=-1 " + job,
-	}, more...)
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", argv...)
+	argv := r.guest().Argv(2, []string{job}, more...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {

@@ -5,14 +5,15 @@
 //	-kind    what is done to the pair: one kind, several with commas, or "all"
 //	-rounds  run until this many rounds of each kind are in the results file
 //	         for this build; what is there already is not run again
-//	-client  who loads: qemu (its block layer), libiscsi, or both
+//	-client  who loads: qemu (its block layer), libiscsi, both of these, linux
+//	         (the kernel of an emulated guest: minutes to start), or all
 //	-prove   try the harness itself: a right node must pass, a wrong one not
 //	-list    only print the kinds, or the results so far (-summary)
 //
 // Each round waits until the pair is whole, waits a random while, does harm,
 // undoes it, waits until the pair is whole again, reads everything back through
-// a fresh connection, and appends a line for each client to the results file
-// (see Row). Load never pauses. The world is network namespaces and a folder;
+// a fresh connection (a guest: past its page cache), and appends a line for each
+// client to the results file (see Row). Load never pauses. The world is network namespaces and a folder;
 // both go with the process, whatever way that ends.
 //
 // It ends with a table and "e2e: N passed, N failed, N skipped": rounds, and
@@ -41,6 +42,8 @@ import (
 type run struct {
 	settings
 	rounds                  int
+	goals                   bool
+	logsAlways              bool
 	passed, failed, skipped int
 }
 
@@ -51,12 +54,13 @@ func main() {
 	var spanMiB int64
 	flag.StringVar(&kind, "kind", "all", "kinds of rounds, with commas; -list tells them")
 	flag.IntVar(&r.rounds, "rounds", 1, "rounds of each kind that shall be in the results")
-	flag.StringVar(&client, "client", "both", "qemu, libiscsi or both")
+	flag.StringVar(&client, "client", "both", "qemu, libiscsi, both, linux or all")
 	flag.StringVar(&r.product, "product", "pair", "pair; or a stand-in: node, plain, standby, standby-silent, rollback")
 	flag.StringVar(&r.results, "results", "bin/pair-results.jsonl", "file that rounds are appended to")
 	flag.StringVar(&r.parent, "dir", "/var/tmp", "folder on a disk to make files in")
 	flag.StringVar(&r.logsKept, "logs", "bin/pair-failed", "folder that logs go to after a failure")
 	flag.Int64Var(&spanMiB, "span", 128, "size of each volume in MiB")
+	flag.BoolVar(&r.goals, "goals", true, "count goals that are missed as failures; they are printed anyway")
 	flag.DurationVar(&stallsFor, "stalls", stallsFor, "how long a round of stalls takes")
 	flag.IntVar(&r.rateMax, "rate", 0, "bound of each lane's requests a second; 0: none")
 	flag.DurationVar(&r.nop, "nop", time.Second, "silence after which the libiscsi client asks; 0: never")
@@ -65,6 +69,12 @@ func main() {
 		r.env = append(r.env, kv)
 		return nil
 	})
+	flag.Func("iscsid", "line that the Linux client's iscsid.conf ends with, may be repeated", func(line string) error {
+		r.iscsid = append(r.iscsid, line)
+		return nil
+	})
+	flag.StringVar(&r.guestCache, "cache", ".cache/guest", "folder for the Linux client's kernel")
+	flag.BoolVar(&r.logsAlways, "keep-logs", false, "keep logs also of rounds that were good")
 	flag.BoolVar(&prove, "prove", false, "try the harness itself")
 	flag.BoolVar(&list, "list", false, "only print the kinds")
 	flag.BoolVar(&summary, "summary", false, "only print the results so far, by build")
@@ -74,8 +84,10 @@ func main() {
 	if other := os.Getenv("STEADFAST_BIN"); other != "" {
 		r.bin = other
 	}
-	if r.clients = []string{client}; client == "both" {
-		r.clients = clientNames
+	var err error
+	if r.clients, err = clientsBy(client); err != nil {
+		fmt.Fprintln(os.Stderr, "pair:", err)
+		os.Exit(2)
 	}
 	switch {
 	case list:
@@ -93,7 +105,7 @@ func main() {
 		os.Exit(supervise(r.parent))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := r.main(ctx, kind, prove)
+	err = r.main(ctx, kind, prove)
 	stop()
 	if err != nil {
 		fmt.Println("FAIL pair:", err)
@@ -190,10 +202,15 @@ func (r *run) missing() string {
 	if os.Geteuid() != 0 {
 		return "network namespaces need root"
 	}
-	for _, name := range []string{"qemu-nbd", "gcc", "mkfs.ext4"} {
+	names, group := []string{"qemu-nbd", "gcc", "mkfs.ext4"}, "pair"
+	if slices.Contains(r.clients, "linux") {
+		names = append(names, "qemu-system-x86_64", "busybox", "cpio", "depmod", "iscsid")
+		group += " guest"
+	}
+	for _, name := range names {
 		if _, err := exec.LookPath(name); err != nil {
 			if _, err := os.Stat("/usr/sbin/" + name); err != nil {
-				return name + " is not installed (test/need pair)"
+				return name + " is not installed (test/need " + group + ")"
 			}
 		}
 	}
@@ -280,11 +297,12 @@ func (r *run) one(ctx context.Context, p *runner, k kind, n int) error {
 		if writeErr := appendRow(r.results, row); writeErr != nil {
 			return writeErr
 		}
-		late := k.goal > 0 && row.stall() > ms(k.goal)
+		goal := k.goalOf(row.Client)
+		late := goal > 0 && row.stall() > ms(goal)
 		bad = bad || late || row.Failed != ""
 		r.say(row)
 	}
-	if bad {
+	if bad || r.logsAlways {
 		r.logs(p)
 	}
 	return err
@@ -337,7 +355,7 @@ func (r *run) summary(chosen []kind) error {
 	list := tallies(rows, r.build)
 	for _, t := range list {
 		asked := slices.ContainsFunc(chosen, func(k kind) bool { return k.name == t.kind })
-		if !asked || t.goalMS == 0 {
+		if !asked || t.goalMS == 0 || !r.goals {
 			continue
 		}
 		if t.met() {

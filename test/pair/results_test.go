@@ -140,16 +140,19 @@ func TestTallies(t *testing.T) {
 // TestKinds: the goals are those that were promised.
 func TestKinds(t *testing.T) {
 	want := "kill-owner 1s, cut-owner 2s, stop-owner 2s, cut-mirror 2s, kill-other 2s, kill-witness 50ms, kill-both 0s, disk-errors 2s, planned-move 300ms"
+	linux := "kill-owner 3.5s, cut-owner 3.5s, stop-owner 3.5s, cut-mirror 3.5s, kill-other 3.5s, kill-witness 0s, kill-both 0s, disk-errors 3.5s, planned-move 1s"
 	all, err := choose("all")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got []string
-	for _, k := range all {
-		got = append(got, fmt.Sprintf("%s %v", k.name, k.goal))
-	}
-	if strings.Join(got, ", ") != want {
-		t.Errorf("%s", strings.Join(got, ", "))
+	for client, want := range map[string]string{"qemu": want, "libiscsi": want, "linux": linux} {
+		var got []string
+		for _, k := range all {
+			got = append(got, fmt.Sprintf("%s %v", k.name, k.goalOf(client)))
+		}
+		if strings.Join(got, ", ") != want {
+			t.Errorf("%s: %s", client, strings.Join(got, ", "))
+		}
 	}
 	if _, err := choose("kill-owner,kill-everybody"); err == nil {
 		t.Error("no error for a kind that is none")

@@ -16,23 +16,23 @@ import (
 // initiatorName is who all clients say they are.
 const initiatorName = "iqn.2026-11.io.steadfast.test:verify"
 
-// The clients that load a pair.
-var clientNames = []string{"qemu", "libiscsi"}
-
 // settings are what the flags say.
 type settings struct {
-	product  string
-	bin      string
-	build    Build
-	clients  []string
-	span     int64 // bytes of each volume that are loaded
-	rateMax  int   // requests a second of each lane; 0: no bound
-	nop      time.Duration
-	calm     time.Duration
-	env      []string // of the clients' processes
-	results  string
-	parent   string // of the folder with all files
-	logsKept string // where logs go after a failure
+	product string
+	bin     string
+	build   Build
+	clients []string
+	span    int64 // bytes of each volume that are loaded
+	rateMax int   // requests a second of each lane; 0: no bound
+	nop     time.Duration
+	calm    time.Duration
+	env     []string // of the clients' processes
+	iscsid  []string // lines that the Linux client's iscsid.conf ends with
+	// guestCache is the folder that keeps the Linux client's kernel.
+	guestCache string
+	results    string
+	parent     string // of the folder with all files
+	logsKept   string // where logs go after a failure
 }
 
 // runner is a pair under load.
@@ -44,17 +44,6 @@ type runner struct {
 	bridge string
 	whole  time.Time // when it was whole last
 	times  times
-	// open makes a connection of its own.
-	open func(ctx context.Context, l *load) (verify.Disk, error)
-}
-
-// load is one client's volume.
-type load struct {
-	client string
-	volume Volume
-	judge  *verify.Judge
-	disks  []verify.Disk
-	*verify.Load
 }
 
 // The lanes, in the order of a window.
@@ -65,6 +54,7 @@ const (
 
 // times are how long a round waits for what.
 type times struct {
+	heard          time.Duration // from the fault until each client has noticed what it will
 	gap            time.Duration // from whole to the next round, at least
 	quiet, spread  time.Duration // the calm before the fault, and what chance adds
 	whole, settled time.Duration // patience until the pair is whole, and until all is answered
@@ -75,8 +65,8 @@ type times struct {
 // that.
 func usualTimes() times {
 	return times{
-		gap: 5 * time.Second, quiet: 2 * time.Second, spread: 2 * time.Second,
-		whole: 3 * time.Minute, settled: time.Minute,
+		heard: hold, gap: 5 * time.Second, quiet: 2 * time.Second, spread: 2 * time.Second,
+		whole: 3 * time.Minute, settled: 2 * time.Minute,
 	}
 }
 
@@ -88,7 +78,6 @@ const calmPatience = 2 * time.Minute
 // lie where they can be made to fail.
 func newRunner(ctx context.Context, s settings, drives bool) (r *runner, err error) {
 	r = &runner{settings: s, times: usualTimes()}
-	r.open = r.connect
 	if r.world, err = newWorld(s.parent); err != nil {
 		return r, err
 	}
@@ -115,52 +104,6 @@ func newRunner(ctx context.Context, s settings, drives bool) (r *runner, err err
 	return r, r.startLoads(ctx)
 }
 
-// startLoads opens every client's connections and fills its volume.
-func (r *runner) startLoads(ctx context.Context) error {
-	for i, v := range r.pair.Volumes() {
-		l := &load{client: r.clients[i], volume: v, judge: verify.NewJudge(uint32(i+1), v.Size)}
-		r.loads = append(r.loads, l)
-		for range []int{laneQD1, laneQD32} {
-			d, err := r.open(ctx, l)
-			if err != nil {
-				return err
-			}
-			l.disks = append(l.disks, d)
-		}
-		if err := verify.Fill(ctx, l.judge, l.disks[laneQD32]); err != nil {
-			return err
-		}
-		if c := l.judge.Counts(); !c.Clean() {
-			return fmt.Errorf("the first fill failed: %v", l.judge.Findings())
-		}
-		var err error
-		l.Load, err = verify.StartLoad(l.judge,
-			verify.Lane{Disk: l.disks[laneQD1], Depth: 1, RateMax: r.rateMax},
-			verify.Lane{Disk: l.disks[laneQD32], Depth: 32, RateMax: r.rateMax})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// connect opens a client's volume once more.
-func (r *runner) connect(ctx context.Context, l *load) (verify.Disk, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	log, err := r.world.log("client-" + l.client)
-	if err != nil {
-		return nil, err
-	}
-	c := verify.Client{
-		Dir: r.world.folder.Path, Initiator: initiatorName, Log: log, Start: r.world.client.StartIn, NOP: r.nop, Env: r.env,
-	}
-	if l.client == "qemu" {
-		return verify.OpenQEMU(ctx, c, l.volume.URL)
-	}
-	return verify.OpenLibiscsi(ctx, c, r.bridge, l.volume.URL)
-}
-
 // round runs the n-th round of a kind, from 0, and returns what each client saw. An error means that
 // no further round makes sense.
 func (r *runner) round(ctx context.Context, k kind, n int) ([]Row, error) {
@@ -172,10 +115,14 @@ func (r *runner) round(ctx context.Context, k kind, n int) ([]Row, error) {
 	pause(ctx, r.times.gap-time.Since(r.whole))
 	rows := make([]Row, len(r.loads))
 	found := make([]verify.Counts, len(r.loads))
-	for i, w := range r.calmly(ctx) {
+	calm, err := r.calmly(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i, w := range calm {
 		rows[i].BeforeQD1, rows[i].BeforeQD32 = ms(w[laneQD1].Longest), ms(w[laneQD32].Longest)
 		rows[i].Busy = busy()
-		found[i] = r.loads[i].judge.Counts()
+		found[i] = r.loads[i].Counts()
 	}
 	rd := &round{pair: r.pair, world: r.world, owner: status.Owner, epoch: status.Epoch, n: n}
 	failure := k.do(ctx, rd)
@@ -183,12 +130,9 @@ func (r *runner) round(ctx context.Context, k kind, n int) ([]Row, error) {
 		status, failure = awaitStatus(ctx, r.pair, r.times.whole, isWhole)
 	}
 	r.whole = time.Now()
-	if failure == nil {
-		failure = r.readBacks(ctx)
-	}
-	for i, w := range r.cut(&failure) {
+	for i, w := range r.measure(ctx, rd, &failure) {
 		l, row := r.loads[i], &rows[i]
-		c := l.judge.Counts().Sub(found[i])
+		c := l.Counts().Sub(found[i])
 		row.Build, row.Time, row.Kind, row.Client, row.Detail = r.build, rd.began, k.name, l.client, rd.detail
 		row.StallQD1, row.StallQD32 = ms(w[laneQD1].Longest), ms(w[laneQD32].Longest)
 		row.IOs = w[laneQD1].IOs + w[laneQD32].IOs
@@ -202,25 +146,52 @@ func (r *runner) round(ctx context.Context, k kind, n int) ([]Row, error) {
 		case failure != nil:
 			row.Failed = failure.Error()
 		case !c.Clean():
-			row.Failed = fmt.Sprintf("wrong answers, for one %v", slices.MinFunc(l.judge.Findings(), func(a, b verify.Finding) int { return int(a.Kind) - int(b.Kind) }))
+			row.Failed = fmt.Sprintf("wrong answers, for one %v", slices.MinFunc(l.Findings(), func(a, b verify.Finding) int { return int(a.Kind) - int(b.Kind) }))
 		}
 	}
 	return rows, errors.Join(failure, ctx.Err())
 }
 
+// measure ends the windows of a round whose harm is undone, with all read back.
+func (r *runner) measure(ctx context.Context, rd *round, failure *error) [][]verify.Window {
+	if slices.ContainsFunc(r.loads, func(l *load) bool { return l.delays }) {
+		// A client may hear of a change after the nodes are through with it.
+		pause(ctx, r.times.heard-time.Since(rd.began))
+	}
+	windows := r.settledCut(failure)
+	if *failure == nil {
+		*failure = r.readBacks(ctx, true)
+	}
+	for i, later := range r.settledCut(failure) {
+		for lane := range later {
+			w := &windows[i][lane]
+			w.IOs += later[lane].IOs
+			if !r.loads[i].delays {
+				w.Longest = max(w.Longest, later[lane].Longest)
+			}
+		}
+	}
+	return windows
+}
+
 // calmly measures the seconds before a fault. When they shall be calm and are
 // not, it measures others, for a while.
-func (r *runner) calmly(ctx context.Context) [][]verify.Window {
+func (r *runner) calmly(ctx context.Context) ([][]verify.Window, error) {
 	for end := time.Now().Add(calmPatience); ; {
-		r.cut(nil)
+		if _, err := r.cut(); err != nil {
+			return nil, err
+		}
 		pause(ctx, r.times.quiet+rand.N(r.times.spread))
-		windows := r.cut(nil)
+		windows, err := r.cut()
+		if err != nil {
+			return nil, err
+		}
 		worst := time.Duration(0)
 		for _, w := range windows {
 			worst = max(worst, w[laneQD1].Longest, w[laneQD32].Longest)
 		}
 		if r.calm == 0 || worst <= r.calm || time.Now().After(end) || ctx.Err() != nil {
-			return windows
+			return windows, nil
 		}
 	}
 }
@@ -235,37 +206,47 @@ func busy() float64 {
 	return load
 }
 
-// cut ends every load's window. With a failure to report to, it first waits
-// until what was held up is answered.
-func (r *runner) cut(failure *error) [][]verify.Window {
-	var out [][]verify.Window
+// cut ends every load's window. A load that cannot say has an empty one.
+func (r *runner) cut() (out [][]verify.Window, err error) {
 	for _, l := range r.loads {
-		if failure != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), r.times.settled)
-			if *failure != nil {
-				cancel() // it need not settle any more
-			}
-			if err := l.Settle(ctx); err != nil && *failure == nil {
-				*failure = fmt.Errorf("%s: %w", l.client, err)
-			}
-			cancel()
+		// Also after an interrupt: what was measured until then.
+		windows, cutErr := l.Cut(context.Background())
+		if cutErr != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", l.client, cutErr))
 		}
-		out = append(out, l.Cut())
+		if len(windows) <= laneQD32 {
+			windows = make([]verify.Window, laneQD32+1)
+		}
+		out = append(out, windows)
+	}
+	return out, err
+}
+
+// settledCut first waits until what was held up is answered. What fails goes to
+// failure, unless there is one already.
+func (r *runner) settledCut(failure *error) [][]verify.Window {
+	for _, l := range r.loads {
+		if *failure != nil {
+			break // it need not settle any more
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), r.times.settled)
+		if err := l.Settle(ctx); err != nil {
+			*failure = fmt.Errorf("%s: %w", l.client, err)
+		}
+		cancel()
+	}
+	out, err := r.cut()
+	if *failure == nil {
+		*failure = err
 	}
 	return out
 }
 
-// readBacks reads every volume through a connection that knows nothing of what
-// was, while the load goes on.
-func (r *runner) readBacks(ctx context.Context) error {
+// readBacks reads every volume, while the load goes on if it does.
+func (r *runner) readBacks(ctx context.Context, fresh bool) error {
 	for _, l := range r.loads {
-		d, err := r.open(ctx, l)
-		if err != nil {
-			return err
-		}
-		err = verify.ReadBack(ctx, l.judge, d)
-		if err := errors.Join(err, d.Close()); err != nil {
-			return err
+		if err := l.ReadBack(ctx, fresh); err != nil {
+			return fmt.Errorf("%s: %w", l.client, err)
 		}
 	}
 	return nil
@@ -274,27 +255,31 @@ func (r *runner) readBacks(ctx context.Context) error {
 // final stops the load and reads everything back, through an old connection
 // and through a new one. It returns what is wrong that was not before.
 func (r *runner) final(ctx context.Context) error {
+	before := r.counts()
 	var all error
 	for _, l := range r.loads {
-		before := l.judge.Counts()
-		l.Stop()
-		err := verify.ReadBack(ctx, l.judge, l.disks[laneQD1])
-		all = errors.Join(all, err)
-		if c := l.judge.Counts().Sub(before); !c.Clean() {
-			all = errors.Join(all, fmt.Errorf("%s: the last read-back found %v", l.client, c))
-		}
+		all = errors.Join(all, l.Stop(ctx))
 	}
-	before := make([]verify.Counts, len(r.loads))
-	for i, l := range r.loads {
-		before[i] = l.judge.Counts()
-	}
-	all = errors.Join(all, r.readBacks(ctx))
-	for i, l := range r.loads {
-		if c := l.judge.Counts().Sub(before[i]); !c.Clean() {
-			all = errors.Join(all, fmt.Errorf("%s: the last read-back through a fresh connection found %v", l.client, c))
+	for _, fresh := range []bool{false, true} {
+		all = errors.Join(all, r.readBacks(ctx, fresh))
+		now := r.counts()
+		for i, l := range r.loads {
+			if c := now[i].Sub(before[i]); !c.Clean() {
+				all = errors.Join(all, fmt.Errorf("%s: the last read-back (fresh connection: %v) found %v", l.client, fresh, c))
+			}
 		}
+		before = now
 	}
 	return all
+}
+
+// counts are what every load found so far.
+func (r *runner) counts() []verify.Counts {
+	var out []verify.Counts
+	for _, l := range r.loads {
+		out = append(out, l.Counts())
+	}
+	return out
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
@@ -303,12 +288,8 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 func (r *runner) Close() error {
 	var err error
 	for _, l := range r.loads {
-		for _, d := range l.disks {
-			// First: it answers what is under way, so that the load can end.
-			err = errors.Join(err, d.Close())
-		}
-		if l.Load != nil {
-			l.Stop()
+		if l.loader != nil {
+			err = errors.Join(err, l.loader.Close())
 		}
 	}
 	if r.pair != nil {
@@ -332,7 +313,10 @@ func (r *runner) keepLogs() (string, error) {
 	}
 	for _, l := range r.loads {
 		var text []byte
-		for _, f := range l.judge.Findings() {
+		if l.loader == nil {
+			continue // it did not start
+		}
+		for _, f := range l.Findings() {
 			text = fmt.Appendln(text, f)
 		}
 		err = errors.Join(err, os.WriteFile(filepath.Join(dir, "findings-"+l.client+".log"), text, 0o644))

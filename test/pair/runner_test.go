@@ -99,18 +99,12 @@ func try(t *testing.T, f *fakePair) (Row, error) {
 	f.back = sync.NewCond(&f.mu)
 	disk := fakeDisk{f}
 	r := &runner{pair: f, times: times{quiet: 50 * time.Millisecond, spread: time.Millisecond, whole: 500 * time.Millisecond, settled: time.Second}}
-	r.open = func(context.Context, *load) (verify.Disk, error) { return disk, nil }
-	l := &load{client: "qemu", judge: verify.NewJudge(1, disk.Size())}
-	if err := verify.Fill(t.Context(), l.judge, disk); err != nil {
-		t.Fatal(err)
-	}
-	var err error
-	l.Load, err = verify.StartLoad(l.judge, verify.Lane{Disk: disk, Depth: 1}, verify.Lane{Disk: disk, Depth: 4})
+	l, err := startLocal(t.Context(), verify.NewJudge(1, disk.Size()), 0, func(context.Context) (verify.Disk, error) { return disk, nil })
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Stop()
-	r.loads = []*load{l}
+	defer func() { _ = l.Close() }()
+	r.loads = []*load{{client: "qemu", loader: l}}
 	k := kind{name: "kill-owner", do: func(ctx context.Context, rd *round) error {
 		rd.fault()
 		if err := rd.pair.Kill(rd.owner); err != nil {

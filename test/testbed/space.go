@@ -190,6 +190,53 @@ func (s *Switch) Attach(space *Space, bridge, port, name string, address netip.P
 	})
 }
 
+// AttachTap joins a guest to a bridge: what is written to the file are frames
+// that it sends, and what is read those that it gets, as QEMU's -netdev tap,fd=
+// has it. port is the link's name here, 15 bytes at most. The link goes with the
+// last who has the file open.
+func (s *Switch) AttachTap(bridge, port string) (tap *os.File, err error) {
+	err = s.space.Do(func() error {
+		if tap, err = openTap(port); err != nil {
+			return fmt.Errorf("tap %s: %w", port, err)
+		}
+		link, err := netlink.LinkByName(port)
+		if err != nil {
+			return err
+		}
+		master, err := netlink.LinkByName(bridge)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetMaster(link, master); err != nil {
+			return err
+		}
+		return linkUp(port)
+	})
+	if err != nil && tap != nil {
+		return nil, errors.Join(err, tap.Close())
+	}
+	return tap, err
+}
+
+// openTap makes a tap device in the namespace of its caller. The header before
+// each frame lets sums of packets be left to who needs them.
+func openTap(name string) (*os.File, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), "/dev/net/tun")
+	request, err := unix.NewIfreq(name)
+	if err == nil {
+		request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+	}
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
+}
+
 // Cut cuts the links of ports.
 func (s *Switch) Cut(how Cut, ports ...string) error {
 	if how == Drop {

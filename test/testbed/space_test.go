@@ -271,3 +271,62 @@ func TestSweep(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 }
+
+// TestTap: what a guest sends reaches who is on the bridge, and the port can be
+// cut like any other.
+func TestTap(t *testing.T) {
+	s, _, _ := world(t)
+	tap, err := s.AttachTap("front", "g-front")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !asked(t, tap) {
+		t.Error("no answer for the tap")
+	}
+	if err := s.Cut(Drop, "g-front"); err != nil {
+		t.Fatal(err)
+	}
+	if asked(t, tap) {
+		t.Error("an answer through a cut link")
+	}
+	if err := tap.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.AttachTap("front", "g-front"); err != nil {
+		t.Errorf("the link stayed behind its file: %v", err)
+	}
+}
+
+// asked asks by ARP for 10.77.0.1 through a tap, and tells whether an answer came.
+func asked(t *testing.T, tap *os.File) bool {
+	t.Helper()
+	guest := []byte{0x52, 0x54, 0, 0x77, 0, 0x0a}
+	ask := make([]byte, 10) // the header of a frame with nothing left to do
+	ask = append(ask, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
+	ask = append(ask, guest...)
+	ask = append(ask, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1)
+	ask = append(ask, guest...)
+	ask = append(ask, 10, 77, 0, 10, 0, 0, 0, 0, 0, 0, 10, 77, 0, 1)
+	for range 10 {
+		if _, err := tap.Write(ask); err != nil {
+			t.Fatal(err)
+		}
+		// Not with deadlines: a tap that was opened before TUNSETIFF is not polled by
+		// the runtime.
+		fds := []unix.PollFd{{Fd: int32(tap.Fd()), Events: unix.POLLIN}}
+		for end := time.Now().Add(200 * time.Millisecond); time.Now().Before(end); {
+			if n, err := unix.Poll(fds, 50); n == 0 || err != nil {
+				continue
+			}
+			frame := make([]byte, 2048)
+			n, err := tap.Read(frame)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f := frame[10:n]; len(f) >= 42 && [6]byte(f[:6]) == [6]byte(guest) && f[12] == 8 && f[13] == 6 && f[21] == 2 {
+				return true
+			}
+		}
+	}
+	return false
+}
