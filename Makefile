@@ -40,7 +40,7 @@ format: ## rewrite the Go files as gofumpt wants them
 lint: ## golangci-lint with .golangci.yml
 	@$(LINT) run ./...
 
-sim: ## the simulated worlds: SEEDS histories of the store (default 500), fifty times as many of the pair
+sim: ## the simulated worlds: SEEDS histories of the store (default 500), 50 times as many of the pair, 5 times of its device servers on real pools
 	$(GO) run ./test/suite -only sim -seeds $(SEEDS)
 
 e2e: build ## libiscsi tools, qemu-img and a QEMU guest against a node of this tree; PEER=tgt tries them on tgt. ROUNDS=n KIND=k hurts a pair

@@ -10,8 +10,10 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"steadfast/api/steadfast/v1/steadfastv1connect"
 	"steadfast/cluster/quorum"
@@ -32,6 +34,15 @@ type elsewhereError struct{ node quorum.Member }
 func (e elsewhereError) Error() string {
 	return "node " + string(e.node) + " must answer this; call it there"
 }
+
+// revisionHeader tells, with the answer to a call that was passed on, the revision
+// of the inventory that it is about: the caller's next call may be answered by this
+// node, which must know of it then.
+const revisionHeader = "Steadfast-Inventory"
+
+// catchUpTime bounds how long an answer waits for this node to know as much as the
+// one that gave it.
+const catchUpTime = 2 * time.Second
 
 // routeKey is the context's key of a *route.
 type routeKey struct{}
@@ -62,8 +73,17 @@ func (n *Node) forwarding(next http.Handler) http.Handler {
 		for _, p := range streaming {
 			stream = stream || strings.HasSuffix(r.URL.Path, p)
 		}
-		if stream || r.Header.Get(forwardedHeader) != "" {
+		if stream {
 			next.ServeHTTP(w, r)
+			return
+		}
+		if r.Header.Get(forwardedHeader) != "" {
+			kept := &keptAnswer{header: http.Header{}, status: http.StatusOK}
+			next.ServeHTTP(kept, r)
+			if c, err := n.inCluster(); err == nil {
+				kept.header.Set(revisionHeader, strconv.FormatUint(uint64(c.member.State().Inventory.Revision), 10))
+			}
+			kept.copyTo(w)
 			return
 		}
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, requestBytesMax+4096))
@@ -101,6 +121,17 @@ func (n *Node) passOn(w http.ResponseWriter, r *http.Request, to quorum.Member, 
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return c.member.Dial(ctx, to, protoAPI)
 			},
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			revision, err := strconv.ParseUint(resp.Header.Get(revisionHeader), 10, 64)
+			if err != nil {
+				return nil // of an older program
+			}
+			ctx, cancel := context.WithTimeout(r.Context(), catchUpTime)
+			defer cancel()
+			// It is an answer also when this takes longer.
+			_ = n.waitFor(ctx, func() bool { return uint64(c.member.State().Inventory.Revision) >= revision })
+			return nil
 		},
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			n.log.Warn("a call could not be passed on", "to", to, "error", err)

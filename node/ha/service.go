@@ -442,7 +442,13 @@ func (s *service) mend() {
 	spec := s.spec
 	s.mu.Unlock()
 	for _, a := range spec.Aliases {
-		if err := s.holdOne(a); err != nil && s.ctx.Err() == nil {
+		if slices.Contains(s.holding(), a.Address.Addr()) || s.g.cfg.Aliases == nil {
+			continue
+		}
+		switch err := s.holdOne(a); {
+		case err == nil: // whoever was connected before was told nothing
+			s.tasks.Go(func() { s.tellGone(s.state.Sessions().List()) })
+		case s.ctx.Err() == nil:
 			s.g.cfg.Log.Warn("an alias cannot be held yet", "group", s.g.name, "alias", a.Address, "error", err)
 		}
 	}

@@ -11,7 +11,7 @@
 // server does in the background falls into its own turns.
 //
 //	BENCH_SECONDS  seconds per measurement (2)
-//	BENCH_ROUNDS   rounds (5)
+//	BENCH_ROUNDS   rounds (5; 3 of mirrored rows)
 //	BENCH_ROWS     a regular expression of rows to run (all)
 //	BENCH_DIR      folder to measure in (/var/tmp: it lies on a drive)
 //
@@ -23,6 +23,9 @@
 // drive's own limit) is the same line with "info" for its first word and
 // nothing after the ratio. The exit status tells whether measuring worked, not
 // who won.
+//
+// Then come the mirrored rows, which are held against a volume of one node and
+// against the link's and the drives' own limits: see pair.go.
 package main
 
 import (
@@ -63,6 +66,9 @@ type load struct {
 	random bool
 	goal   float64 // at least this many times the peer; 0: it is only told
 	p99    bool    // and no higher p99
+	// Of mirrored rows only.
+	mixed bool  // half of them reads
+	span  int64 // bytes of the volume that are used; 0: all
 }
 
 // loads are in the order in which a volume meets them: reads while it is as it
@@ -70,13 +76,13 @@ type load struct {
 // of large reads.
 func loads() []load {
 	return []load{
-		{"randread-4k-qd32", false, 4 << 10, 32, true, 1.3, true},
-		{"randread-4k-qd1", false, 4 << 10, 1, true, 1, false},
-		{"read-128k-qd8", false, 128 << 10, 8, false, 1, false},
-		{"randwrite-4k-qd32", true, 4 << 10, 32, true, 1.3, true},
-		{"randwrite-4k-qd1", true, 4 << 10, 1, true, 1, false},
-		{"overwritten-read-128k-qd8", false, 128 << 10, 8, false, 0, false},
-		{"write-128k-qd8", true, 128 << 10, 8, false, 1, false},
+		{name: "randread-4k-qd32", bs: 4 << 10, qd: 32, random: true, goal: 1.3, p99: true},
+		{name: "randread-4k-qd1", bs: 4 << 10, qd: 1, random: true, goal: 1},
+		{name: "read-128k-qd8", bs: 128 << 10, qd: 8, goal: 1},
+		{name: "randwrite-4k-qd32", write: true, bs: 4 << 10, qd: 32, random: true, goal: 1.3, p99: true},
+		{name: "randwrite-4k-qd1", write: true, bs: 4 << 10, qd: 1, random: true, goal: 1},
+		{name: "overwritten-read-128k-qd8", bs: 128 << 10, qd: 8},
+		{name: "write-128k-qd8", write: true, bs: 128 << 10, qd: 8, goal: 1},
 	}
 }
 
@@ -170,6 +176,17 @@ func (b *bench) run() (err error) {
 	if err != nil {
 		return fmt.Errorf("build the generator (Debian: gcc libiscsi-dev): %w: %s", err, out)
 	}
+	if err := b.alone(); err != nil {
+		return err
+	}
+	return b.mirrored(folder)
+}
+
+// alone measures one node, in every mode.
+func (b *bench) alone() error {
+	if !slices.ContainsFunc(modes(), b.asked) {
+		return nil
+	}
 	if err := b.prepareRaw(); err != nil {
 		return err
 	}
@@ -186,11 +203,16 @@ func (b *bench) chosen(m mode, s set) []load {
 	return slices.DeleteFunc(loads(), func(l load) bool { return !b.rows.MatchString(rowName(m, s, l)) })
 }
 
+// asked tells whether BENCH_ROWS asks for any load of a mode.
+func (b *bench) asked(m mode) bool {
+	return slices.ContainsFunc(sets(), func(s set) bool { return len(b.chosen(m, s)) > 0 })
+}
+
 func rowName(m mode, s set, l load) string { return m.name + "/" + s.name + "/" + l.name }
 
 // mode measures one mode: both servers are there at once, loaded in turn.
 func (b *bench) mode(m mode) (err error) {
-	if !slices.ContainsFunc(sets(), func(s set) bool { return len(b.chosen(m, s)) > 0 }) {
+	if !b.asked(m) {
 		return nil
 	}
 	var servers [2]testbed.Server // ours, peer
@@ -214,7 +236,7 @@ func (b *bench) mode(m mode) (err error) {
 		}
 		for i := range servers {
 			fmt.Printf("fill  %s/%s of %s\n", m.name, s.name, servers[i].Name())
-			fill := load{name: "fill", write: true, bs: 256 << 10, qd: 8}
+			fill := load{name: fillName, write: true, bs: 256 << 10, qd: 8}
 			if _, err := b.turn(servers[i], servers[1-i], s, fill); err != nil {
 				return fmt.Errorf("fill %s of %s: %w", s.name, servers[i].Name(), err)
 			}

@@ -99,45 +99,71 @@ func (b *bench) quiet(servers ...testbed.Server) (resume func() error, err error
 
 // generate runs the generator once against a server.
 func (b *bench) generate(server testbed.Server, s set, l load) (result, error) {
+	used, err := meter(server.PID())
+	if err != nil {
+		return result{}, err
+	}
+	r, spent, err := b.drive(server.URL(0, s.lun), l, (*exec.Cmd).Start)
+	if err != nil {
+		return result{}, fmt.Errorf("%s: %w", server.Name(), err)
+	}
+	own, others, err := used(spent)
+	if err != nil {
+		return result{}, err
+	}
+	r.CPU, r.Others = float64(own.Microseconds())/float64(r.Total), others
+	return r, nil
+}
+
+// drive runs the generator once against a volume, begun by start, and tells what
+// it saw and the CPU time that it used itself.
+func (b *bench) drive(url string, l load, start func(*exec.Cmd) error) (r result, spent time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(b.ctx, time.Duration(b.seconds*float64(time.Second))+2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, b.tool, append([]string{url}, b.generatorArguments(l)...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err = start(cmd); err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		return r, 0, fmt.Errorf("generator against %s: %w: %s", url, errors.Join(err, ctx.Err()), strings.TrimSpace(errs.String()))
+	}
+	if err := json.Unmarshal([]byte(out.String()), &r); err != nil {
+		return r, 0, fmt.Errorf("generator printed %q: %w", out.String(), err)
+	}
+	if r.Ops == 0 || r.Errors > 0 {
+		return r, 0, fmt.Errorf("%s: %d I/Os and %d errors", url, r.Ops, r.Errors)
+	}
+	return r, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
+}
+
+// fillName is the load that writes a volume whole, once.
+const fillName = "fill"
+
+// generatorArguments says a load in the generator's words.
+func (b *bench) generatorArguments(l load) []string {
 	kind, order := "read", "sequential"
 	switch {
-	case l.name == "fill":
+	case l.name == fillName:
 		kind = "fill"
+	case l.mixed:
+		kind = "mixed"
 	case l.write:
 		kind = "write"
 	}
 	if l.random {
 		order = "random"
 	}
-	used, err := meter(server.PID())
-	if err != nil {
-		return result{}, err
+	args := []string{
+		"mode=" + kind, "order=" + order, fmt.Sprintf("bs=%d", l.bs), fmt.Sprintf("qd=%d", l.qd),
+		fmt.Sprintf("seconds=%g", b.seconds), "warmup=0.3", fmt.Sprintf("seed=%d", time.Now().UnixNano()), "initiator=" + generatorName,
 	}
-	ctx, cancel := context.WithTimeout(b.ctx, time.Duration(b.seconds*float64(time.Second))+2*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, b.tool, server.URL(0, s.lun), "mode="+kind, "order="+order,
-		fmt.Sprintf("bs=%d", l.bs), fmt.Sprintf("qd=%d", l.qd), fmt.Sprintf("seconds=%g", b.seconds), "warmup=0.3",
-		fmt.Sprintf("seed=%d", time.Now().UnixNano()), "initiator="+generatorName)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var errs strings.Builder
-	cmd.Stderr = &errs
-	out, err := cmd.Output()
-	if err != nil {
-		return result{}, fmt.Errorf("generator against %s: %w: %s", server.Name(), errors.Join(err, ctx.Err()), strings.TrimSpace(errs.String()))
+	if l.span > 0 {
+		args = append(args, fmt.Sprintf("span=%d", l.span))
 	}
-	var r result
-	if err := json.Unmarshal(out, &r); err != nil {
-		return result{}, fmt.Errorf("generator printed %q: %w", out, err)
-	}
-	own, others, err := used(cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime())
-	if err != nil {
-		return result{}, err
-	}
-	if r.Ops == 0 || r.Errors > 0 {
-		return result{}, fmt.Errorf("%s: %d I/Os and %d errors", server.Name(), r.Ops, r.Errors)
-	}
-	r.CPU, r.Others = float64(own.Microseconds())/float64(r.Total), others
-	return r, nil
+	return args
 }
 
 // meter begins to measure a server's CPU time. What it returns is called at
@@ -174,17 +200,36 @@ func cpuTime(pid int) (time.Duration, error) {
 // busyTime returns what all processors together have spent so far, on any
 // process, and what the host withheld from them.
 func busyTime() (time.Duration, error) {
-	text, err := os.ReadFile("/proc/stat")
+	field, err := machineTimes()
 	if err != nil {
 		return 0, err
 	}
+	return ticks(field[1], field[2], field[3], field[6], field[7], field[8])
+}
+
+// softTime returns the part of busyTime that the kernel spent in soft interrupts:
+// most of what networks cost.
+func softTime() (time.Duration, error) {
+	field, err := machineTimes()
+	if err != nil {
+		return 0, err
+	}
+	return ticks(field[7])
+}
+
+// machineTimes are the times of all processors together: cpu, user, nice, system,
+// idle, iowait, irq, softirq, steal.
+func machineTimes() ([]string, error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return nil, err
+	}
 	line, _, _ := strings.Cut(string(text), "\n")
-	// cpu, user, nice, system, idle, iowait, irq, softirq, steal.
 	field := strings.Fields(line)
 	if len(field) < 9 {
-		return 0, fmt.Errorf("/proc/stat: %q", line)
+		return nil, fmt.Errorf("/proc/stat: %q", line)
 	}
-	return ticks(field[1], field[2], field[3], field[6], field[7], field[8])
+	return field, nil
 }
 
 // ticks adds up times in the kernel's unit, a hundredth of a second.

@@ -87,13 +87,19 @@ func (r rawRow) arguments(file string, seconds float64) []string {
 	return args
 }
 
-// fio runs one job and returns its I/Os a second. io_uring is asked for first;
-// where the kernel refuses it, libaio does the same work.
+// fio runs one job and returns its I/Os a second.
 func (b *bench) fio(args ...string) (float64, error) {
+	return b.fioBy(func(argv ...string) []string { return argv }, args...)
+}
+
+// fioBy is fio by a command that begins it. io_uring is asked for first; where
+// the kernel refuses it, libaio does the same work.
+func (b *bench) fioBy(by func(argv ...string) []string, args ...string) (float64, error) {
 	var failed error
 	for _, engine := range []string{"io_uring", "libaio"} {
 		ctx, cancel := context.WithTimeout(b.ctx, 5*time.Minute)
-		cmd := exec.CommandContext(ctx, "fio", append(args, "--ioengine="+engine, "--direct=1", "--refill_buffers", "--output-format=json")...)
+		argv := by(append([]string{"fio", "--ioengine=" + engine, "--direct=1", "--refill_buffers", "--output-format=json"}, args...)...)
+		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		out, err := cmd.Output()
 		cancel()
