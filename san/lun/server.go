@@ -26,6 +26,7 @@ type Mapping struct {
 // Server holds units and views. It implements scsi.PortOpener.
 type Server struct {
 	base     time.Time
+	waits    Waits
 	commands [256]*entry
 	tasks    sync.Pool // *task
 	buffers  sync.Pool // *buffer
@@ -44,9 +45,14 @@ type Server struct {
 var _ scsi.PortOpener = (*Server)(nil)
 
 // NewServer returns a server without units. It starts no goroutine.
-func NewServer() *Server {
+func NewServer() *Server { return NewServerThatWaits(syncWaits{}) }
+
+// NewServerThatWaits is NewServer for a caller that runs the tasks in an order of
+// its own.
+func NewServerThatWaits(w Waits) *Server {
 	return &Server{
 		base:     time.Now(),
+		waits:    w,
 		commands: newCommands(),
 		units:    map[[16]byte]*unit{},
 		targets:  map[string]map[string][]Mapping{},

@@ -29,10 +29,10 @@ type unit struct {
 	// persist serialises changes of reservations and of mode pages with their
 	// being stored, so that what is on disk never lags behind an answer, nor
 	// overtakes it.
-	persist sync.Mutex
+	persist sync.Locker
 
 	mu      sync.Mutex
-	changed sync.Cond // the task set changed
+	changed Cond // the task set changed
 	set     taskSet
 	nexuses map[*itl]struct{}
 	mode    scsi.Mode // WriteCache is the volume's
@@ -55,8 +55,8 @@ func newUnit(s *Server, v Volume) (*unit, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &unit{srv: s, id: v.ID(), nexuses: map[*itl]struct{}{}}
-	u.changed.L = &u.mu
+	u := &unit{srv: s, id: v.ID(), nexuses: map[*itl]struct{}{}, persist: s.waits.Lock()}
+	u.changed = s.waits.Cond(&u.mu)
 	u.set.tasks.prev, u.set.tasks.next = &u.set.tasks, &u.set.tasks
 	u.device.Store(&v)
 	u.mu.Lock()

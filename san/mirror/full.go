@@ -16,7 +16,7 @@ func (m *Mirror) full(o *operation, why any) {
 	case o.restoring:
 		m.fail() // there was room for what it takes the place of
 		m.forget(o)
-	case o.from != nil && o.op.Kind == Barrier:
+	case o.from != nil && (o.op.Kind == Barrier || o.op.Lists()):
 		o.refused = true
 		m.appliedInbound(o, why)
 	case o.from != nil:
@@ -24,6 +24,9 @@ func (m *Mirror) full(o *operation, why any) {
 		m.do(Load{o.id, o.op}) // the owner may need it
 	default:
 		o.refused, o.local = true, true
+		if o.op.Kind == Barrier {
+			o.was = why
+		}
 	}
 }
 
@@ -67,9 +70,9 @@ func (m *Mirror) undo(o *operation) {
 // again has an operation's blocks copied once more by the resync, if there is one.
 func (m *Mirror) again(o *operation) {
 	if m.stream != nil {
-		m.stream.dirty.add(o.op.what())
+		m.stream.steps.last().add(o.op.what())
 	}
 	if m.missed != nil {
-		m.missed.dirty.add(o.op.what())
+		m.missed.steps.last().add(o.op.what())
 	}
 }

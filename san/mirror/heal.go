@@ -123,19 +123,6 @@ func (m *Mirror) unhealed(o *operation) {
 	}
 }
 
-// stick leaves blocks out of a resync that cannot be read here. It does not end
-// without them: a client may write them anew.
-func (m *Mirror) stick(o *operation, bad Range) {
-	s := m.stream
-	s.copies--
-	s.stuck.add(bad)
-	s.again = m.now.Add(m.cfg.Pause)
-	end, last := o.op.Block+o.op.Count, bad.Block+bad.Count
-	s.dirty.add(Range{bad.Volume, o.op.Block, bad.Block - o.op.Block})
-	s.dirty.add(Range{bad.Volume, last, end - last})
-	m.forget(o)
-}
-
 // rejoin makes both nodes the same again after one of them could not do a write
 // for what it cannot read. It reports whether there is something to wait for.
 // Everyone has answered.

@@ -82,7 +82,7 @@ func (m *Mirror) greet() {
 	m.ledger.restart()
 	if h.Op.Kind == ending {
 		m.inbound.listing, m.inbound.unsettled = true, m.unsettled()
-		m.list(h.Ranges)
+		m.list(List{}, h.Ranges)
 	}
 	m.prepare()
 	for _, r := range early {
@@ -119,7 +119,8 @@ func (m *Mirror) grantedInbound(o *operation) {
 	switch o.op.Kind {
 	case ending:
 		m.ledger.whole(o.id)
-		m.do(Sync{o.id})
+		o.op.Durable = true
+		m.apply(o, o.op)
 	case Flush:
 		m.ledger.flushing(o.id)
 		m.do(Sync{o.id})
@@ -145,8 +146,10 @@ func (m *Mirror) appliedInbound(o *operation, was any) {
 	m.transmit(in.owner, ack)
 	switch o.op.Kind {
 	case ending:
-		in.ended = true
-		m.settled(true)
+		if !o.refused {
+			in.ended = true
+			m.settled(true)
+		}
 	case mended:
 		m.do(Healed{o.op.what(), true})
 	default: // nothing more is due

@@ -1,6 +1,9 @@
 package mirror
 
-import "slices"
+import (
+	"math"
+	"slices"
+)
 
 // span is a run of blocks of one volume. A span of no blocks is all of every
 // volume.
@@ -8,6 +11,9 @@ type span struct {
 	volume       uint32
 	block, count uint64
 }
+
+// beside is no block of a volume: who holds it waits for barriers, and they for it.
+var beside = span{volume: math.MaxUint32, count: 1}
 
 func (s span) overlaps(o span) bool {
 	if s.count == 0 || o.count == 0 {

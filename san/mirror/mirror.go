@@ -20,7 +20,7 @@
 //
 // # Streams
 //
-//	          Hello                 Differ              all copied
+//	          Hello                 Differ              all steps done
 //	down  -------------->  asking  -------->  copying  ------------>  ending
 //	  |                                                                  | flushed on both
 //	  |  Hello, to an entry                                              v
@@ -49,7 +49,8 @@
 // on a node when the node does it, and nothing that came after. Its payload is an
 // action, as to take a snapshot. It may be done twice, when a connection breaks;
 // the second time must change nothing. What one node refuses the other takes back:
-// see full.go. Who is being resynced is sent no barriers.
+// see full.go. Who is being resynced is sent no barriers until it is about to be
+// whole; the snapshots that they took are steps of its resync: see steps.go.
 //
 // # Damage
 //
@@ -90,6 +91,7 @@ type Mirror struct {
 	hello   *Received     // that came before what it is about was decided
 	early   []Received    // and what followed it
 	broken  bool          // the store has failed
+	opens   uint64        // number of the latest Open
 	pausing group.Instant // no stream is opened before
 	keeping keeping       // what this node was before a resync
 	govern  governor      // of the resync's copies
@@ -110,6 +112,7 @@ type operation struct {
 	client  bool // to be answered
 	granted bool
 	local   bool // applied, loaded or flushed here
+	listed  bool // its list is made
 	through bool // is being flushed because the set is one
 	dead    bool // nobody waits for it, but the store is at it
 	aborted bool // its end is waited for, not its result
@@ -164,6 +167,8 @@ func (m *Mirror) Step(now group.Instant, in Input) []Effect {
 		m.applied(in)
 	case Changes:
 		m.changes(in)
+	case Opened:
+		m.opened(in)
 	case Linked:
 		m.unlink()
 		m.link = &in.To
@@ -321,10 +326,13 @@ func (m *Mirror) apply(o *operation, op Op) {
 
 // start claims an operation's blocks. A flush needs none: it is about what is
 // done already. At the end of a resync the other waits for all that came before.
+// What is read of a snapshot does not change; which snapshots there are, barriers do.
 func (m *Mirror) start(o *operation) {
 	m.ops[o.id] = o
 	switch {
-	case o.op.Kind == Flush, o.op.Kind == ending && o.from == nil, o.op.Kind == Read && m.cfg.Fault.has(readPending), o.op.Kind == Barrier && m.cfg.Fault.has(looseBarrier):
+	case o.op.Prunes() && (o.from == nil || !o.op.Ends()):
+		m.locks.claim(o.id, beside, false)
+	case o.op.Kind == Flush, o.from == nil && (o.op.Kind == stepping || o.op.Kind == copied && o.op.Moment != 0), o.op.Kind == Read && m.cfg.Fault.has(readPending), o.op.Kind == Barrier && m.cfg.Fault.has(looseBarrier):
 		m.free = append(m.free, o.id)
 	default:
 		m.locks.claim(o.id, o.op.span(), o.shares())
@@ -432,14 +440,10 @@ func (m *Mirror) granted(o *operation) {
 	case Read, Compare:
 		o.asked = m.ask()
 		m.do(Load{o.id, o.op})
-	case copied, mended:
+	case copied, mended, pruning, stepping, ending:
 		m.do(Load{o.id, o.op})
 	case Flush:
 		m.ledger.flushing(o.id)
-		m.forward(o)
-		m.do(Sync{o.id})
-	case ending:
-		m.ledger.whole(o.id)
 		m.forward(o)
 		m.do(Sync{o.id})
 	case Write, Barrier:
@@ -493,7 +497,7 @@ func (m *Mirror) applied(a Applied) {
 		m.repaired(o)
 		return
 	}
-	if (o.op.changes() || o.op.Copies() && o.from != nil) && !o.through {
+	if (o.op.changes() || o.op.own() && o.from != nil) && !o.through {
 		m.ledger.entered(a.Position)
 	}
 	if o.from != nil {
@@ -513,6 +517,10 @@ func (m *Mirror) applied(a Applied) {
 		}
 		o.op.Kind = Read
 	}
+	if o.op.Lists() && !o.listed {
+		m.listed(o, a.Payload)
+		return
+	}
 	if o.op.Copies() && !o.local {
 		o.op.Payload = a.Payload
 		o.local = true
@@ -523,6 +531,20 @@ func (m *Mirror) applied(a Applied) {
 	if o.through { // it is stable now
 		o.op.Durable = true
 	}
+}
+
+// listed sends a list of snapshots. Barriers may go on then: they come after it in
+// the stream, and so does what they do.
+func (m *Mirror) listed(o *operation, list any) {
+	o.listed, o.op.Payload = true, list
+	m.forward(o)
+	m.locks.drop(o.id)
+	if !o.op.Ends() {
+		o.local = true
+		return
+	}
+	m.ledger.whole(o.id)
+	m.do(Sync{o.id})
 }
 
 // failed ends an operation that the store could not do. A client of a node that
@@ -584,11 +606,14 @@ func (m *Mirror) finish(o *operation) {
 // answer tells who waits for an operation that it is complete.
 func (m *Mirror) answer(o *operation) {
 	switch o.op.Kind {
-	case Write, Barrier:
+	case Barrier:
+		m.ledger.complete(o.id)
+		m.took(o)
+	case Write:
 		m.ledger.complete(o.id)
 	case Flush:
 		m.save(m.ledger.flushed(o.id))
-	case copied, ending:
+	case copied, stepping, ending:
 		m.ended(o)
 	default: // a read leaves nothing, and a compare is one or a write by now
 	}
@@ -623,7 +648,7 @@ func (m *Mirror) reached(o *operation) bool {
 	}
 	s := m.stream
 	switch {
-	case o.op.Copies(), o.op.Kind == ending:
+	case o.op.own():
 		return s != nil && slices.Contains(o.acks, s.to)
 	case s != nil && (s.phase >= phaseEnding && o.number >= s.firm || o.awaits):
 		return slices.Contains(o.acks, s.to)

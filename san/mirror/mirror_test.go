@@ -18,7 +18,7 @@ func TestRanges(t *testing.T) {
 		for range rapid.IntRange(0, 40).Draw(t, "steps") {
 			if len(s) > 0 && rapid.Bool().Draw(t, "take") {
 				n := rapid.Uint64Range(1, 8).Draw(t, "n")
-				r := s.take(n)
+				r := s.pop(n)
 				if r.Count == 0 || r.Count > n {
 					t.Fatalf("took %d of %d blocks", r.Count, n)
 				}

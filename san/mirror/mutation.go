@@ -22,6 +22,10 @@ const (
 	healStale                         // heal with data of a member that is being resynced
 	partly                            // take a member's word for a volume that it knows nothing of
 	unprepared                        // copy over a state that is not kept
+	skipSteps                         // forget snapshots that were taken while the other was away
+	stepFromHead                      // copy a snapshot's blocks from the volume
+	lateCopy                          // copy for a snapshot what was asked for before it was taken
+	actEarly                          // have a snapshot taken before its last copy is there
 )
 
 // Mutations by name, for the simulation.
@@ -31,6 +35,7 @@ func Mutations() map[string]Mutation {
 		"epoch-at-entry": epochAtEntry, "memory-of-one": memoryOfOne, "forget-intent": forgetIntent, "skip-dirty": skipDirty,
 		"loose-barrier": looseBarrier, "ghost": ghost, "keep-refused": keepRefused, "old-list": oldList,
 		"late-heal": lateHeal, "heal-stale": healStale, "unprepared": unprepared, "partly": partly,
+		"skip-steps": skipSteps, "step-from-head": stepFromHead, "act-early": actEarly, "late-copy": lateCopy,
 	}
 }
 

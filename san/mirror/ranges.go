@@ -38,8 +38,8 @@ func (s *ranges) add(r Range) {
 	*s = slices.Replace(list, i, k, r)
 }
 
-// take removes a run of at most n blocks, the first there is.
-func (s *ranges) take(n uint64) Range {
+// pop removes a run of at most n blocks, the first there is.
+func (s *ranges) pop(n uint64) Range {
 	r := (*s)[0]
 	if r.Count > n {
 		(*s)[0].Block += n

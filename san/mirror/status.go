@@ -38,7 +38,9 @@ type Status struct {
 	// (1.0 is one at a time, without pauses), and blocks that wait because they
 	// cannot be read.
 	Left, Stuck uint64
-	Copies      float64
+	// Snapshots are left to be made at the other node.
+	Snapshots int
+	Copies    float64
 	// Slowdown is what clients' operations last took, in percent of what they take
 	// without the resync; 0 when that is not known.
 	Slowdown int
@@ -62,7 +64,8 @@ func (m *Mirror) Status() Status {
 	switch s := m.stream; {
 	case s != nil:
 		st.Phase = Asking + Phase(s.phase)
-		st.Left, st.Stuck = s.dirty.blocks()+s.stuck.blocks(), s.stuck.blocks()
+		st.Left, st.Stuck = s.steps.blocks()+s.stuck.blocks(), s.stuck.blocks()
+		st.Snapshots = len(s.steps) - 1
 		for _, o := range m.ops {
 			if o.op.Kind == copied && o.from == nil {
 				st.Left += o.op.Count
@@ -72,7 +75,7 @@ func (m *Mirror) Status() Status {
 			st.Copies, st.Slowdown = m.governed(), m.govern.ratio
 		}
 	case m.missed != nil:
-		st.Left = m.missed.dirty.blocks()
+		st.Left, st.Snapshots = m.missed.steps.blocks(), len(m.missed.steps)-1
 	}
 	return st
 }

@@ -31,16 +31,26 @@ type stream struct {
 	firm     uint64          // from this one on, the stream's end must have them
 
 	// Of a resync.
-	dirty     ranges
+	steps     steps  // see steps.go
 	stuck     ranges // what cannot be read here
 	again     group.Instant
 	ahead     uint64 // blocks of writes in sent
 	copies    int
-	hello     *Packet // to be sent when this node's changes are known
-	mine      bool    // this node's changes are in dirty
-	whole     bool    // what this node has of volumes that the other knows nothing of is asked
-	theirs    bool    // and the other's
-	told      bool    // Synced
+	hello     *Packet  // to be sent when it is known of which volumes this node knows nothing
+	theirs    []Range  // what the other has changed
+	has       any      // and the snapshots that it has
+	whole     []Range  // volumes of which it knows nothing
+	asked     bool     // the steps are asked for
+	stale     bool     // and may be others by now
+	planned   bool     // they are known
+	old       *Changes // with the mutation oldList: an answer of another role
+	pruned    bool     // the other is told which snapshots there are
+	opening   uint64   // the present step's Open, or 0
+	opened    bool     // it is answered
+	acting    bool     // the other is to take the present step's snapshot
+	lossy     bool     // the present step's snapshot cannot be read whole
+	lost      []Moment // those that could not
+	told      bool     // Synced
 	toldSince group.Instant
 }
 
@@ -50,12 +60,15 @@ type sent struct {
 	what   Range
 	write  bool
 	client bool // it is a client's write
+	// barrier: it is one.
+	barrier bool
 }
 
 // missed is what a cut resync had left.
 type missed struct {
 	to    quorum.Incarnation
-	dirty ranges
+	steps steps
+	lost  []Moment
 }
 
 // steer opens the stream, and takes a resync further.
@@ -69,11 +82,11 @@ func (m *Mirror) steer() {
 	s := m.stream
 	switch s.phase {
 	case phaseAsking:
-		if s.mine && s.theirs {
+		if s.planned {
 			s.phase = phaseCopying
 		}
 	case phaseCopying:
-		m.copyOn(s)
+		m.stepOn(s)
 		if m.cfg.AheadBlocks > 0 && s.ahead > m.cfg.AheadBlocks && m.agent.Missed(m.now, s.to) {
 			m.closeStream() // clients wait for it
 			m.pausing = m.now.Add(m.cfg.Pause)
@@ -93,7 +106,7 @@ func (m *Mirror) steer() {
 // openStream begins a stream to an incarnation.
 func (m *Mirror) openStream(to quorum.Incarnation) {
 	m.streams++
-	s := &stream{to: to, number: m.streams, sent: map[uint64]sent{}, open: map[uint64]bool{}, low: 1}
+	s := &stream{to: to, number: m.streams, sent: map[uint64]sent{}, open: map[uint64]bool{}, low: 1, steps: newSteps()}
 	m.stream = s
 	hello := Packet{Kind: Hello, Epoch: m.at.Epoch, Stream: s.number}
 	if slices.Contains(m.at.Others, to) {
@@ -109,11 +122,13 @@ func (m *Mirror) openStream(to quorum.Incarnation) {
 	}
 	hello.Op.Kind = ending // it is to be resynced
 	if m.missed != nil && m.missed.to == to {
-		s.phase, s.dirty, hello.Op.Kind = phaseCopying, m.missed.dirty, copied // where it was
+		s.phase, s.steps, s.lost, hello.Op.Kind = phaseCopying, m.missed.steps, m.missed.lost, copied // where it was
 	} else {
-		s.take(m.unsettled())
+		for _, r := range m.unsettled() {
+			s.steps.last().add(r)
+		}
 		s.hello = &hello
-		m.list(nil)
+		m.list(List{Brief: true}, nil)
 	}
 	m.missed = nil
 	m.govern.restart(m)
@@ -150,29 +165,16 @@ func (m *Mirror) closeStream() {
 		return
 	}
 	m.stream = nil
+	m.shut(s)
 	if s.phase == phaseCopying || s.phase == phaseEnding {
-		left := &missed{to: s.to, dirty: s.dirty}
-		for _, r := range s.stuck {
-			left.dirty.add(r)
-		}
-		for _, w := range s.sent {
-			if w.write {
-				left.dirty.add(w.what)
-			}
-		}
-		for _, o := range m.ops {
-			if o.op.Kind == copied && o.from == nil {
-				left.dirty.add(o.op.what())
-			}
-		}
-		m.missed = left
+		m.missed = m.left(s)
 	}
 	for _, id := range m.sorted() {
 		o := m.ops[id]
 		if o.from == nil {
 			o.number, o.awaits, o.damage.fetch = 0, false, 0 // which were of this stream
 			switch {
-			case !o.op.Copies() && o.op.Kind != ending:
+			case !o.op.own():
 			case o.damage.mending:
 				o.dead = true // the store is at it
 			default:
@@ -182,19 +184,40 @@ func (m *Mirror) closeStream() {
 	}
 }
 
+// left returns what a stream leaves of a resync: what is under way is of the
+// present step. What it must ask the store for again is nothing.
+func (m *Mirror) left(s *stream) *missed {
+	s.unstick()
+	left := &missed{to: s.to, steps: s.steps, lost: s.lost}
+	for _, w := range s.sent {
+		switch {
+		case w.barrier:
+			return nil // who has its snapshot?
+		case w.write:
+			left.steps.first().add(w.what)
+		}
+	}
+	for _, o := range m.ops {
+		if o.op.Kind == copied && o.from == nil {
+			left.steps.first().add(o.op.what())
+		}
+	}
+	return left
+}
+
 // forward sends an operation on the stream, or notes that it was not sent.
 func (m *Mirror) forward(o *operation) {
 	s := m.stream
 	what := o.op.what()
 	switch {
 	case s == nil && m.missed != nil && o.op.Kind == Write:
-		m.missed.dirty.add(what)
+		m.missed.steps.last().add(what)
 		return
 	case s == nil, s.phase == phaseCopying && (o.op.Kind == Flush || o.op.Kind == Barrier):
 		return // the end has nothing whole yet
-	case s.phase == phaseAsking:
+	case s.phase == phaseAsking, s.phase == phaseCopying && len(s.steps) > 1 && o.op.Kind == Write:
 		if o.op.Kind == Write {
-			s.dirty.add(what)
+			s.steps.last().add(what)
 		}
 		return
 	}
@@ -213,16 +236,16 @@ func (m *Mirror) forward(o *operation) {
 // put puts something into the stream, and returns its place.
 func (m *Mirror) put(s *stream, o *operation, op Op) uint64 {
 	s.sequence++
-	s.sent[s.sequence] = sent{o.id, op.what(), op.Kind == Write || op.Copies(), op.Kind == Write}
+	s.sent[s.sequence] = sent{o.id, op.what(), op.Kind == Write || op.Copies(), op.Kind == Write, op.Kind == Barrier}
 	m.transmit(s.to, Packet{Kind: Forward, Epoch: m.at.Epoch, Stream: s.number, Sequence: s.sequence, Complete: m.completeUpTo(s), Op: op})
 	return s.sequence
 }
 
 // list asks what this node's store has changed since the position, and all that
 // it has of the whole volumes.
-func (m *Mirror) list(whole []Range) {
+func (m *Mirror) list(l List, whole []Range) {
 	m.lists++
-	l := List{Number: m.lists, Since: m.position}
+	l.Number, l.Since = m.lists, m.position
 	for _, r := range whole {
 		l.Whole = append(l.Whole, r.Volume)
 	}
@@ -241,76 +264,60 @@ func unknown(list []Range) (out []Range) {
 
 // changes takes what this node's store has changed.
 func (m *Mirror) changes(c Changes) {
-	if c.Number != m.lists && !m.cfg.Fault.has(oldList) {
-		return // it was asked in another role, and lacks what was changed since
-	}
-	list := c.Ranges
-	if s := m.stream; s != nil && s.phase == phaseAsking && (!s.mine || s.whole) {
-		if !m.cfg.Fault.has(skipDirty) {
-			s.take(list)
-		}
-		if s.whole {
-			s.whole, s.theirs = false, true
+	if c.Number != m.lists { // it was asked in another role, and lacks what was changed since
+		if !m.cfg.Fault.has(oldList) {
 			return
 		}
-		s.mine = true
+		if s := m.stream; s != nil && s.hello != nil {
+			s.old = &c
+			return
+		}
+	}
+	list := c.Ranges
+	switch s := m.stream; {
+	case s == nil || s.phase != phaseAsking:
+	case s.hello != nil:
 		s.hello.Ranges = unknown(list)
 		m.transmit(s.to, *s.hello)
 		s.hello = nil
 		return
+	case s.asked && !s.planned:
+		m.planned(s, c)
+		return
 	}
 	if in := m.inbound; in != nil && in.listing {
 		in.listing = false
-		m.transmit(in.owner, Packet{Kind: Differ, Epoch: in.epoch, Stream: in.stream, Ranges: append(list, in.unsettled...)})
-	}
-}
-
-func (s *stream) take(list []Range) {
-	for _, r := range list {
-		s.dirty.add(r)
+		m.transmit(in.owner, Packet{Kind: Differ, Epoch: in.epoch, Stream: in.stream, Ranges: append(list, in.unsettled...), Op: Op{Payload: c.Snapshots}})
 	}
 }
 
 // differ takes what the other's store has changed.
 func (m *Mirror) differ(p Packet) {
-	if s := m.stream; s != nil && p.Stream == s.number && p.Epoch == m.at.Epoch {
-		if !m.cfg.Fault.has(forgetIntent) {
-			s.take(p.Ranges)
-		}
-		whole := unknown(p.Ranges)
-		if s.whole = len(whole) > 0 && !m.cfg.Fault.has(partly); s.whole {
-			m.list(whole)
-			return
-		}
-		s.theirs = true
+	s := m.stream
+	if s == nil || p.Stream != s.number || p.Epoch != m.at.Epoch || s.phase != phaseAsking || s.asked || s.hello != nil {
+		return
 	}
+	if !m.cfg.Fault.has(forgetIntent) {
+		s.theirs = p.Ranges
+	}
+	if !m.cfg.Fault.has(partly) {
+		s.whole = unknown(p.Ranges)
+	}
+	s.asked, s.has = true, p.Op.Payload
+	m.plan(s)
 }
 
-// copyOn keeps copies under way, and ends when there is nothing left.
-func (m *Mirror) copyOn(s *stream) {
-	if len(s.stuck) > 0 && m.now >= s.again {
-		s.take(s.stuck) // they may have been written anew
-		s.stuck = nil
-	}
-	for len(s.dirty) > 0 && m.govern.copies(m, s.copies) {
-		r := s.dirty.take(m.cfg.CopyBlocks)
-		s.copies++
-		o := m.own(Op{Kind: copied, Volume: r.Volume, Block: r.Block, Count: r.Count})
-		o.began = m.now
-		m.start(o)
-	}
-	if s.copies == 0 && len(s.dirty) == 0 && len(s.stuck) == 0 {
-		s.phase = phaseEnding
-		m.start(m.own(Op{Kind: ending}))
-	}
-}
-
-// ended takes the end of a copy, or of the resync.
+// ended takes the end of a copy, of a step, or of the resync.
 func (m *Mirror) ended(o *operation) {
 	s := m.stream
 	if o.op.Kind == copied {
 		s.copies--
+		m.totals.copied += o.op.Count
 		m.govern.copied(m, time.Duration(m.now-o.began))
+		return
+	}
+	if o.op.Kind == stepping {
+		m.next(s)
 		return
 	}
 	s.phase = phaseJoined
@@ -363,13 +370,17 @@ func (m *Mirror) acknowledged(p Packet) {
 	switch {
 	case p.Refused && (o == nil || !slices.Contains(m.at.Others, s.to)):
 		// It has no room for a resync: that is for later, and no client waits.
+		// At the end it is that the other lacks a snapshot: it begins anew.
 		if w.write {
-			s.dirty.add(w.what)
+			s.steps.first().add(w.what)
 		}
-		m.closeStream()
+		anew := o != nil && o.op.Ends()
+		if m.closeStream(); anew {
+			m.missed = nil
+		}
 		m.pausing = m.now.Add(m.cfg.Pause)
 	case p.Damaged && (o == nil || !slices.Contains(m.at.Others, s.to)):
-		s.dirty.add(w.what) // a copy is of whole blocks: it heals them
+		s.steps.first().add(w.what) // a copy is of whole blocks: it heals them
 		if s.phase != phaseCopying {
 			m.closeStream()
 		} else if o != nil {
@@ -377,7 +388,10 @@ func (m *Mirror) acknowledged(p Packet) {
 		}
 	case o != nil:
 		o.acks = append(o.acks, s.to)
-		o.refusedThere, o.was, o.damage.there = p.Refused, p.Op.Payload, p.Damaged
+		o.refusedThere, o.damage.there = p.Refused, p.Damaged
+		if p.Refused {
+			o.was = p.Op.Payload
+		}
 	}
 }
 

@@ -24,6 +24,8 @@ const (
 	ending        // a resync's last word: flush, and everything is there
 	fetching      // the owner asks for what the other has of blocks
 	mended        // a copy of blocks that the other cannot read
+	pruning       // the snapshots that the owner has: a resync's target deletes others
+	stepping      // a resync's target takes a snapshot of what it has
 )
 
 // Op is one operation on a group. Payload is the caller's; it travels with the
@@ -34,8 +36,16 @@ type Op struct {
 	Block, Count uint64 // of Volume; of a read or write
 	Durable      bool   // a write that is stable when it is done
 	Undo         bool   // takes a Barrier back that the other node refused
-	Payload      any
+	// Moment is what a Barrier's snapshots will be known by, or 0 when it takes
+	// none. Of the mirror's own operations it is the snapshot that they are about. It
+	// does not travel.
+	Moment  Moment
+	Payload any
 }
+
+// Moment is what snapshots that were taken by one Barrier are known by on both
+// nodes; it is never used again. 0 is none of them: the volumes as they are now.
+type Moment uint64
 
 // changes tells whether the operation changes what the store holds.
 func (o *Op) changes() bool { return o.Kind == Write || o.Kind == Barrier }
@@ -43,6 +53,19 @@ func (o *Op) changes() bool { return o.Kind == Write || o.Kind == Barrier }
 // Copies tells whether the operation stores what another node has, and so whole
 // blocks that nobody asked this node to change.
 func (o *Op) Copies() bool { return o.Kind == copied || o.Kind == mended }
+
+// Lists tells whether the operation's payload is a list of snapshots: those that
+// are there (for an operation that Prunes), or that are to be taken.
+func (o *Op) Lists() bool { return o.Kind == pruning || o.Kind == stepping || o.Kind == ending }
+
+// Prunes tells whether snapshots that are not in the list are to be deleted.
+func (o *Op) Prunes() bool { return o.Kind == pruning || o.Kind == ending }
+
+// Ends tells whether all in the list must be there, and all is to be stable then.
+func (o *Op) Ends() bool { return o.Kind == ending }
+
+// own tells whether the operation is a part of a stream, and ends with it.
+func (o *Op) own() bool { return o.Copies() || o.Lists() }
 
 func (o *Op) what() Range { return Range{o.Volume, o.Block, o.Count} }
 
@@ -120,10 +143,20 @@ type (
 		Count uint64 // blocks
 		Took  time.Duration
 	}
-	// Changes answers the List of that number.
+	// Changes answers the List of that number. Of one with Steps, Steps are the
+	// snapshots that the other lacks, oldest first, and Ranges what changed since the
+	// last of them; see Step. Of another, Snapshots is what this node has of them.
 	Changes struct {
-		Number uint64
-		Ranges []Range
+		Number    uint64
+		Ranges    []Range
+		Snapshots any
+		Steps     []Step
+	}
+	// Opened answers the Open of that number: the volumes that have a snapshot of the
+	// moment. While it is open it cannot be deleted.
+	Opened struct {
+		Number  uint64
+		Volumes []uint32
 	}
 	// Linked tells of a connection to an incarnation of the peer.
 	Linked struct{ To quorum.Incarnation }
@@ -137,6 +170,14 @@ type (
 		Admitted bool
 	}
 )
+
+// Step is a snapshot that a resync's target lacks. Ranges have all that is in
+// volumes that have it and may be another content there: than in the volume's
+// step before, or for its first than at the position.
+type Step struct {
+	Moment Moment
+	Ranges []Range
+}
 
 // PacketKind tells packets apart.
 type PacketKind uint8
@@ -177,7 +218,10 @@ type (
 		ID uint64
 		Op Op
 	}
-	// Load reads the blocks here. Nothing is answered yet.
+	// Load reads the blocks here, or in the snapshot of Op's Moment. Nothing is
+	// answered yet. For an operation that Lists it makes the list: of the snapshots
+	// of Moment, or of all; in Op's Payload are the Moments that the other node need
+	// not have then.
 	Load struct {
 		ID uint64
 		Op Op
@@ -187,8 +231,8 @@ type (
 	// Done answers a client's operation.
 	Done struct{ ID uint64 }
 	// Refuse answers a client's write for which one of the nodes had no room, or a
-	// Barrier that one refused: it was not done. Why is what the other node says of
-	// a Barrier, if it is that one. Damaged: it needed what cannot be read, and was
+	// Barrier that one refused: it was not done. Why is what that node says of a
+	// Barrier. Damaged: it needed what cannot be read, and was
 	// not done, or each block of it was or was not.
 	Refuse struct {
 		ID      uint64
@@ -211,11 +255,24 @@ type (
 	// A range of no blocks in the answer says: nothing is known of this volume, it
 	// may differ everywhere. The answer has all that is there of such a volume, and
 	// of those in Whole, for the other node knows nothing of them.
+	//
+	// A Brief answer needs only the ranges of no blocks. One with Steps is for a
+	// node that has the snapshots Has.
 	List struct {
 		Number uint64
 		Since  Position
 		Whole  []uint32
+		Brief  bool
+		Steps  bool
+		Has    any
 	}
+	// Open keeps the snapshots of a moment from being deleted; Opened answers.
+	Open struct {
+		Number uint64
+		Moment Moment
+	}
+	// Shut ends the Open of that number, and all before.
+	Shut struct{ Number uint64 }
 	// SavePosition keeps a position in the store, with its next commit.
 	SavePosition struct{ Position Position }
 	// Resynced tells that the peer has everything.

@@ -9,7 +9,7 @@ import (
 )
 
 // WireVersion is the version of packets' bytes. A reader refuses others.
-const WireVersion = 2
+const WireVersion = 3
 
 // Sizes of a packet's parts on the wire, in bytes, and what bounds them. All
 // numbers are little-endian.
@@ -79,7 +79,7 @@ func DecodeHeader(h []byte) (p Packet, rangesSize, payloadSize int, err error) {
 	switch {
 	case h[0] != WireVersion:
 		return p, 0, 0, fault.New(fault.Invalid, "a packet of version %d; this node speaks %d", h[0], WireVersion)
-	case p.Kind < Control || p.Kind > Mend, p.Op.Kind > mended, h[3]&^(flagDurable|flagRefused|flagDamaged|flagUndo) != 0, p.Control.Kind > group.Promise, n > RangesMax, size > PayloadMax:
+	case p.Kind < Control || p.Kind > Mend, p.Op.Kind > stepping, h[3]&^(flagDurable|flagRefused|flagDamaged|flagUndo) != 0, p.Control.Kind > group.Promise, n > RangesMax, size > PayloadMax:
 		return p, 0, 0, fault.New(fault.Invalid, "a packet that makes no sense: kind %d, operation %d, %d ranges, %d bytes", h[1], h[2], n, size)
 	}
 	p.Op.Volume = le.Uint32(h[4:])
@@ -100,11 +100,13 @@ func DecodeHeader(h []byte) (p Packet, rangesSize, payloadSize int, err error) {
 }
 
 // Carries tells whether the packet has a payload: what is to be stored or done, what
-// is there instead, or why it was not done.
+// is there instead, why it was not done, or which snapshots there are.
 func (p *Packet) Carries() bool {
 	switch {
+	case p.Kind == Differ:
+		return true
 	case p.Kind == Forward:
-		return p.Op.Kind == Write || p.Op.Kind == Barrier || p.Op.Copies()
+		return p.Op.changes() || p.Op.own()
 	case p.Kind == Ack:
 		return p.Refused != (p.Op.Kind == fetching)
 	}

@@ -31,13 +31,13 @@ func TestWire(t *testing.T) {
 			Kind: PacketKind(rapid.IntRange(int(Control), int(Mend)).Draw(t, "kind")), Epoch: quorum.Epoch(n.Draw(t, "epoch")), Stream: n.Draw(t, "stream"),
 			Sequence: n.Draw(t, "sequence"), Complete: n.Draw(t, "complete"),
 			Control: group.Message{Kind: group.MessageKind(rapid.IntRange(0, 2).Draw(t, "message")), Epoch: quorum.Epoch(n.Draw(t, "its epoch")), Stamp: group.Instant(n.Draw(t, "stamp"))},
-			Op:      Op{Kind: Kind(rapid.IntRange(0, int(mended)).Draw(t, "op")), Volume: rapid.Uint32().Draw(t, "volume"), Block: n.Draw(t, "block"), Count: n.Draw(t, "count"), Durable: rapid.Bool().Draw(t, "durable")},
+			Op:      Op{Kind: Kind(rapid.IntRange(0, int(stepping)).Draw(t, "op")), Volume: rapid.Uint32().Draw(t, "volume"), Block: n.Draw(t, "block"), Count: n.Draw(t, "count"), Durable: rapid.Bool().Draw(t, "durable")},
 		}
 		for range rapid.IntRange(0, 3).Draw(t, "ranges") {
 			p.Ranges = append(p.Ranges, Range{rapid.Uint32().Draw(t, "v"), n.Draw(t, "b"), n.Draw(t, "c")})
 		}
 		if p.Kind == Forward {
-			p.Op.Kind = rapid.SampledFrom([]Kind{Write, Flush, Barrier, copied, ending, fetching, mended}).Draw(t, "forwarded")
+			p.Op.Kind = rapid.SampledFrom([]Kind{Write, Flush, Barrier, copied, ending, fetching, mended, pruning, stepping}).Draw(t, "forwarded")
 		}
 		p.Refused, p.Damaged, p.Op.Undo = rapid.Bool().Draw(t, "refused"), rapid.Bool().Draw(t, "damaged"), rapid.Bool().Draw(t, "undo")
 		var payload []byte
@@ -54,7 +54,7 @@ func TestWire(t *testing.T) {
 // FuzzWire holds that a peer's bytes never do more than fail.
 func FuzzWire(f *testing.F) {
 	p := Packet{Kind: Differ, Ranges: []Range{{1, 2, 3}}}
-	f.Add(p.AppendHeader(nil, 0))
+	f.Add(append(p.AppendHeader(nil, 1), 0))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, payload, err := decode(b)
 		if err != nil || payload == nil {

@@ -15,12 +15,17 @@ const ActionMax = 1 << 20
 // set, and stable as far as Act made it so. A refusal of either node is its error,
 // and the other has taken it back. fault.Fenced: it is not known here whether it
 // was done.
-func (g *Group) Barrier(action []byte) error {
+func (g *Group) Barrier(action []byte) error { return g.Snapshot(0, action) }
+
+// Snapshot is Barrier for an action that takes snapshots: Snapshots lists them then,
+// all with this moment. A resync makes them on a node that is away now. Fails as
+// Barrier does.
+func (g *Group) Snapshot(at mirror.Moment, action []byte) error {
 	if len(action) > ActionMax {
 		return fault.New(fault.Invalid, "an action of %d bytes", len(action))
 	}
 	c := &Change{Kind: Act, Length: int64(len(action)), Data: slices.Clone(action)}
-	return g.begin(mirror.Op{Kind: mirror.Barrier, Durable: true, Payload: c}, &request{})
+	return g.begin(mirror.Op{Kind: mirror.Barrier, Durable: true, Moment: at, Payload: c}, &request{})
 }
 
 // act does a barrier's action, or takes it back.

@@ -2,6 +2,7 @@ package mirrorio
 
 import (
 	"bytes"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -23,8 +24,8 @@ func TestBarrier(t *testing.T) {
 	}
 	for _, who := range []quorum.Member{"a", "b"} {
 		s := p.disks[who].(*memory)
-		s.set(func() { s.refuses = fault.Full })
-		if err := g.Barrier([]byte("two")); !fault.Is(err, fault.Full) {
+		s.set(func() { s.refuses = fault.Busy })
+		if err := g.Barrier([]byte("two")); !fault.Is(err, fault.Busy) || !strings.Contains(err.Error(), "is refused") {
 			t.Errorf("%s refuses: %v", who, err)
 		}
 		s.set(func() { s.refuses = 0 })

@@ -18,7 +18,10 @@ const awaitMax = 10 * time.Second
 // apply makes a change. r is of a client's operation, and else nil.
 func (g *Group) apply(e mirror.Apply, r *request) mirror.Applied {
 	c := e.Op.Payload.(*Change)
-	if c.Kind == Act {
+	switch {
+	case e.Op.Lists():
+		return g.followList(&e.Op, c)
+	case c.Kind == Act:
 		return g.act(&e.Op, c)
 	}
 	defer c.release()
@@ -96,6 +99,9 @@ func (g *Group) applyCopy(volume uint32, c *Change, durable bool) error {
 // load reads for a client, into its buffer, or for the other node. What a client
 // cannot read is its error, unless it is this node that has failed.
 func (g *Group) load(e mirror.Load, r *request) mirror.Applied {
+	if e.Op.Lists() {
+		return g.loadList(&e.Op)
+	}
 	if r == nil || e.Op.Kind != mirror.Read && e.Op.Kind != mirror.Compare {
 		return g.loadBlocks(&e.Op)
 	}
@@ -120,7 +126,7 @@ func (g *Group) load(e mirror.Load, r *request) mirror.Applied {
 func (g *Group) loadBlocks(op *mirror.Op) mirror.Applied {
 	c := newChange(int(op.Count) * BlockSize)
 	c.Kind, c.Off = Data, int64(op.Block)*BlockSize
-	err := g.opt.Store.Read(op.Volume, c.Data, c.Off)
+	err := g.read(op, c.Data, c.Off)
 	switch {
 	case err == nil:
 	case fault.Is(err, fault.Corrupt):
@@ -148,6 +154,14 @@ func allZero(p []byte) bool {
 	return true
 }
 
+// read reads for an operation: of its moment's snapshot, if it has one.
+func (g *Group) read(op *mirror.Op, p []byte, off int64) error {
+	if op.Moment != 0 && g.snapshots != nil {
+		return g.snapshots.ReadPinned(op.Volume, p, off)
+	}
+	return g.opt.Store.Read(op.Volume, p, off)
+}
+
 // locate finds the blocks of an operation that cannot be read: those from the
 // first to the last.
 func (g *Group) locate(op *mirror.Op) mirror.Range {
@@ -155,7 +169,7 @@ func (g *Group) locate(op *mirror.Op) mirror.Range {
 	defer bufpool.Put(p)
 	bad := mirror.Range{Volume: op.Volume}
 	for b := op.Block; b < op.Block+op.Count; b++ {
-		if !fault.Is(g.opt.Store.Read(op.Volume, p, int64(b)*BlockSize), fault.Corrupt) {
+		if !fault.Is(g.read(op, p, int64(b)*BlockSize), fault.Corrupt) {
 			continue
 		}
 		if bad.Count == 0 {
@@ -209,9 +223,9 @@ func (g *Group) prepare(number uint64) {
 
 // list answers what this node's store has changed.
 func (g *Group) list(l mirror.List) {
-	ranges, err := g.opt.Store.Changed(l.Since, l.Whole)
+	c, err := g.changes(l)
 	if !g.failed("list changes", err) {
-		g.put(mirror.Changes{Number: l.Number, Ranges: thin(ranges, rangesMost)})
+		g.put(c)
 	}
 }
 

@@ -20,7 +20,8 @@ const (
 	Data ChangeKind = iota + 1 // stores Data
 	Trim
 	Zero
-	Act // of a barrier: Data is its action, or why it is refused
+	Act  // of a barrier: Data is its action, or why it is refused
+	List // of a resync: Data is a list of snapshots
 )
 
 // Change is the content of an operation that writes.
@@ -28,7 +29,8 @@ type Change struct {
 	Kind        ChangeKind
 	Off, Length int64 // bytes; Length is Data's, when there is some
 	Data        []byte
-	pooled      bool // Data goes back to the pool when it is applied
+	pooled      bool       // Data goes back to the pool when it is applied
+	snapshots   []Snapshot // a List's
 }
 
 // newChange returns a change with room for n bytes.
@@ -62,7 +64,7 @@ func (c *Change) appendHeader(b []byte) []byte {
 // decodeChange reads a change's header, of which size bytes of data follow.
 func decodeChange(b []byte, size int) (*Change, error) {
 	c := &Change{Kind: ChangeKind(b[0]), Off: int64(binary.LittleEndian.Uint64(b[8:])), Length: int64(binary.LittleEndian.Uint64(b[16:]))}
-	fits := (c.Kind == Data || c.Kind == Act) && c.Length == int64(size) || (c.Kind == Trim || c.Kind == Zero) && size == 0
+	fits := (c.Kind == Data || c.Kind == Act || c.Kind == List) && c.Length == int64(size) || (c.Kind == Trim || c.Kind == Zero) && size == 0
 	if !fits || c.Off < 0 || c.Length < 0 || c.Off > math.MaxInt64-BlockSize-c.Length {
 		return nil, fault.New(fault.Invalid, "a change of kind %d, %d bytes at %d, with %d bytes of data", c.Kind, c.Length, c.Off, size)
 	}

@@ -10,7 +10,7 @@
 // what the peer has under way. The loop itself never waits for a drive, a peer or
 // a client. Reads of an owner go past it where that is as good: see direct.
 //
-// Locks: Group.mu (requests) and link.mu (its queue) are leaves; Group.direct is
+// Locks: Group.pins.mu is above the store's; Group.mu (requests) and link.mu (its queue) are leaves; Group.direct is
 // held while a read goes past the loop.
 package mirrorio
 
@@ -122,7 +122,10 @@ type Group struct {
 	under  underWay     // what may be on one node only
 	sample atomic.Uint64
 	rate   rate
+	pins   pinning
 	differ differ
+
+	snapshots Snapshots // the store, if it has some
 
 	// Of the loop alone.
 	core    *mirror.Mirror
@@ -148,6 +151,7 @@ type request struct {
 // Start runs a group. Close ends it.
 func Start(o Options) *Group {
 	g := &Group{opt: o, inputs: make(chan mirror.Input, inputsMax), ended: make(chan struct{}), requests: map[uint64]*request{}, marked: map[uint64]mirror.Op{}}
+	g.snapshots, _ = o.Store.(Snapshots)
 	g.core = mirror.New(o.Mirror, o.Now())
 	g.tasks.Go(g.loop)
 	return g
@@ -247,6 +251,10 @@ func (g *Group) do(effects []mirror.Effect) {
 			g.apart(e.ID, func(*request) mirror.Applied { return mirror.Applied{Failed: g.failed("flush", g.opt.Store.Flush())} })
 		case mirror.List:
 			g.tasks.Go(func() { g.list(e) })
+		case mirror.Open:
+			g.tasks.Go(func() { g.open(e) })
+		case mirror.Shut:
+			g.tasks.Go(func() { g.unpin(e) })
 		case mirror.SavePosition:
 			g.tasks.Go(func() { g.failed("save the position", g.opt.Store.SavePosition(e.Position)) })
 		case mirror.Transmit:

@@ -224,11 +224,17 @@ func readPacket(r io.Reader) (p mirror.Packet, err error) {
 	if err != nil {
 		return p, err
 	}
-	if (c.Kind == Act) != (p.Op.Kind == mirror.Barrier) {
+	lists := p.Kind == mirror.Differ || p.Kind == mirror.Forward && p.Op.Lists()
+	if (c.Kind == Act) != (p.Op.Kind == mirror.Barrier || p.Kind == mirror.Ack && p.Op.Lists()) || (c.Kind == List) != lists {
 		c.release()
 		return p, fault.New(fault.Invalid, "a change of kind %d in an operation of kind %d", c.Kind, p.Op.Kind)
 	}
-	if first, end := c.blocks(); c.Kind != Act && (first != p.Op.Block || end != p.Op.Block+p.Op.Count) {
+	if lists {
+		if c.snapshots, err = decodeList(c.Data); err != nil {
+			return p, err
+		}
+	}
+	if first, end := c.blocks(); c.Kind != Act && !lists && (first != p.Op.Block || end != p.Op.Block+p.Op.Count) {
 		c.release()
 		return p, fault.New(fault.Invalid, "a change of %d bytes at %d in an operation on %d blocks at %d", c.Length, c.Off, p.Op.Count, p.Op.Block)
 	}
@@ -254,7 +260,7 @@ func readChange(r io.Reader, size int) (*Change, error) {
 		return nil, fault.Wrap(fault.Unreachable, err, "reading a change")
 	}
 	c, err := decodeChange(h[:], size-changeHeader)
-	if err != nil || c.Kind != Data && c.Kind != Act {
+	if err != nil || c.Kind == Trim || c.Kind == Zero {
 		return c, err
 	}
 	c.Data, c.pooled = bufpool.Get(size-changeHeader), c.Kind == Data

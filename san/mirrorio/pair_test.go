@@ -262,6 +262,9 @@ func (p *pair) start(m quorum.Member) {
 		o.ResyncBegins = func() error { s.set(func() { s.kept++ }); return nil }
 		o.ResyncEnded = func(ok bool) { s.set(func() { s.ended = append(s.ended, ok) }) }
 	}
+	if d, ok := p.disks[m].(interface{ hooks(*Options) }); ok {
+		d.hooks(&o)
+	}
 	g := Start(o)
 	p.mu.Lock()
 	p.groups[m] = g

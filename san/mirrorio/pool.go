@@ -25,6 +25,9 @@ type PoolStore struct {
 	changed chan struct{} // closed when a volume has come, gone or grown
 
 	save sync.Mutex // one position after the other
+
+	pins   sync.RWMutex // held for reading by who reads pinned
+	pinned map[uint32]pin
 }
 
 // member is a volume of the group.
@@ -37,7 +40,7 @@ type member struct {
 // OpenStore opens volumes of a pool as a group's, and returns the position that
 // was kept with them. Close closes them.
 func OpenStore(pool *store.Pool, names map[uint32]string) (s *PoolStore, kept mirror.Position, err error) {
-	s = &PoolStore{pool: pool, volumes: map[uint32]*member{}, removed: map[uint32]bool{}, changed: make(chan struct{})}
+	s = &PoolStore{pool: pool, volumes: map[uint32]*member{}, removed: map[uint32]bool{}, pinned: map[uint32]pin{}, changed: make(chan struct{})}
 	first := true
 	for n, name := range names {
 		if err := s.Add(n, name); err != nil {
@@ -95,6 +98,7 @@ func (s *PoolStore) Remove(number uint32) error {
 	s.removed[number] = true
 	s.mu.Unlock()
 	s.tell()
+	s.unpin(func(n uint32) bool { return n == number })
 	return m.close()
 }
 
@@ -120,6 +124,7 @@ func (s *PoolStore) Close() error {
 	list := s.volumes
 	s.volumes = map[uint32]*member{}
 	s.mu.Unlock()
+	s.Unpin()
 	var errs []error
 	for _, m := range list {
 		errs = append(errs, m.close())
@@ -174,7 +179,7 @@ func (s *PoolStore) Apply(volume uint32, c *Change, durable bool) error {
 		return err
 	case Zero:
 		return v.Zero(c.Off, c.Length, flags)
-	case Act: // is the node's
+	case Act, List: // are the node's
 	}
 	return fault.New(fault.Invalid, "a change of kind %d", c.Kind)
 }
@@ -236,7 +241,7 @@ func (s *PoolStore) Changed(since mirror.Position, whole []uint32) (out []mirror
 		if err != nil {
 			continue // it is gone
 		}
-		list, err := s.changedOf(v, n, store.LSN(since), slices.Contains(whole, n))
+		list, err := s.changedOf(v, n, store.LSN(since), slices.Contains(whole, n), nil)
 		done()
 		if err != nil {
 			return nil, err
@@ -244,28 +249,6 @@ func (s *PoolStore) Changed(since mirror.Position, whole []uint32) (out []mirror
 		out = append(out, list...)
 	}
 	return out, nil
-}
-
-// changedOf lists what was changed of a volume, or all that is there.
-func (s *PoolStore) changedOf(v *store.Volume, n uint32, since store.LSN, whole bool) (out []mirror.Range, err error) {
-	emit := func(r store.Range) bool {
-		first, end := r.Offset/BlockSize, (r.Offset+r.Length+BlockSize-1)/BlockSize
-		out = append(out, mirror.Range{Volume: n, Block: uint64(first), Count: uint64(end - first)})
-		return true
-	}
-	base, known := s.pool.Base(v.Name())
-	if known && !whole {
-		err = s.pool.ChangedSince(v.Name(), max(since, base), emit)
-		if !fault.Is(err, fault.Stale) {
-			return out, err
-		}
-		known = false
-	}
-	out = out[:0]
-	if !known {
-		out = append(out, mirror.Range{Volume: n})
-	}
-	return out, s.pool.Changed(v.Name(), "", "", emit)
 }
 
 // SavePosition implements Store. It never goes back.

@@ -30,9 +30,11 @@ type poolDisk struct {
 	busy sync.WaitGroup
 }
 
-func newPoolDisk(t testing.TB) *poolDisk {
+func newPoolDisk(t testing.TB) *poolDisk { return newPoolDiskOf(t, 64<<20) }
+
+func newPoolDiskOf(t testing.TB, size int64) *poolDisk {
 	d := &poolDisk{t: t, world: drivetest.NewWorld(), names: map[uint32]string{0: "v"}}
-	d.disk = d.world.NewDisk("d", 64<<20, rand.New(rand.NewPCG(rand.Uint64(), 1)))
+	d.disk = d.world.NewDisk("d", size, rand.New(rand.NewPCG(rand.Uint64(), 1)))
 	pool, err := store.Create("p", d.options(), d.drives())
 	if err == nil {
 		_, err = pool.CreateVolume(store.VolumeSpec{Name: "v", Size: volumeBytes})

@@ -55,8 +55,9 @@ func (v *Volume) TryReadAt(p []byte, off int64) bool {
 }
 
 // pieceMax bounds the bytes of one operation that carries data; a larger write is
-// several, for which no order is promised.
-const pieceMax = 1 << 20
+// several, for which no order is promised. A store does as much in one step
+// (128 blocks), so that what it has no room for is not there in part.
+const pieceMax = 512 << 10
 
 // WriteAt implements block.Device.
 func (v *Volume) WriteAt(p []byte, off int64, flags block.Flags) error {

@@ -206,6 +206,13 @@ func (p *Pool) volumeID(name string) (ID, error) {
 // CreateSnapshot freezes the content of a volume, in a time that does not
 // depend on its size. It contains every write answered before the call.
 func (p *Pool) CreateSnapshot(volume, name string) (SnapshotStatus, error) {
+	return p.CreateSnapshotAs(volume, SnapshotSpec{Name: name})
+}
+
+// CreateSnapshotAs is CreateSnapshot for one that another pool has, or is to have,
+// too.
+func (p *Pool) CreateSnapshotAs(volume string, spec SnapshotSpec) (SnapshotStatus, error) {
+	name := spec.Name
 	if err := checkName("snapshot", name); err != nil {
 		return SnapshotStatus{}, err
 	}
@@ -213,7 +220,11 @@ func (p *Pool) CreateSnapshot(volume, name string) (SnapshotStatus, error) {
 	if err != nil {
 		return SnapshotStatus{}, err
 	}
-	v, err := p.change(&format.Op{Kind: format.OpCreateSnapshot, Volume: id, Name: name, Time: p.now()})
+	o := &format.Op{Kind: format.OpCreateSnapshot, Volume: id, Name: name, Size: uint64(spec.Size), Time: uint64(spec.Created)}
+	if spec.Created == 0 {
+		o.Time = p.now()
+	}
+	v, err := p.change(o)
 	if err != nil {
 		return SnapshotStatus{}, err
 	}

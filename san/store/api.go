@@ -152,6 +152,15 @@ type VolumeStatus struct {
 	Created       time.Time
 }
 
+// SnapshotSpec is what a snapshot is to be.
+type SnapshotSpec struct {
+	Name string // as a volume's
+	// Created is when it was taken elsewhere; 0: now.
+	Created Instant
+	// Size is what the volume's was then, in bytes; 0: what it is. It is not more.
+	Size int64
+}
+
 // SnapshotStatus describes a snapshot. Sizes are bytes.
 type SnapshotStatus struct {
 	Volume     string

@@ -247,6 +247,9 @@ func (c *catalog) check(o *format.Op) error {
 		if _, err := v.findSnapshot(o.Name); err == nil {
 			return fault.New(fault.Exists, "volume %q has a snapshot %q already", v.name, o.Name)
 		}
+		if int64(o.Size) > v.size.Load() || int64(o.Size) < 0 {
+			return fault.New(fault.Invalid, "a snapshot of %d bytes of volume %q, which has %d", o.Size, v.name, v.size.Load())
+		}
 	case format.OpDeleteSnapshot:
 		s, err := v.findSnapshot(o.Name)
 		if err != nil {
@@ -322,6 +325,9 @@ func (c *catalog) apply(o *format.Op, lsn uint64) error {
 		c.deleteVolume(v)
 	case format.OpCreateSnapshot:
 		s := &snapshot{name: o.Name, volume: v, branch: v.branch, size: v.size.Load(), created: o.Time, referenced: v.referenced}
+		if o.Size > 0 {
+			s.size = int64(o.Size)
+		}
 		s.pin = v.branch.pinAt(lsn)
 		s.pin.snapshot = s
 		v.snapshots = append(v.snapshots, s)

@@ -67,6 +67,13 @@ func (p *Pool) Base(volume string) (base LSN, ok bool) {
 // copy everything rather than be led to believe that everything changed. If nothing
 // was trimmed in the time in question there is nothing to refuse.
 func (p *Pool) ChangedSince(volume string, since LSN, emit func(Range) bool) error {
+	return p.ChangedUpTo(volume, since, "", emit)
+}
+
+// ChangedUpTo is ChangedSince up to a snapshot (to == "": the volume as it is),
+// which was taken after the position; if it was not, nothing is. What was trimmed
+// later may count.
+func (p *Pool) ChangedUpTo(volume string, since LSN, to string, emit func(Range) bool) error {
 	if now := p.Position(); since > now {
 		return fault.New(fault.Stale, "position %d is in the future of a pool at %d", since, now)
 	}
@@ -76,9 +83,18 @@ func (p *Pool) ChangedSince(volume string, since LSN, emit func(Range) bool) err
 		p.mu.RUnlock()
 		return err
 	}
+	last, size := link{v.branch.id, format.GenMax}, v.size.Load()
+	if to != "" {
+		s, err := v.findSnapshot(to)
+		if err != nil {
+			p.mu.RUnlock()
+			return err
+		}
+		last, size = link{s.branch.id, s.pin.lsn}, max(size, s.size)
+	}
 	// The head's own branch is enough. The others are older than the clone or the
 	// rollback that made this one, and of a moment before that everything changed.
-	c := &changes{p: p, parts: []stretch{{v.branch.id, uint64(since), format.GenMax}}, size: v.size.Load()}
+	c := &changes{p: p, parts: []stretch{{last.branch, uint64(since), last.lsn}}, size: size}
 	p.mu.RUnlock()
 	c.trims = func(from, to uint64) ([]trimmed, error) { return p.trimsSince(v, uint64(since), from, to) }
 	return c.each(emit)

@@ -34,6 +34,7 @@ type record struct {
 	ret      instant // of an answered one; else the bound that judge finds
 	alone    bool    // it was answered by a set of one, which writes through
 	snapshot value   // a barrier's name
+	removes  value   // or the name of the snapshot that it deletes
 	expected []value // of a compare
 	refused  bool    // there was no room: it was not done
 	partial  bool    // a write of parts of blocks
@@ -58,6 +59,12 @@ func (c *client) ask() {
 		r.kind = mirror.Barrier
 		w.count.values++
 		r.snapshot = value(w.count.values)
+		if w.chance(0.3) { // or deletes one
+			r.removes, r.snapshot = value(1+w.rand.Uint64N(w.count.values)), 0
+			if taken := w.someSnapshot(); taken != 0 {
+				r.removes = taken
+			}
+		}
 	case !c.reads && w.chance(0.1):
 		r.kind = mirror.Compare
 		for range count {
@@ -205,7 +212,9 @@ func (n *node) ask(c *client, session int, r record) {
 	case mirror.Write, mirror.Compare:
 		op.Block, op.Count, op.Payload = r.block, uint64(len(r.values)), content{slices.Clone(r.values), r.partial}
 	case mirror.Barrier:
-		op.Payload = r.snapshot
+		if op.Payload, op.Moment = r.snapshot, mirror.Moment(r.snapshot); r.removes != 0 {
+			op.Payload = removal(r.removes)
+		}
 	default:
 		op.Block, op.Count = r.block, uint64(len(r.values))
 	}

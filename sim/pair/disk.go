@@ -2,6 +2,7 @@ package pair
 
 import (
 	"slices"
+	"time"
 
 	"steadfast/san/mirror"
 )
@@ -13,14 +14,20 @@ type content struct {
 }
 
 // change does what an Apply asks for, now.
-func (n *node) change(e mirror.Apply) mirror.Applied {
-	w, s := n.world, n.store
-	if e.Op.Kind == mirror.Barrier {
-		return n.barrier(e)
+func (s *toy) change(n *node, e mirror.Apply) mirror.Applied {
+	w := n.world
+	switch _, removes := e.Op.Payload.(removal); {
+	case e.Op.Lists():
+		return s.followList(n, e)
+	case removes:
+		return s.remove(n, e)
+	case e.Op.Kind == mirror.Barrier:
+		return s.barrier(n, e)
 	}
 	c := e.Op.Payload.(content)
 	switch bad := s.damaged(e.Op.Block, e.Op.Count); {
 	case s.failNext && e.Op.Kind == mirror.Write:
+		s.failNext = false
 		return n.breakDown(e.ID)
 	case c.partial && bad.Count > 0:
 		w.count.partials++
@@ -38,15 +45,15 @@ func (n *node) change(e mirror.Apply) mirror.Applied {
 
 // breakDown has the drive fail.
 func (n *node) breakDown(id uint64) mirror.Applied {
-	n.store.failNext, n.broken = false, true
+	n.broken = true
 	n.world.count.driveFailures++
 	n.world.note("the drive of %s fails", memberOf(n.index))
 	return mirror.Applied{ID: id, Failed: true}
 }
 
 // barrier takes a snapshot, or takes it back. A full node refuses.
-func (n *node) barrier(e mirror.Apply) mirror.Applied {
-	w, s, name := n.world, n.store, e.Op.Payload.(value)
+func (s *toy) barrier(n *node, e mirror.Apply) mirror.Applied {
+	w, name := n.world, e.Op.Payload.(value)
 	switch {
 	case e.Op.Undo:
 		w.count.undone++
@@ -60,10 +67,80 @@ func (n *node) barrier(e mirror.Apply) mirror.Applied {
 	return mirror.Applied{ID: e.ID, Position: s.snapshot(name)}
 }
 
+// begin implements medium.
+func (s *toy) begin(*node) (mirror.Position, bool) {
+	s.pinned = 0
+	return s.saved[len(s.saved)-1], true
+}
+
+// end implements medium.
+func (s *toy) end(power bool) {
+	if power {
+		s.powerLoss()
+	}
+	s.slow, s.failNext = 0, false
+}
+
+func (s *toy) ended() bool { return false }
+
+func (s *toy) sync(*node) (failed bool) {
+	s.flush()
+	return false
+}
+
+func (s *toy) list(_ *node, e mirror.List) []mirror.Range {
+	return s.changed(e.Since, len(e.Whole) > 0)
+}
+
+func (s *toy) save(p mirror.Position) { s.saved = append(s.saved, p) }
+
+func (s *toy) keepState() bool {
+	s.kept = true
+	return true
+}
+
+func (s *toy) stateKept() bool { return s.kept }
+func (s *toy) dropState()      { s.kept = false }
+func (s *toy) breakNext()      { s.failNext = true }
+func (s *toy) repair()         { clear(s.bad) }
+
+func (s *toy) calm() { s.slow, s.failNext, s.room = 0, false, -1 }
+
+func (s *toy) slowDown(most time.Duration) { s.slow = most }
+
+func (s *toy) squeeze(on bool) {
+	if s.room = -1; on {
+		s.room = s.world.rand.IntN(3)
+	}
+}
+
+// rot implements medium.
+func (s *toy) rot() {
+	w := s.world
+	for range 1 + w.rand.IntN(3) {
+		b := w.rand.Uint64N(w.cfg.blocks)
+		if len(s.blocks[b]) > 0 {
+			w.count.flips++
+			s.bad[b] = true
+			w.note("block %d of %s is damaged", b, s.owner)
+		}
+	}
+}
+
+// renew implements medium.
+func (s *toy) renew() { *s = *newToy(s.world, s.owner) }
+
 // load reads what a Load asks for, now.
-func (n *node) load(e mirror.Load) mirror.Applied {
-	s, a := n.store, n.asks[e.ID]
+func (s *toy) load(n *node, e mirror.Load) mirror.Applied {
+	a := n.asks[e.ID]
+	switch {
+	case e.Op.Lists():
+		return s.listSnapshots(e)
+	case e.Op.Moment != 0:
+		return s.loadSnapshot(e)
+	}
 	if s.failNext && e.Op.Kind == mirror.Read && len(n.mirror.Standing().Others) > 0 {
+		s.failNext = false
 		return n.breakDown(e.ID)
 	}
 	bad := s.damaged(e.Op.Block, e.Op.Count)
@@ -93,7 +170,7 @@ func (w *world) scrub() {
 			continue
 		}
 		for b := range w.cfg.blocks {
-			if n.store.bad[b] && (w.calm || w.chance(0.02)) {
+			if n.toy.bad[b] && (w.calm || w.chance(0.02)) {
 				n.step(mirror.Heal{What: mirror.Range{Block: b, Count: 1}})
 			}
 		}
@@ -108,7 +185,7 @@ func (w *world) takenBack(n *node, a *ask) {
 	}
 	w.count.refusedSnapshots++
 	for _, m := range w.nodes[:2] {
-		if m.store.snaps[a.snapshot] != nil && (m == n || len(n.mirror.Standing().Others) > 0) {
+		if m.toy.snaps[a.snapshot] != nil && (m == n || len(n.mirror.Standing().Others) > 0) {
 			w.fail("snapshot %d was refused, and %s has it", a.snapshot, memberOf(m.index))
 		}
 	}
@@ -116,7 +193,7 @@ func (w *world) takenBack(n *node, a *ask) {
 
 // whole holds that what one node could read is healed on the other.
 func (w *world) whole() {
-	a, b := w.nodes[0].store, w.nodes[1].store
+	a, b := w.nodes[0].toy, w.nodes[1].toy
 	for block := range w.cfg.blocks {
 		if a.bad[block] != b.bad[block] {
 			w.fail("block %d cannot be read on one node, and was not healed", block)

@@ -3,9 +3,35 @@
 // and cluster/group, the real mirror, on stores, links and clocks that fail.
 //
 // Everything is one event loop. A seed decides every delay, fault and request,
-// so a history that fails can be run again.
+// so a history that fails can be run again. Histories are of two families.
 //
-// Judges: each block is a linearizable register (what was acknowledged is never
+// The pair's (Run) stand on toy stores and toy clients: many a second, for the
+// rules of who may act, what may be answered, and resync.
+//
+// The units' (RunUnits) have the real pool (san/store, through mirrorio.PoolStore)
+// on a drive that crashes, tears, loses, misdirects and rots (drivetest), the real
+// device server (san/lun) with the real state volume (san/statevol), and initiators
+// that log in to the alias and send SCSI commands: reads, writes, FUA, SYNCHRONIZE
+// CACHE, COMPARE AND WRITE, WRITE SAME, UNMAP, PERSISTENT RESERVE IN and OUT, ABORT
+// TASK, LOGICAL UNIT RESET. What joins them to the mirror, to the quorum and to the
+// alias (mirrorio.Group, node/ha, san/aliasio, san/target) is a model, on fibers:
+// the device server's tasks block, and one runs at a time; see fiber.go.
+//
+// Faults: crash of the process, loss of power, both in the middle of a write or of
+// the recovery; pause, with the clock stopped, too; drift, steps of the wall clock;
+// slow drives, failing ones, full ones; damage at rest; links cut one way or both,
+// datagrams lost, doubled and out of order; connections that break; packets and
+// decisions that are late; a node replaced by an empty one.
+//
+// Judges of the units' family: each sector, and each large piece that is
+// written as one, is a linearizable register, where nothing lands after the answer to
+// what ended it; who is fenced by PREEMPT AND ABORT writes nothing from its answer
+// on, and who is registered is known to be, over takeovers, and with APTPL over losses
+// of power; of those who take a lock by COMPARE AND WRITE one wins; a snapshot is of
+// one moment of both units; one node answers for the alias at a time; every task of a
+// device server ends; both copies and their common snapshots are equal in the end.
+//
+// Judges of both: each block is a linearizable register (what was acknowledged is never
 // lost, a read is never stale, nothing of an abandoned request lands after its
 // client went on elsewhere); two nodes never serve in the same epoch; a snapshot is
 // of one moment, and one that was refused is nowhere; nothing is stored for a resync

@@ -96,6 +96,8 @@ type touch struct {
 	// compare: value is written if expected is there.
 	compare  bool
 	expected value
+	// differs: something else than expected is there.
+	differs bool
 	// loss is what a block may be after every memory was lost; of a loss only.
 	loss []value
 }
@@ -113,6 +115,10 @@ func register() porcupine.Model {
 					states = append(states, v)
 				}
 				return states
+			case in.differs && state.(value) == in.expected:
+				return nil
+			case in.differs:
+				return []any{state}
 			case in.compare && state.(value) != in.expected:
 				if in.maybe {
 					return []any{state}
@@ -173,7 +179,7 @@ func (w *world) linearizable() {
 			history = append(history, porcupine.Operation{ClientId: len(w.clients), Input: touch{loss: w.survivors(b, k)}, Output: value(0), Call: int64(t), Return: int64(t)})
 		}
 		// What is there in the end is read, too.
-		history = append(history, porcupine.Operation{ClientId: len(w.clients) + 1, Input: touch{}, Output: w.nodes[0].store.read(b).value, Call: int64(w.now), Return: int64(w.now) + 1})
+		history = append(history, porcupine.Operation{ClientId: len(w.clients) + 1, Input: touch{}, Output: w.nodes[0].toy.read(b).value, Call: int64(w.now), Return: int64(w.now) + 1})
 		switch porcupine.CheckOperationsTimeout(register(), history, 5*time.Second) {
 		case porcupine.Illegal:
 			w.fail("block %d is no register", b)
@@ -242,7 +248,7 @@ func (w *world) explain(b uint64, bounds []int64) {
 // snapshot returns what a snapshot has of a block, if any node has it.
 func (w *world) snapshot(name value, b uint64) (value, bool) {
 	for _, n := range w.nodes[:2] {
-		if s := n.store.snaps[name]; s != nil {
+		if s := n.toy.snaps[name]; s != nil {
 			return s[b], true
 		}
 	}
@@ -251,15 +257,16 @@ func (w *world) snapshot(name value, b uint64) (value, bool) {
 
 // equal holds that both nodes have the same.
 func (w *world) equal() {
-	a, b := w.nodes[0].store, w.nodes[1].store
+	a, b := w.nodes[0].toy, w.nodes[1].toy
 	for block := range w.cfg.blocks {
 		if x, y := a.read(block).value, b.read(block).value; x != y {
 			w.fail("block %d is %d on a and %d on b", block, x, y)
 		}
 	}
+	w.sameSnapshots(a, b)
 	for _, name := range slices.Sorted(maps.Keys(a.snaps)) {
 		if b.snaps[name] == nil {
-			continue // it was taken while the other was away
+			continue // it could not be read whole
 		}
 		w.count.snapshots++
 		for block := range w.cfg.blocks {

@@ -9,6 +9,7 @@ import (
 
 	"steadfast/cluster/group"
 	"steadfast/cluster/quorum"
+	"steadfast/san/lun"
 	"steadfast/san/mirror"
 )
 
@@ -26,13 +27,23 @@ func indexOf(m quorum.Member) int { return slices.Index([]quorum.Member{"a", "b"
 type node struct {
 	world *world
 	index int
-	store *store // nil on the witness
+	disk  medium // nil on the witness
+	toy   *toy   // it, when it is one
 	log   *raft.MemoryStorage
 	boots quorum.Boot
 
 	rate  float64 // of its clock
 	since instant // its clock is counted from here
 	clock group.Instant
+
+	// Of a node with a device server.
+	units   *lun.Server
+	has     map[uint32]bool // its units
+	pins    pins
+	fibers  []*fiber
+	service *service      // while it owns the group
+	leaving bool          // the last one is being ended
+	grant   group.Instant // the alias is its until then
 
 	up       bool
 	frozen   bool
@@ -54,7 +65,8 @@ type node struct {
 // ask is a client's operation at a node.
 type ask struct {
 	client *client
-	number int // session
+	call   *call // of a device server's operation
+	number int   // session
 	block  uint64
 	kind   mirror.Kind
 	loaded []value
@@ -98,6 +110,14 @@ func (n *node) later(d time.Duration, do func()) {
 // start begins a life.
 func (n *node) start() {
 	w := n.world
+	var kept mirror.Position
+	if n.disk != nil {
+		var ok bool
+		if kept, ok = n.disk.begin(n); !ok {
+			w.after(time.Second, n.revive)
+			return
+		}
+	}
 	n.life++
 	n.up, n.frozen, n.broken, n.held, n.link = true, false, false, nil, 0
 	if !w.cfg.mutant("same-boot") || n.boots == 0 {
@@ -113,15 +133,20 @@ func (n *node) start() {
 		return
 	}
 	n.raft = r
-	if n.store != nil {
+	if n.disk != nil {
 		cfg := w.cfg.mirror
 		cfg.Agent.Me = quorum.Incarnation{Member: memberOf(n.index), Boot: n.boots}
 		cfg.Agent.Group = groupName
-		cfg.Position = n.store.saved[len(n.store.saved)-1]
+		cfg.Position = kept
 		n.mirror = mirror.New(cfg, n.time())
+		if w.cfg.real {
+			n.serverOf()
+		}
 	}
 	w.note("%s begins life %d", memberOf(n.index), n.boots)
-	n.tick()
+	if w.failure == "" {
+		n.tick()
+	}
 }
 
 // stop ends a life; with power, what was not stable may be gone.
@@ -137,23 +162,22 @@ func (n *node) stop(power bool) {
 		}
 	}
 	n.up, n.raft, n.mirror = false, nil, nil
-	if n.store != nil {
-		if power {
-			n.store.powerLoss()
-		}
-		n.store.slow, n.store.failNext = 0, false
+	if n.disk != nil {
+		n.disk.end(power)
 	}
 	if n.rate == 0 {
 		n.setRate(n.thawRate)
 	}
 	w.disconnect(n.index)
+	n.drain()
+	n.grant = 0
 	for _, c := range w.clients {
 		c.lost(n)
 	}
 	dead := quorum.Incarnation{Member: memberOf(n.index), Boot: n.boots}
 	if w.chance(w.cfg.proof) {
 		for _, m := range w.nodes {
-			if m != n && m.store != nil {
+			if m != n && m.disk != nil {
 				w.datagram(n.index, m.index, func() {
 					m.in(m.life, func() { m.step(group.Died{Who: dead}) })
 				})
@@ -227,7 +251,7 @@ func (n *node) apply(e *raftpb.Entry) {
 	}
 	err = next.Apply(e.GetIndex(), c)
 	n.state = next
-	if n.store == nil {
+	if n.disk == nil {
 		return
 	}
 	n.world.decided(c, next, err)
@@ -240,10 +264,43 @@ func (n *node) step(in mirror.Input) {
 		return
 	}
 	effects := n.mirror.Step(n.time(), in)
+	n.shut()
 	n.world.serves(n)
+	life := n.life
 	for _, e := range effects {
+		if !n.up || n.life != life {
+			return // one of them ended it
+		}
 		n.do(e)
 	}
+	n.follow()
+}
+
+// did gives the mirror what became of something that the disk was asked for.
+func (n *node) did(a mirror.Applied) {
+	if !n.ended() {
+		n.step(a)
+	}
+}
+
+// ended ends the life, if the disk ended it in the middle of what it was asked for.
+func (n *node) ended() bool {
+	if !n.up {
+		return true
+	}
+	if !n.disk.ended() {
+		return false
+	}
+	w := n.world
+	w.count.torn++
+	power := w.chance(0.5)
+	w.count.crashes++
+	if power {
+		w.count.powerLosses++
+	}
+	n.stop(power)
+	w.after(w.between(10*time.Millisecond, 4*time.Second), n.revive)
+	return true
 }
 
 func (n *node) do(e mirror.Effect) {
@@ -252,36 +309,53 @@ func (n *node) do(e mirror.Effect) {
 	case group.Propose:
 		n.propose(e.Command)
 	case mirror.Apply:
-		if n.mirror.Resyncing() && !n.store.kept {
+		if n.mirror.Resyncing() && !n.disk.stateKept() {
 			w.fail("%s is resynced, and has not kept what it was", memberOf(n.index))
 		}
-		n.later(n.store.delay(e.Op.Durable), func() { n.step(n.change(e)) })
+		n.later(n.disk.delay(e.Op.Durable), func() { n.did(n.disk.change(n, e)) })
 	case mirror.Load:
-		n.later(n.store.delay(false), func() { n.step(n.load(e)) })
+		n.later(n.disk.delay(false), func() { n.did(n.disk.load(n, e)) })
 	case mirror.Sync:
-		n.later(n.store.delay(true), func() {
-			n.store.flush()
-			n.step(mirror.Applied{ID: e.ID})
-		})
+		n.later(n.disk.delay(true), func() { n.did(mirror.Applied{ID: e.ID, Failed: n.disk.sync(n)}) })
 	case mirror.List:
 		// The store looks at some moment, and the answer is known some time later.
-		n.later(n.store.delay(false), func() {
-			ranges := n.store.changed(e.Since, len(e.Whole) > 0)
-			w.note("%s has changed since %d: %v", memberOf(n.index), e.Since, ranges)
-			n.later(n.store.delay(false)+w.between(0, w.cfg.lists), func() { n.step(mirror.Changes{Number: e.Number, Ranges: ranges}) })
+		n.later(n.disk.delay(false), func() {
+			ranges := n.disk.list(n, e)
+			if n.ended() {
+				return
+			}
+			answer := n.answerList(e, ranges)
+			if n.ended() {
+				return
+			}
+			w.note("%s has changed since %d: %+v", memberOf(n.index), e.Since, answer)
+			n.later(n.disk.delay(false)+w.between(0, w.cfg.lists), func() { n.step(answer) })
 		})
+	case mirror.Open:
+		n.openSnapshot(e)
+	case mirror.Shut:
+		n.shutSnapshot(e)
 	case mirror.SavePosition:
 		w.note("%s keeps position %d", memberOf(n.index), e.Position)
-		n.store.saved = append(n.store.saved, e.Position)
+		n.disk.save(e.Position)
+		n.ended()
 	case mirror.Transmit:
 		w.packet(n, e.To, e.Packet)
 	case mirror.Done:
-		n.answer(e.ID)
+		if !n.answerCall(e.ID, nil) {
+			n.answer(e.ID)
+		}
 	case mirror.Abandon:
+		if n.answerCall(e.ID, errMoved) {
+			break
+		}
 		a := n.asks[e.ID]
 		delete(n.asks, e.ID)
 		a.client.dropped(n, a.number)
 	case mirror.Refuse:
+		if n.refuseCall(e) {
+			break
+		}
 		a := n.asks[e.ID]
 		if a.refused, a.damaged = !e.Damaged, e.Damaged; a.refused {
 			w.count.refused++
@@ -299,13 +373,18 @@ func (n *node) do(e mirror.Effect) {
 			w.count.mended++
 		}
 	case mirror.Prepare:
-		n.later(n.store.delay(true), func() {
-			failed := !w.calm && w.chance(0.1)
-			n.store.kept = n.store.kept || !failed
+		n.later(n.disk.delay(true), func() {
+			failed := !w.calm && w.chance(0.1) || !n.disk.keepState()
+			if n.ended() {
+				return
+			}
 			n.step(mirror.Prepared{Number: e.Number, Failed: failed})
 		})
 	case mirror.Settled:
-		n.store.kept = n.store.kept && !e.OK
+		if e.OK {
+			n.disk.dropState()
+			n.ended()
+		}
 	case mirror.Aborted:
 		w.count.aborted++
 		delete(n.asks, e.ID)

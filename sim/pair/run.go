@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	mathrand "math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -31,6 +32,16 @@ type profile struct {
 	stalls   float64       // how often a packet waits before it is dealt with
 	stall    time.Duration // at most so long
 	rot      bool          // the owner's blocks are damaged all the time
+
+	// Of a world with device servers and real stores.
+	real    bool
+	hot     int  // sectors at the front of each unit
+	pieces  int  // large ones behind
+	fence   bool // hosts register, reserve and preempt
+	aptpl   bool
+	standby bool // units that another node serves are there in standby
+	lies    bool // drives lose writes, and put some elsewhere
+	filling bool // there is much to write
 }
 
 func (p *profile) mutant(name string) bool { return slices.Contains(p.mutants, name) }
@@ -43,7 +54,7 @@ func (p *profile) inbox(w *world) time.Duration {
 	return w.between(0, p.stall)
 }
 
-// counts are what a history came to. The first part is what is to be covered.
+// counts are what a history came to.
 type counts struct {
 	takeovers, handed, yielded, revived, removed, admitted, settled, resyncs  int
 	crashes, powerLosses, bothDown, duringResync, pauses, clockStops          int
@@ -52,58 +63,99 @@ type counts struct {
 	flips, healed, unhealed, damaged, undone, refusedSnapshots, replaced      int
 	mended, partials                                                          int
 
+	// Of the units' histories alone.
+	torn, tornOpen, wallSteps, squeezed, scrubs, lies, unopened       int
+	lockWaits, condWaits, states, served, reinstated, grants, logins  int
+	lunResets, attentions, conflicts, registered, reserved, preempted int
+	fencedOff, relied, locks, cutsJudged                              int
+	lone, unread, halves, blackouts, hopeless                         int // snapshots on one node, blocks that cannot be read on either, histories
+
+	snapshotCounts
+
 	operations, undecided int
 	simulated             time.Duration
 	ids, index, values    uint64
 }
 
-// coverage lists the counters that many histories together must not leave at
-// zero.
-func (c *counts) coverage() []counter {
-	return []counter{
-		{"takeovers", &c.takeovers},
-		{"handed over", &c.handed},
-		{"yielded", &c.yielded},
-		{"revived", &c.revived},
-		{"removed", &c.removed},
-		{"admitted", &c.admitted},
-		{"settled", &c.settled},
-		{"resyncs", &c.resyncs},
-		{"crashes", &c.crashes},
-		{"power losses", &c.powerLosses},
-		{"both crashed", &c.bothDown},
-		{"crashes during a resync", &c.duringResync},
-		{"pauses", &c.pauses},
-		{"with the clock stopped", &c.clockStops},
-		{"cut off", &c.cuts},
-		{"one way only", &c.oneWay},
-		{"mirror link cut", &c.mirrorCuts},
-		{"drive failures", &c.driveFailures},
-		{"slow drives", &c.slow},
-		{"unanswered", &c.unanswered},
-		{"durable groups", &c.durable},
-		{"groups that ask for reads", &c.asked},
-		{"aborted", &c.aborted},
-		{"snapshots on both", &c.snapshots},
-		{"compared and written", &c.compared},
-		{"that differed", &c.differed},
-		{"no room", &c.full},
-		{"refused", &c.refused},
-		{"snapshots refused", &c.refusedSnapshots},
-		{"taken back", &c.undone},
-		{"damaged", &c.flips},
-		{"healed", &c.healed},
-		{"that could not be", &c.unhealed},
-		{"errors for that", &c.damaged},
-		{"replaced nodes", &c.replaced},
-		{"healed on the other", &c.mended},
-		{"writes of parts of what is damaged", &c.partials},
-	}
-}
+// families that a counter is of.
+const (
+	ofToys  = 1 << iota // histories of toy stores and clients
+	ofUnits             // of real pools, device servers and initiators
+	ofBoth  = ofToys | ofUnits
+)
 
+// counter is one that many histories together must not leave at zero.
 type counter struct {
 	name string
 	n    *int
+	of   int
+}
+
+// coverage lists them.
+func (c *counts) coverage() []counter {
+	return append([]counter{
+		{"takeovers", &c.takeovers, ofBoth},
+		{"handed over", &c.handed, ofBoth},
+		{"yielded", &c.yielded, ofToys},
+		{"revived", &c.revived, ofBoth},
+		{"removed", &c.removed, ofBoth},
+		{"admitted", &c.admitted, ofBoth},
+		{"settled", &c.settled, ofToys},
+		{"resyncs", &c.resyncs, ofBoth},
+		{"crashes", &c.crashes, ofBoth},
+		{"power losses", &c.powerLosses, ofBoth},
+		{"both crashed", &c.bothDown, ofBoth},
+		{"both without power at once", &c.blackouts, ofUnits},
+		{"crashes during a resync", &c.duringResync, ofBoth},
+		{"crashes in the middle of a write to the drive", &c.torn, ofUnits},
+		{"crashes in the middle of a recovery", &c.tornOpen, ofUnits},
+		{"pauses", &c.pauses, ofBoth},
+		{"with the clock stopped", &c.clockStops, ofBoth},
+		{"wall clock steps", &c.wallSteps, ofUnits},
+		{"cut off", &c.cuts, ofBoth},
+		{"one way only", &c.oneWay, ofBoth},
+		{"mirror link cut", &c.mirrorCuts, ofBoth},
+		{"drive failures", &c.driveFailures, ofBoth},
+		{"slow drives", &c.slow, ofBoth},
+		{"unanswered", &c.unanswered, ofBoth},
+		{"durable groups", &c.durable, ofBoth},
+		{"groups that ask for reads", &c.asked, ofBoth},
+		{"aborted", &c.aborted, ofBoth},
+		{"snapshots on both", &c.snapshots, ofBoth},
+		{"judged as one moment", &c.cutsJudged, ofUnits},
+		{"compared and written", &c.compared, ofBoth},
+		{"that differed", &c.differed, ofBoth},
+		{"locks taken", &c.locks, ofUnits},
+		{"no room", &c.full, ofBoth},
+		{"refused", &c.refused, ofBoth},
+		{"snapshots refused", &c.refusedSnapshots, ofBoth},
+		{"taken back", &c.undone, ofBoth},
+		{"damaged", &c.flips, ofBoth},
+		{"writes lost or misdirected", &c.lies, ofUnits},
+		{"pools too damaged to open", &c.unopened, ofUnits},
+		{"scrubs", &c.scrubs, ofUnits},
+		{"healed", &c.healed, ofBoth},
+		{"that could not be", &c.unhealed, ofBoth},
+		{"errors for that", &c.damaged, ofBoth},
+		{"replaced nodes", &c.replaced, ofBoth},
+		{"healed on the other", &c.mended, ofBoth},
+		{"writes of parts of what is damaged", &c.partials, ofBoth},
+		{"logins", &c.logins, ofUnits},
+		{"sessions reinstated", &c.reinstated, ofUnits},
+		{"times that units were made", &c.served, ofUnits},
+		{"grants of the alias", &c.grants, ofUnits},
+		{"unit attentions", &c.attentions, ofUnits},
+		{"logical unit resets", &c.lunResets, ofUnits},
+		{"states of units saved", &c.states, ofUnits},
+		{"waits for such", &c.lockWaits, ofUnits},
+		{"waits of tasks for tasks", &c.condWaits, ofUnits},
+		{"registered", &c.registered, ofUnits},
+		{"reserved", &c.reserved, ofUnits},
+		{"preempted", &c.preempted, ofUnits},
+		{"conflicts", &c.conflicts, ofUnits},
+		{"writes that a preemption ended", &c.fencedOff, ofUnits},
+		{"relied on a registration", &c.relied, ofUnits},
+	}, c.snapshotCounts.coverage()...)
 }
 
 // add sums what histories came to.
@@ -114,6 +166,9 @@ func (c *counts) add(o counts) {
 	}
 	c.operations += o.operations
 	c.undecided += o.undecided
+	c.hopeless += o.hopeless
+	c.lone += o.lone
+	c.unread += o.unread
 	c.simulated += o.simulated
 }
 
@@ -136,16 +191,34 @@ type Outcome struct {
 
 // Run makes one history. Histories of one process go one after the other: raft
 // takes its randomness from the process.
-func Run(seed uint64, mutants ...string) Outcome {
-	w := &world{rand: mathrand.New(mathrand.NewPCG(seed, 0x5ead)), owners: map[quorum.Epoch]int{}, latest: map[uint64]value{}}
+func Run(seed uint64, mutants ...string) Outcome { return run(seed, false, mutants) }
+
+func run(seed uint64, units bool, mutants []string) (out Outcome) {
+	w := &world{rand: mathrand.New(mathrand.NewPCG(seed, 0x5ead)), owners: map[quorum.Epoch]int{}, latest: map[uint64]value{}, seen: map[int]value{}}
 	old := rand.Reader
 	rand.Reader = source{mathrand.New(mathrand.NewPCG(seed, 0x4af7))}
 	defer func() { rand.Reader = old }()
 	w.choose(mutants)
+	if units {
+		w.chooseUnits()
+	}
 	w.build()
-	w.history()
+	w.guarded()
 	w.count.simulated = time.Duration(w.now)
 	return Outcome{Failure: w.failure, Trace: w.trace, counts: w.count}
+}
+
+// guarded lets the history happen; a panic is its failure.
+func (w *world) guarded() {
+	defer w.caught()
+	w.history()
+}
+
+// caught makes a panic the history's failure.
+func (w *world) caught() {
+	if p := recover(); p != nil {
+		w.fail("panic: %v\n%s", p, debug.Stack())
+	}
 }
 
 // choose draws what kind of world it is.
@@ -188,9 +261,13 @@ func (w *world) build() {
 		n := &node{world: w, index: i, log: raft.NewMemoryStorage(), rate: 1 + float64(w.rand.Int64N(2001)-1000)/1e6}
 		_ = n.log.ApplySnapshot(&raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{ConfState: &raftpb.ConfState{Voters: voters}, Index: new(uint64(1)), Term: new(uint64(1))}})
 		if i != witness {
-			n.store = newStore(w)
+			w.equip(n)
 		}
 		w.nodes = append(w.nodes, n)
+	}
+	if w.cfg.real {
+		w.buildHosts()
+		return
 	}
 	for i := range w.cfg.clients {
 		w.clients = append(w.clients, &client{world: w, index: i, left: 20 + 200/w.cfg.clients, open: -1, reads: i > 0 && w.chance(0.3)})
@@ -205,11 +282,18 @@ func (w *world) history() {
 	}
 	w.connect()
 	w.create()
-	w.scrub()
+	if w.cfg.real {
+		w.tend()
+	} else {
+		w.scrub()
+	}
 	w.rotting()
 	w.runUntil(w.now.add(3 * time.Second))
 	for _, c := range w.clients {
 		c.think()
+	}
+	for _, h := range w.hosts {
+		h.think()
 	}
 	for range w.cfg.faults {
 		w.runUntil(w.now.add(w.between(0, 800*time.Millisecond)))
@@ -217,7 +301,11 @@ func (w *world) history() {
 	}
 	w.runUntil(w.now.add(w.between(0, 2*time.Second)))
 	w.calmDown()
-	if w.failure == "" {
+	switch {
+	case w.failure != "", w.count.hopeless > 0:
+	case w.cfg.real:
+		w.judge()
+	default:
 		w.linearizable()
 	}
 }
@@ -243,15 +331,13 @@ func (w *world) calmDown() {
 	w.calm, w.net.drop, w.net.slow = true, 0, 0
 	w.net.cut = [4][4]bool{}
 	for _, n := range w.nodes {
-		if n.store != nil {
-			n.store.slow, n.store.failNext, n.store.room = 0, false, -1
+		if n.disk != nil {
+			n.disk.calm()
 		}
 		if n.frozen {
 			n.thaw()
 		}
-		if n.up && n.mirror != nil && (n.broken || n.mirror.Status().Broken) {
-			n.stop(false)
-		}
+		n.mend()
 		if !n.up {
 			n.start()
 		}
@@ -260,25 +346,54 @@ func (w *world) calmDown() {
 		w.runUntil(w.now.add(time.Second))
 		if i == 30 { // what neither can read may be what a resync waits for
 			for _, n := range w.nodes[:2] {
-				clear(n.store.bad)
+				n.disk.repair()
 			}
 		}
 		if w.failure != "" || w.settledDown() {
 			break
 		}
+		for _, n := range w.nodes[:2] {
+			if n.mend() {
+				n.revive()
+			}
+		}
+	}
+	if w.failure == "" && !w.settledDown() && w.hopeless() {
+		w.note("hopeless")
+		w.count.hopeless++
+		return
 	}
 	if w.failure == "" && !w.settledDown() {
 		w.fail("it does not settle: %s", w.describe())
 		return
 	}
 	w.runUntil(w.now.add(2 * time.Second))
+	if w.cfg.real {
+		w.scrubAll()
+		w.same()
+		return
+	}
 	w.equal()
 	w.whole()
+}
+
+// mend ends a life whose drive has failed.
+func (n *node) mend() bool {
+	broken := n.up && n.mirror != nil && (n.broken || n.mirror.Status().Broken)
+	if broken {
+		n.stop(false)
+	}
+	return broken
 }
 
 func (w *world) settledDown() bool {
 	for _, c := range w.clients {
 		if !c.stopped {
+			return false
+		}
+	}
+	for _, h := range w.hosts {
+		if !h.stopped {
 			return false
 		}
 	}
@@ -292,7 +407,16 @@ func (w *world) describe() string {
 	for _, n := range w.nodes[:2] {
 		parts = append(parts, string(memberOf(n.index))+": "+describe(n.state))
 		for id, a := range n.asks {
+			if a.call != nil {
+				parts = append(parts, fmt.Sprintf("operation %d, kind %d, on block %d", id, a.kind, a.block))
+				continue
+			}
 			parts = append(parts, fmt.Sprintf("operation %d of client %d, kind %d, on block %d", id, a.client.index, a.kind, a.block))
+		}
+	}
+	for _, h := range w.hosts {
+		if !h.stopped {
+			parts = append(parts, fmt.Sprintf("host %d waits, logged in %t", h.index, h.in != nil))
 		}
 	}
 	for _, c := range w.clients {
@@ -321,6 +445,14 @@ func (w *world) fault() {
 		n, storing = w.owner(), w.owner()
 	}
 	lasts := w.between(10*time.Millisecond, 4*time.Second)
+	if w.cfg.real && w.chance(0.05) {
+		w.handOver(lasts)
+		return
+	}
+	if w.cfg.real && w.chance(0.05) {
+		w.blackout(lasts)
+		return
+	}
 	switch w.rand.IntN(26) {
 	case 0, 1:
 		w.crash(n, lasts)
@@ -344,11 +476,11 @@ func (w *world) fault() {
 		w.after(w.between(0, 400*time.Millisecond), func() { w.crash(storing, lasts) })
 	case 9:
 		w.count.slow++
-		storing.store.slow = w.between(time.Millisecond, 300*time.Millisecond)
-		w.after(lasts, func() { storing.store.slow = 0 })
+		storing.disk.slowDown(w.between(time.Millisecond, 300*time.Millisecond))
+		w.after(lasts, func() { storing.disk.slowDown(0) })
 	case 10:
-		if storing.up && w.chance(0.5) {
-			storing.store.failNext = true
+		if storing.up && (w.cfg.real || w.chance(0.5)) {
+			storing.disk.breakNext()
 			life := storing.life
 			w.after(lasts, func() { storing.in(life, func() { storing.stop(false); storing.start() }) })
 		}
@@ -365,8 +497,8 @@ func (w *world) fault() {
 	case 13, 21, 22, 23:
 		w.stale()
 	case 14:
-		storing.store.room = w.rand.IntN(3)
-		w.after(lasts, func() { storing.store.room = -1 })
+		storing.disk.squeeze(true)
+		w.after(lasts, func() { storing.disk.squeeze(false) })
 	case 15, 19: // a member returns, and what it is admitted by is late
 		w.late = 0.7
 		w.after(lasts, func() { w.late = 0 })
@@ -375,9 +507,9 @@ func (w *world) fault() {
 	case 24, 25:
 		w.flap(lasts)
 	case 16, 17: // bits flip
-		w.flip(storing)
+		storing.disk.rot()
 		if w.chance(0.2) {
-			w.flip(w.nodes[1-storing.index])
+			w.nodes[1-storing.index].disk.rot()
 		}
 	case 18, 20: // a member stays away for so long that it is removed, and comes back with nothing
 		w.replace(w.nodes[w.rand.IntN(2)])
@@ -405,20 +537,12 @@ func (w *world) flap(lasts time.Duration) {
 // rotting damages the owner's blocks, one after the other.
 func (w *world) rotting() {
 	if w.cfg.rot && !w.calm {
-		w.flip(w.owner())
-		w.after(w.between(time.Millisecond, 20*time.Millisecond), w.rotting)
-	}
-}
-
-// flip damages blocks of a node.
-func (w *world) flip(n *node) {
-	for range 1 + w.rand.IntN(3) {
-		b := w.rand.Uint64N(w.cfg.blocks)
-		if len(n.store.blocks[b]) > 0 {
-			w.count.flips++
-			n.store.bad[b] = true
-			w.note("block %d of %s is damaged", b, memberOf(n.index))
+		w.owner().disk.rot()
+		pause := 20 * time.Millisecond
+		if w.cfg.real {
+			pause *= 10 // or there is nothing but healing
 		}
+		w.after(w.between(pause/20, pause), w.rotting)
 	}
 }
 
@@ -434,7 +558,7 @@ func (w *world) replace(n *node) {
 		if at := o.mirror.Standing(); at.Role == group.Owner && len(at.Others) == 0 {
 			w.count.replaced++
 			w.note("%s gets an empty store", memberOf(n.index))
-			n.store = newStore(w)
+			n.disk.renew()
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"steadfast/cluster/quorum"
 	"steadfast/san/mirror"
 )
 
@@ -17,27 +18,30 @@ type version struct {
 	position mirror.Position
 }
 
-// store is a node's disk: blocks, each with what is stable and what came since.
+// toy is a node's disk: blocks, each with what is stable and what came since.
 // It outlives the node's lives.
-type store struct {
-	world  *world
-	blocks map[uint64][]version // the first is stable, the last is what is read
-	last   mirror.Position
-	saved  []mirror.Position // the first is stable
-	snaps  map[value]map[uint64]value
-	bad    map[uint64]bool // blocks that cannot be read
-	kept   bool            // the state before a resync that has not ended
+type toy struct {
+	world   *world
+	owner   quorum.Member
+	blocks  map[uint64][]version // the first is stable, the last is what is read
+	last    mirror.Position
+	saved   []mirror.Position // the first is stable
+	snaps   map[value]map[uint64]value
+	origins map[value]origin
+	pinned  value           // what a resync copies from
+	bad     map[uint64]bool // blocks that cannot be read
+	kept    bool            // the state before a resync that has not ended
 
 	room     int           // blocks more that it has room for; negative: any number
 	slow     time.Duration // added to each access, by a fault
 	failNext bool          // the next write fails
 }
 
-func newStore(w *world) *store {
-	return &store{world: w, room: -1, bad: map[uint64]bool{}, blocks: map[uint64][]version{}, saved: []mirror.Position{0}, snaps: map[value]map[uint64]value{}}
+func newToy(w *world, of quorum.Member) *toy {
+	return &toy{world: w, owner: of, room: -1, bad: map[uint64]bool{}, blocks: map[uint64][]version{}, saved: []mirror.Position{0}, snaps: map[value]map[uint64]value{}}
 }
 
-func (s *store) read(block uint64) version {
+func (s *toy) read(block uint64) version {
 	if v := s.blocks[block]; len(v) > 0 {
 		return v[len(v)-1]
 	}
@@ -45,7 +49,7 @@ func (s *store) read(block uint64) version {
 }
 
 // fits takes room for a write, if there is enough. What is overwritten needs none.
-func (s *store) fits(block, count uint64) bool {
+func (s *toy) fits(block, count uint64) bool {
 	fresh := 0
 	for i := range count {
 		if len(s.blocks[block+i]) == 0 {
@@ -62,7 +66,7 @@ func (s *store) fits(block, count uint64) bool {
 }
 
 // write enters content; durable ones are stable at once, with all before them.
-func (s *store) write(block, count uint64, content []value, durable bool) mirror.Position {
+func (s *toy) write(block, count uint64, content []value, durable bool) mirror.Position {
 	s.last++
 	for i := range count {
 		b := block + i
@@ -80,7 +84,7 @@ func (s *store) write(block, count uint64, content []value, durable bool) mirror
 
 // snapshot keeps what all blocks are now, and makes it stable. A second one by
 // the same name is the first.
-func (s *store) snapshot(name value) mirror.Position {
+func (s *toy) snapshot(name value) mirror.Position {
 	s.last++
 	s.flush()
 	if s.snaps[name] == nil {
@@ -88,12 +92,13 @@ func (s *store) snapshot(name value) mirror.Position {
 		for b := range s.blocks {
 			s.snaps[name][b] = s.read(b).value
 		}
+		s.noteOrigin(name)
 	}
 	return s.last
 }
 
 // forget takes a snapshot back, if it is there.
-func (s *store) forget(name value) mirror.Position {
+func (s *toy) forget(name value) mirror.Position {
 	s.last++
 	s.flush()
 	delete(s.snaps, name)
@@ -101,7 +106,7 @@ func (s *store) forget(name value) mirror.Position {
 }
 
 // damaged returns the blocks that cannot be read, from the first to the last.
-func (s *store) damaged(block, count uint64) (r mirror.Range) {
+func (s *toy) damaged(block, count uint64) (r mirror.Range) {
 	for b := block; b < block+count; b++ {
 		if !s.bad[b] {
 			continue
@@ -115,7 +120,7 @@ func (s *store) damaged(block, count uint64) (r mirror.Range) {
 }
 
 // flush makes everything stable.
-func (s *store) flush() {
+func (s *toy) flush() {
 	for b, v := range s.blocks {
 		s.blocks[b] = v[len(v)-1:]
 	}
@@ -124,7 +129,7 @@ func (s *store) flush() {
 
 // powerLoss takes back some of what was not stable: each block keeps any of its
 // versions. Positions are not used again.
-func (s *store) powerLoss() {
+func (s *toy) powerLoss() {
 	for _, b := range slices.Sorted(maps.Keys(s.blocks)) {
 		v := s.blocks[b]
 		keep := s.world.rand.IntN(len(v))
@@ -137,7 +142,7 @@ func (s *store) powerLoss() {
 
 // changed lists what was entered since a position, or all that is there. A store
 // of which nothing is known says so.
-func (s *store) changed(since mirror.Position, whole bool) (out []mirror.Range) {
+func (s *toy) changed(since mirror.Position, whole bool) (out []mirror.Range) {
 	if since == 0 {
 		out, whole = append(out, mirror.Range{}), true
 	}
@@ -150,7 +155,7 @@ func (s *store) changed(since mirror.Position, whole bool) (out []mirror.Range) 
 }
 
 // delay is how long an access takes.
-func (s *store) delay(flush bool) time.Duration {
+func (s *toy) delay(flush bool) time.Duration {
 	d := s.world.between(30*time.Microsecond, 300*time.Microsecond)
 	if flush {
 		d += s.world.between(0, time.Millisecond)

@@ -44,19 +44,25 @@ type world struct {
 	planned uint64
 	cfg     profile
 
-	nodes   []*node // two that store, and the witness
-	clients []*client
-	net     network
-	conn    *connection
-	conns   int
-	late    float64          // share of proposals that come late, by a fault
-	ops     []record         // what clients asked for and got
-	latest  map[uint64]value // what some client last saw of a block
-	trace   []string
-	count   counts
-	failure string
-	calm    bool // the faults are over
-	owners  map[quorum.Epoch]int
+	nodes      []*node // two that store, and the witness
+	clients    []*client
+	hosts      []*host
+	net        network
+	conn       *connection
+	conns      int
+	late       float64          // share of proposals that come late, by a fault
+	ops        []record         // what clients asked for and got
+	latest     map[uint64]value // what some client last saw of a block
+	deeds      []*deed          // what hosts asked for and got
+	seen       map[int]value    // what some host last saw of a cell
+	snapped    []*snapped
+	unreadable map[value]bool // snapshots; see spoiled
+	trace      []string
+	count      counts
+	failure    string
+	calm       bool // the faults are over
+	running    *fiber
+	owners     map[quorum.Epoch]int
 	// revivals of a group whose writes may be in memory only: what no flush
 	// covered may be gone.
 	revivals []instant

@@ -235,7 +235,7 @@ const (
 	OpCreateVolume   OpKind = 1  // Volume, Name, Size, Flags, Time
 	OpChangeVolume   OpKind = 2  // Volume, Name, Size, Flags
 	OpDeleteVolume   OpKind = 3  // Volume
-	OpCreateSnapshot OpKind = 4  // Volume, Name, Time
+	OpCreateSnapshot OpKind = 4  // Volume, Name, Time; Size, if it is not the volume's
 	OpDeleteSnapshot OpKind = 5  // Volume, Name
 	OpRollback       OpKind = 6  // Volume, Name
 	OpClone          OpKind = 7  // Volume, Name of the snapshot; NewID, NewName, Time
