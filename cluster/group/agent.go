@@ -62,6 +62,10 @@ type Config struct {
 	// Silence after what time without a word another entry is missed. Renew <
 	// Silence < Lease, so that an owner that reaches the quorum has the first say.
 	Lease, Renew, Silence time.Duration
+	// Stall is after what time without any input, ticks included, the node counts
+	// itself as one that did not run: what it did not hear meanwhile is not the
+	// others' silence. Zero: never. A matter of patience, not of safety.
+	Stall time.Duration
 	// Drift bounds how wrong a clock's rate may be, in parts per million.
 	Drift int64
 	// Revive is how long a restarted member waits for a word of entries that are
@@ -174,6 +178,7 @@ type Agent struct {
 	group *quorum.Group // of state, nil when there is none
 
 	heard map[quorum.Incarnation]Instant // last word
+	last  Instant                        // of the latest input
 	died  map[quorum.Incarnation]bool    // proven
 	born  Instant
 
@@ -197,7 +202,7 @@ type Agent struct {
 
 // New returns the agent of a life that begins now.
 func New(cfg Config, now Instant) *Agent {
-	a := &Agent{cfg: cfg, state: quorum.NewState(), born: now, heard: map[quorum.Incarnation]Instant{}, died: map[quorum.Incarnation]bool{}, promises: map[quorum.Incarnation]Instant{}}
+	a := &Agent{cfg: cfg, state: quorum.NewState(), born: now, last: now, heard: map[quorum.Incarnation]Instant{}, died: map[quorum.Incarnation]bool{}, promises: map[quorum.Incarnation]Instant{}}
 	a.bound = now.Add(a.wait()) // what the life before promised
 	return a
 }
@@ -210,6 +215,7 @@ func (a *Agent) wait() time.Duration {
 
 // Step takes one input and returns what is to be done.
 func (a *Agent) Step(now Instant, in Input) (out []Effect) {
+	a.stalled(now)
 	switch in := in.(type) {
 	case Tick:
 	case Decided:
@@ -231,6 +237,19 @@ func (a *Agent) Step(now Instant, in Input) (out []Effect) {
 		a.drained = a.handing
 	}
 	return append(out, a.act(now)...)
+}
+
+// stalled makes up for a time in which this node did not run: others may have
+// spoken, and it has not listened yet.
+func (a *Agent) stalled(now Instant) {
+	gap := time.Duration(now - a.last)
+	a.last = now
+	if a.cfg.Stall == 0 || gap < a.cfg.Stall {
+		return
+	}
+	for i, at := range a.heard {
+		a.heard[i] = min(at.Add(gap), now)
+	}
 }
 
 // Standing returns what the node is now.

@@ -26,6 +26,9 @@ const (
 // tryAgain is how long a group stays after a move came to nothing, if nobody asks.
 const tryAgain = time.Minute
 
+// stallOf is a pause between two ticks that only a node makes that did not run.
+const stallOf = 8 * mirrorTick
+
 // proposeTime bounds one proposal to the quorum; the mirror makes it again.
 const proposeTime = 2 * time.Second
 
@@ -290,7 +293,7 @@ func (g *Group) open(spec *Spec, pool *store.Pool, state *quorum.State) error {
 	m := mirrorio.Start(mirrorio.Options{
 		Mirror: mirror.Config{
 			Agent: group.Config{
-				Me: g.cfg.Member.Self(), Group: g.name, Lease: t.Lease, Renew: t.Renew, Silence: t.Silence, Drift: 1000,
+				Me: g.cfg.Member.Self(), Group: g.name, Lease: t.Lease, Renew: t.Renew, Silence: t.Silence, Stall: stallOf, Drift: 1000,
 				Revive: 10 * t.Lease, Retry: t.Lease, Confirm: spec.Confirm,
 			},
 			Position: kept, Copies: copiesMax, CopyBlocks: copyBlocks, Slowdown: slowdown, AheadBlocks: aheadBlocks, Settle: time.Second, Pause: time.Second,
