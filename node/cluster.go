@@ -197,7 +197,7 @@ func (n *Node) openGroups(c *cluster) {
 	var holder *aliasio.Holder
 	if !n.cfg.Cluster.HandedAliases {
 		var err error
-		if holder, err = aliasio.Open(aliasio.Options{}); err != nil {
+		if holder, err = aliasio.Open(aliasio.Options{Grant: ha.Grant}); err != nil {
 			n.events.publish(&steadfastv1.Event{Severity: severityError, Kind: "alias-hindered", Text: "alias addresses cannot be held on this node: " + err.Error()})
 			cfg.Aliases = noAliases{err}
 		} else {
@@ -473,6 +473,9 @@ func (a noAliases) Hold(context.Context, aliasio.Alias, aliasio.Instant) error {
 
 // Refresh implements ha.Aliases.
 func (a noAliases) Refresh(netip.Addr, aliasio.Instant) error { return a.err }
+
+// Shut implements ha.Aliases.
+func (a noAliases) Shut(netip.Addr) error { return nil }
 
 // Reopen implements ha.Aliases.
 func (a noAliases) Reopen(netip.Addr, aliasio.Instant) error { return a.err }

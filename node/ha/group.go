@@ -323,6 +323,14 @@ func (g *Group) propose(c quorum.Command) {
 	}
 	g.gs.tasks.Go(func() {
 		defer func() { <-g.proposals }()
+		if c.Kind == quorum.KindHand || c.Kind == quorum.KindYield {
+			g.mu.Lock()
+			s := g.current
+			g.mu.Unlock()
+			if s != nil && g.cfg.Aliases != nil {
+				s.shut()
+			}
+		}
 		ctx, cancel := context.WithTimeout(g.ctx, proposeTime)
 		defer cancel()
 		if err := g.cfg.Member.Propose(ctx, c); err != nil {

@@ -78,6 +78,7 @@ type Event struct {
 type Aliases interface {
 	Hold(ctx context.Context, a aliasio.Alias, until aliasio.Instant) error
 	Refresh(address netip.Addr, until aliasio.Instant) error
+	Shut(address netip.Addr) error
 	Reopen(address netip.Addr, until aliasio.Instant) error
 	Mend(address netip.Addr) (bool, error)
 	Release(address netip.Addr) error

@@ -26,6 +26,11 @@ const (
 	busyPause   = 10 * time.Millisecond
 )
 
+// Grant is how long an alias stays open without being refreshed. It is shorter than
+// Silence: an owner that is alone asks nobody, and a member that it has just admitted
+// may succeed it after that much silence.
+const Grant = 300 * time.Millisecond
+
 // service is what a group has while this node owns and serves it.
 type service struct {
 	g     *Group
@@ -44,7 +49,10 @@ type service struct {
 	units map[uint32]*unit // by number
 	held  map[netip.Addr]bool
 
-	holds sync.Mutex // held while an alias is made live or released
+	holds sync.Mutex // held while an alias is made live, prolonged, shut or released
+	// shutFor: the group is about to be given up, and nothing opens an alias. Under
+	// holds.
+	shutFor bool
 }
 
 // follow does what a change of the standing asks for.
@@ -314,6 +322,9 @@ func (s *service) holdOne(a Alias) error {
 	if have || s.g.cfg.Aliases == nil {
 		return nil
 	}
+	if s.shutFor {
+		return fault.New(fault.Fenced, "the group is being given up")
+	}
 	name, err := interfaceOf(a)
 	if err != nil {
 		return err
@@ -401,20 +412,9 @@ func (s *service) prolong() {
 
 // prolongOne prolongs a grant; one that has ended is asked for again.
 func (s *service) prolongOne(addr netip.Addr) {
-	until, err := s.right()
-	if err != nil {
-		return // the mirror tells when that is for good
-	}
-	err = s.g.cfg.Aliases.Refresh(addr, until)
+	err := s.refresh(addr)
 	if err == nil || s.ctx.Err() != nil {
 		return
-	}
-	// This process was late. The right is there still, so nobody else was here.
-	if until, rerr := s.right(); rerr == nil {
-		if err = s.g.cfg.Aliases.Reopen(addr, until); err == nil {
-			s.g.publish(Warning, "alias-late", "", "alias %s was shut for a moment: this node was too busy to prolong its grant in time", addr)
-			return
-		}
 	}
 	s.g.cfg.Log.Warn("a grant was not prolonged", "group", s.g.name, "alias", addr, "error", err)
 	s.mu.Lock()
@@ -432,6 +432,57 @@ func (s *service) prolongOne(addr netip.Addr) {
 		case !fault.Is(err, fault.Fenced) && s.ctx.Err() == nil:
 			s.g.publish(Error, "alias-lost", "", "alias %s cannot be held: %v", addr, err)
 		}
+	}
+}
+
+// refresh prolongs the grant of an alias that is held; one that has ended because
+// this process was late is opened again. It is no error when there is no right to
+// it now: the mirror tells when that is for good.
+func (s *service) refresh(addr netip.Addr) error {
+	s.holds.Lock()
+	defer s.holds.Unlock()
+	until, err := s.right()
+	if err != nil || s.shutFor {
+		return nil
+	}
+	if err = s.g.cfg.Aliases.Refresh(addr, until); err == nil {
+		return nil
+	}
+	// The right is there still, so nobody else was here.
+	until, rerr := s.right()
+	if rerr != nil {
+		return nil
+	}
+	if rerr := s.g.cfg.Aliases.Reopen(addr, until); rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	s.g.publish(Warning, "alias-late", "", "alias %s was shut for a moment: this node was too busy to prolong its grant in time", addr)
+	return nil
+}
+
+// shut ends the grants at once, before this node asks the quorum to make another
+// the owner: the other may act as soon as that is decided, and this one learns it
+// later.
+func (s *service) shut() {
+	s.g.cfg.Targets.Mute(s.tag)
+	s.holds.Lock()
+	defer s.holds.Unlock()
+	s.shutFor = true
+	for _, addr := range s.holding() {
+		if err := s.g.cfg.Aliases.Shut(addr); err != nil {
+			s.g.cfg.Log.Error("an alias cannot be shut; its grant ends by itself", "group", s.g.name, "alias", addr, "error", err)
+			time.Sleep(Grant) // and is waited for
+		}
+	}
+}
+
+// reopen undoes shut, when nothing came of it.
+func (s *service) reopen() {
+	s.holds.Lock()
+	s.shutFor = false
+	s.holds.Unlock()
+	for _, addr := range s.holding() {
+		s.prolongOne(addr)
 	}
 }
 

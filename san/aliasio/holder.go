@@ -168,6 +168,20 @@ func (h *Holder) Refresh(address netip.Addr, until Instant) error {
 	return h.allow(it, until, true)
 }
 
+// Shut ends the grant of an alias at once; address and connections stay, silent.
+// It is for a holder that is about to give up its right, and may yet get it back:
+// Reopen, or Release. Fails with fault.NotFound when the alias is not held.
+func (h *Holder) Shut(address netip.Addr) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	it, err := h.find(address)
+	if err != nil {
+		return err
+	}
+	it.ends = Now() // what is to be announced yet is not
+	return h.gate.revoke(address)
+}
+
 // Reopen opens the gate of a held alias whose grant has ended, for a caller that
 // has, and never lost, the right to hold it: the process was late, and nobody else
 // was here meanwhile. Connections go on, as after some lost packets. It fails as

@@ -223,11 +223,28 @@ func (g *Group) prepare(number uint64) {
 
 // list answers what this node's store has changed.
 func (g *Group) list(l mirror.List) {
-	c, err := g.changes(l)
-	if !g.failed("list changes", err) {
-		g.put(c)
+	for range listTries {
+		c, err := g.changes(l)
+		if !g.failed("list changes", err) {
+			g.put(c)
+			return
+		}
+		// A resync waits for this. What the store cannot read now, a repair or the
+		// next role may mend.
+		select {
+		case <-g.ended:
+			return
+		case <-time.After(listPause):
+		}
 	}
 }
+
+// listPause is how long a list that failed waits before it is tried again, and
+// listTries how often: then a new connection has to ask anew.
+const (
+	listPause = 5 * time.Second
+	listTries = 60
+)
 
 // rangesMost is how many ranges the other node is told: some are joined by others.
 const rangesMost = mirror.RangesMax / 4

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 	"slices"
+	"time"
 
 	"steadfast/scsi"
 )
@@ -96,6 +97,13 @@ func (h *host) reserved(d *deed) {
 		h.fence.reserved = true
 	case prPreempt:
 		w.count.preempted++
+	}
+	if d.action.aptpl && !w.calm && w.chance(0.03) { // what was answered is to be there
+		w.after(w.between(0, 5*time.Millisecond), func() {
+			if !w.calm {
+				w.blackout(w.between(10*time.Millisecond, 2*time.Second))
+			}
+		})
 	}
 }
 

@@ -195,7 +195,8 @@ func (h *host) reset(session int) {
 // command takes a command at a node.
 func (n *node) command(h *host, session int, d *deed) {
 	s := n.service
-	if s == nil || s.sessions[h.index] == nil || s.sessions[h.index].number != session || s.sessions[h.index].ending {
+	late := n.world.cfg.mutant("late-session")
+	if s == nil || s.sessions[h.index] == nil || s.sessions[h.index].number != session && !late || s.sessions[h.index].ending {
 		if n.answers() {
 			n.world.after(n.world.delay(), func() { h.reset(session) })
 		}
@@ -223,13 +224,12 @@ func (n *node) command(h *host, session int, d *deed) {
 
 // leaveBehind has what other hosts do in a unit return before it has landed.
 func (n *node) leaveBehind(d *deed) {
-	for _, a := range n.asks {
-		if a.call != nil && a.call.host >= 0 && a.call.host != d.host {
-			a.call.err = errDamaged
-			a.call.over = true
-			a.call.fiber.wake()
+	for _, c := range n.behind {
+		if c.host != d.host {
+			c.finish(errDamaged)
 		}
 	}
+	n.behind = nil
 }
 
 // manage does a task management function. What it ends had come before.

@@ -31,15 +31,16 @@ func TestUnitsMutants(t *testing.T) {
 		t.Skip("short: this takes a minute")
 	}
 	units.mutants(t, unitsMutantSeeds, []string{
-		"state-late",       // a unit's state is saved after the answer
-		"state-unflushed",  // and is never made stable
-		"state-unread",     // units are served before their state is read
-		"compare-apart",    // a compare and its write are two operations
-		"no-reinstatement", // a new session does not wait for what is left of the old one
-		"left-behind",      // a preemption, or a reset, is answered before what it ends has landed
-		"late-shut",        // and by who gives the group up, until the decision is known
-		"long-grant",       // the alias is held past the other's promise
-		"loose-barrier",    // a snapshot is no barrier
+		"state-late",      // a unit's state is saved after the answer
+		"state-unflushed", // and is never made stable
+		"state-unread",    // units are served before their state is read
+		"compare-apart",   // a compare and its write are two operations
+		"late-session",    // commands of a session that is over are taken
+		"left-behind",     // a preemption, or a reset, is answered before what it ends has landed
+		"late-shut",       // and by who gives the group up, until the decision is known
+		"long-grant",      // the alias is held past the other's promise
+		"long-alone",      // and by who is alone past what one that was just admitted waits
+		"loose-barrier",   // a snapshot is no barrier
 		"ack-early", "skip-dirty", "read-pending",
 	})
 }

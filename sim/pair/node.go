@@ -41,6 +41,7 @@ type node struct {
 	has     map[uint32]bool // its units
 	pins    pins
 	fibers  []*fiber
+	behind  []*call       // of a mutant
 	service *service      // while it owns the group
 	leaving bool          // the last one is being ended
 	grant   group.Instant // the alias is its until then
@@ -341,6 +342,28 @@ func (n *node) do(e mirror.Effect) {
 		n.ended()
 	case mirror.Transmit:
 		w.packet(n, e.To, e.Packet)
+	case mirror.Prepare:
+		n.later(n.disk.delay(true), func() {
+			failed := !w.calm && w.chance(0.1) || !n.disk.keepState()
+			if n.ended() {
+				return
+			}
+			n.step(mirror.Prepared{Number: e.Number, Failed: failed})
+		})
+	case mirror.Settled:
+		if e.OK {
+			n.disk.dropState()
+			n.ended()
+		}
+	default:
+		n.told(e)
+	}
+}
+
+// told takes what the mirror tells.
+func (n *node) told(e mirror.Effect) {
+	w := n.world
+	switch e := e.(type) {
 	case mirror.Done:
 		if !n.answerCall(e.ID, nil) {
 			n.answer(e.ID)
@@ -371,19 +394,6 @@ func (n *node) do(e mirror.Effect) {
 			w.count.healed++
 		default:
 			w.count.mended++
-		}
-	case mirror.Prepare:
-		n.later(n.disk.delay(true), func() {
-			failed := !w.calm && w.chance(0.1) || !n.disk.keepState()
-			if n.ended() {
-				return
-			}
-			n.step(mirror.Prepared{Number: e.Number, Failed: failed})
-		})
-	case mirror.Settled:
-		if e.OK {
-			n.disk.dropState()
-			n.ended()
 		}
 	case mirror.Aborted:
 		w.count.aborted++

@@ -510,7 +510,7 @@ func (p *pool) maintain(n *node) {
 	p.world.count.scrubs++
 	for _, bad := range st.Corrupt {
 		for number, name := range volumeNames {
-			if name == bad.Volume && n.up {
+			if name == bad.Volume && n.up && !p.reads(number, bad.Offset) {
 				n.step(mirror.Heal{What: mirror.Range{Volume: number, Block: uint64(bad.Offset / block.BlockSize), Count: 1}})
 			}
 		}
@@ -534,6 +534,14 @@ func (p *pool) look() {
 			p.fresh = append(p.fresh, b)
 		}
 	}
+}
+
+// reads tells whether a block of a volume can be read: what a scrub finds may be a
+// snapshot's, which stays as it is, and would take the place of others in the queue.
+func (p *pool) reads(number uint32, off int64) bool {
+	b := bufpool.Get(block.BlockSize)
+	defer bufpool.Put(b)
+	return p.volumes.Read(number, b, off) == nil
 }
 
 // rests notes that the pool had nothing to do: when it had nothing for a while, it

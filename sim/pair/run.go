@@ -445,12 +445,7 @@ func (w *world) fault() {
 		n, storing = w.owner(), w.owner()
 	}
 	lasts := w.between(10*time.Millisecond, 4*time.Second)
-	if w.cfg.real && w.chance(0.05) {
-		w.handOver(lasts)
-		return
-	}
-	if w.cfg.real && w.chance(0.05) {
-		w.blackout(lasts)
+	if w.cfg.real && w.faultOfUnits(lasts) {
 		return
 	}
 	switch w.rand.IntN(26) {
@@ -486,14 +481,8 @@ func (w *world) fault() {
 		}
 	case 11:
 		storing.in(storing.life, func() { storing.step(group.Move{}) })
-	case 12: // the owner is alone with its clients, for longer than a promise lasts
-		o := w.owner()
-		w.count.cuts++
-		for j := range w.nodes {
-			if j != o.index {
-				w.cut(o.index, j, w.between(1500*time.Millisecond, 4*time.Second), true)
-			}
-		}
+	case 12:
+		w.isolate(w.owner())
 	case 13, 21, 22, 23:
 		w.stale()
 	case 14:
@@ -513,6 +502,16 @@ func (w *world) fault() {
 		}
 	case 18, 20: // a member stays away for so long that it is removed, and comes back with nothing
 		w.replace(w.nodes[w.rand.IntN(2)])
+	}
+}
+
+// isolate leaves the owner alone with its clients, for longer than a promise lasts.
+func (w *world) isolate(o *node) {
+	w.count.cuts++
+	for j := range w.nodes {
+		if j != o.index {
+			w.cut(o.index, j, w.between(1500*time.Millisecond, 4*time.Second), true)
+		}
 	}
 }
 

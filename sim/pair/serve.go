@@ -15,10 +15,11 @@ import (
 // targetName is the group's target.
 const targetName = "iqn.2026-11.io.example:g"
 
-// Times of the alias, as node/ha and san/aliasio have them.
+// Times of the alias. grantMost is for who owns the group alone, and shorter than
+// Silence: who has just been admitted may succeed it after that.
 const (
 	refreshEvery = 60 * time.Millisecond
-	grantMost    = 600 * time.Millisecond
+	grantMost    = 300 * time.Millisecond
 )
 
 // service is what a node has while it owns the group: the units, the sessions of
@@ -42,7 +43,6 @@ type session struct {
 	number  int
 	port    scsi.Port
 	mute    bool // it says nothing any more
-	ready   bool
 	ending  bool
 }
 
@@ -208,7 +208,7 @@ func (x *session) end() {
 // login makes a session, after what is left of the initiator's former ones has ended.
 func (s *service) login(h *host, number int) {
 	w := s.node.world
-	for s.sessions[h.index] != nil && !w.cfg.mutant("no-reinstatement") {
+	for s.sessions[h.index] != nil {
 		old := s.sessions[h.index]
 		if old.number >= number {
 			return
@@ -282,6 +282,8 @@ func (n *node) prolong(s *service) {
 	case !ok || !n.mirror.Standing().Serving && !n.world.cfg.mutant("late-shut"):
 	case n.world.cfg.mutant("long-grant"):
 		n.granted(now.Add(5 * time.Second))
+	case unlimited && n.world.cfg.mutant("long-alone"):
+		n.granted(now.Add(600 * time.Millisecond))
 	case unlimited:
 		n.granted(now.Add(grantMost))
 	default:

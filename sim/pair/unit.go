@@ -48,6 +48,24 @@ func (n *node) perform(op mirror.Op, c *call) error {
 	return c.err
 }
 
+// performApart is perform for a caller that may go on before it is done.
+func (n *node) performApart(op mirror.Op, c *call) error {
+	w := n.world
+	c.fiber = w.running
+	n.behind = append(n.behind, c)
+	n.fork(func() {
+		w.sleep(w.between(0, 10*time.Millisecond))
+		own := &call{host: c.host}
+		err := n.perform(op, own)
+		c.alone = own.alone
+		c.finish(err)
+	})
+	for !c.over {
+		w.wait()
+	}
+	return c.err
+}
+
 // finish ends a call for the mirror.
 func (c *call) finish(err error) {
 	if c.over {
@@ -111,7 +129,11 @@ func (v *volume) perform(op mirror.Op, c *call) error {
 	if t != nil {
 		c.host = t.session.host.index
 	}
-	err := n.perform(op, c)
+	perform := n.perform
+	if w.cfg.mutant("left-behind") && t != nil && op.Kind == mirror.Write {
+		perform = n.performApart
+	}
+	err := perform(op, c)
 	if t != nil {
 		t.alone = t.alone && c.alone
 		t.parts++

@@ -1,6 +1,7 @@
 package pair
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -114,7 +115,7 @@ func (w *world) administer() {
 	w.snapped = append(w.snapped, x)
 	w.barrier(s, "take "+x.name, func(err error) {
 		x.ret = w.now
-		x.answered, x.refused = err == nil, err == errFull
+		x.answered, x.refused = err == nil, errors.Is(err, errFull)
 		if x.refused {
 			w.count.refusedSnapshots++
 			w.refusedNowhere(n, x)
@@ -166,24 +167,46 @@ func (w *world) hopeless() bool {
 	return false
 }
 
-// scrubAll has both pools scrubbed, and what that finds healed.
+// scrubAll has both pools scrubbed, and what that finds healed, until there is
+// nothing left that can be: an entry asks for so many blocks at once only.
 func (w *world) scrubAll() {
-	for _, n := range w.nodes[:2] {
-		p := n.pool()
-		for range 200 {
-			if w.runUntil(w.now.add(50 * time.Millisecond)); !p.scrubs {
-				break
-			}
+	for range 12 {
+		for _, n := range w.nodes[:2] {
+			w.rest(n.pool())
+			n.pool().scrubs = n.pool().StartScrub() == nil
 		}
-		p.scrubs = p.StartScrub() == nil
+		found := 0
+		for _, n := range w.nodes[:2] {
+			w.rest(n.pool())
+			found += len(n.pool().Scrub().Corrupt)
+		}
+		w.runUntil(w.now.add(time.Second))
+		if found == 0 {
+			return
+		}
 	}
+}
+
+// rest waits until a scrub has ended.
+func (w *world) rest(p *pool) {
 	for range 200 {
-		w.runUntil(w.now.add(50 * time.Millisecond))
-		if !w.nodes[0].pool().scrubs && !w.nodes[1].pool().scrubs {
-			break
+		if w.runUntil(w.now.add(50 * time.Millisecond)); !p.scrubs {
+			return
 		}
 	}
-	w.runUntil(w.now.add(2 * time.Second))
+}
+
+// faultOfUnits makes one of the faults of this family alone, or none.
+func (w *world) faultOfUnits(lasts time.Duration) bool {
+	switch {
+	case w.chance(0.05):
+		w.handOver(lasts)
+	case w.chance(0.05):
+		w.blackout(lasts)
+	default:
+		return false
+	}
+	return true
 }
 
 // handOver has the owner asked to hand over, or its drive fail, while it does not

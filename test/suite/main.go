@@ -144,6 +144,24 @@ func (s *suite) command(ctx context.Context, argv ...string) *exec.Cmd {
 
 // sweep ends what the run left behind and returns how many processes it was.
 func (s *suite) sweep() (left int) {
+	// A node's guard outlives it, for as long as its word can be of use: 3 s.
+	for end := time.Now().Add(sweepPatience); len(s.carriers()) > 0 && time.Now().Before(end); {
+		time.Sleep(100 * time.Millisecond)
+	}
+	for pid, cmdline := range s.carriers() {
+		fmt.Printf("FAIL left behind: process %d %q\n", pid, cmdline)
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+		left++
+	}
+	return left
+}
+
+// sweepPatience is how long processes that are about to end are waited for.
+const sweepPatience = 5 * time.Second
+
+// carriers returns the command lines of the processes of this run, by pid.
+func (s *suite) carriers() map[int]string {
+	found := map[int]string{}
 	environs, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, name := range environs {
 		env, err := os.ReadFile(name)
@@ -155,9 +173,7 @@ func (s *suite) sweep() (left int) {
 			continue
 		}
 		cmdline, _ := os.ReadFile(filepath.Join(filepath.Dir(name), "cmdline"))
-		fmt.Printf("FAIL left behind: process %d %q\n", pid, strings.ReplaceAll(string(cmdline), "\x00", " "))
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-		left++
+		found[pid] = strings.ReplaceAll(string(cmdline), "\x00", " ")
 	}
-	return left
+	return found
 }
