@@ -51,12 +51,12 @@ type loop struct {
 	proposals
 	voting     bool   // a proposal to make someone a voter is under way
 	transferAt uint64 // tick from which leadership may be given away
-	lingers    uint64 // tick at which a leader that has left ends; 0: it has not
+	lingers    uint64 // tick at which a member that has left ends; 0: it has not
 }
 
-// lingerTicks is how long a leader that has left tells the others so: some
-// heartbeats.
-const lingerTicks = 4 * heartbeatTicks
+// lingerTicks is how long a member that has left answers the others still: some
+// elections.
+const lingerTicks = 6 * electionTicks
 
 // errLeft ends a member that is none any more.
 var errLeft = &fault.Error{Kind: fault.Denied, Text: "this member has been taken out of the cluster"}
@@ -309,11 +309,9 @@ func (l *loop) apply(entries []*raftpb.Entry) error {
 		l.settle(out)
 	}
 	if left {
-		if l.raft.BasicStatus().RaftState != raft.StateLeader {
-			return errLeft
-		}
 		// Of two members the other one cannot decide without us as long as it has
-		// not heard that this is decided, and nobody but a leader tells it.
+		// not heard that this is decided. When we led, raft has just stepped down:
+		// then it has to become leader first, with our vote.
 		l.lingers = l.ticks + lingerTicks
 	}
 	return l.compact(changed)

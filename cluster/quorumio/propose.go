@@ -142,6 +142,9 @@ func (l *loop) begun() bool { return l.machine.state.Boots[l.m.self.Member] == l
 // superseded fails when the quorum knows a later life of this member: the
 // directory is an old copy, and the member has forgotten what it promised.
 func (l *loop) superseded() error {
+	if l.lingers != 0 {
+		return nil // leaving ended all its lives
+	}
 	if b := l.machine.state.Boots[l.m.self.Member]; b > l.m.self.Boot {
 		return fault.New(fault.Stale, "this is life %d of a member whose life %d has begun: its directory is an old copy", l.m.self.Boot, b)
 	}
