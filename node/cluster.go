@@ -121,7 +121,7 @@ func (n *Node) beMember(id *identity.Identity, fresh bool) (err error) {
 	c.shares = &inventory{member: c.member}
 	if !n.cfg.Cluster.Witness {
 		if err := n.shareState(c, id, fresh); err != nil {
-			return errors.Join(err, c.member.Close())
+			return errors.Join(err, c.api.Close(), c.member.Close())
 		}
 	}
 	if n.guard != "" {

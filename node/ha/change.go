@@ -96,17 +96,18 @@ func Delete(ctx context.Context, m Editor, name string) error {
 		case len(specs[0].Volumes) > 0:
 			return nil, fault.New(fault.Busy, "group %q has %d volumes; delete them first, for example \"steadfast volume delete %s\"", name, len(specs[0].Volumes), specs[0].Volumes[0].Name)
 		}
-		b, err := json.Marshal(append(goneGroups(inv.Entries), specs[0].Number))
+		b, err := json.Marshal(append(goneGroups(inv.Entries), specs[0].StateID))
 		return []quorum.Edit{{Key: groupPrefix + name}, {Key: goneKey, Value: b}}, fault.Wrap(fault.Internal, err, "the groups that are gone")
 	})
 }
 
-// goneGroups returns the numbers of the groups that were deleted.
-func goneGroups(inv map[string][]byte) (numbers []uint16) {
-	if err := json.Unmarshal(inv[goneKey], &numbers); err != nil {
+// goneGroups returns the groups that were deleted, by the identifier of their
+// state volume.
+func goneGroups(inv map[string][]byte) (ids []string) {
+	if err := json.Unmarshal(inv[goneKey], &ids); err != nil {
 		return nil // there is no such record yet
 	}
-	return numbers
+	return ids
 }
 
 // Drain says whether a node takes groups.

@@ -73,6 +73,7 @@ type Group struct {
 	problem  string
 	since    time.Time // of the owner's part
 	current  *service  // serving, for others than run
+	opens    *service  // may have an alias open: from before serving until after
 	toMove   bool      // asked for
 
 	// Of run alone.
@@ -325,7 +326,7 @@ func (g *Group) propose(c quorum.Command) {
 		defer func() { <-g.proposals }()
 		if c.Kind == quorum.KindHand || c.Kind == quorum.KindYield {
 			g.mu.Lock()
-			s := g.current
+			s := g.opens
 			g.mu.Unlock()
 			if s != nil && g.cfg.Aliases != nil {
 				s.shut()
@@ -387,15 +388,15 @@ func (g *Group) delete(spec *Spec, state *quorum.State) bool {
 	mine, _ := spec.Node(me.Member)
 	pool := g.cfg.Pool(mine.Pool)
 	g.end()
+	if err := g.cfg.Withdraw(spec); err != nil {
+		g.tell(err)
+	}
 	if pool == nil || hexID(pool.Status().ID) != mine.PoolID {
 		return true // what is on it is not reached any more: nothing of it was in use
 	}
 	if err := pool.DeleteVolume(spec.stateName(), true); err != nil && !fault.Is(err, fault.NotFound) {
 		g.tell(err)
 		return false
-	}
-	if err := g.cfg.Withdraw(spec); err != nil {
-		g.tell(err)
 	}
 	g.publish(Info, "group-deleted", "", "it is gone from node %s", me.Member)
 	return true

@@ -45,6 +45,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -90,8 +91,7 @@ type Aliases interface {
 type Config struct {
 	Member *quorumio.Member
 	// Pool returns an open pool of this node, or nil.
-	Pool func(name string) *store.Pool
-	// PoolFailed tells whether a drive of a pool has failed.
+	Pool    func(name string) *store.Pool
 	Units   *lun.Server
 	Targets *target.Server
 	Aliases Aliases
@@ -193,15 +193,7 @@ func (gs *Groups) sorted() []*Group {
 	for _, g := range gs.groups {
 		list = append(list, g)
 	}
-	slices.SortFunc(list, func(a, b *Group) int {
-		switch {
-		case a.name < b.name:
-			return -1
-		case a.name > b.name:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(list, func(a, b *Group) int { return strings.Compare(a.name, b.name) })
 	return list
 }
 

@@ -80,7 +80,6 @@ func (g *Group) stay() {
 		return
 	}
 	tag := s.tag
-	s.reopen()
 	var list []aliasio.Session
 	for _, c := range g.cfg.Targets.Connections(tag) {
 		list = append(list, aliasio.Session{Alias: c.Local, Client: c.Remote})

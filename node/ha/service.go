@@ -38,6 +38,7 @@ type service struct {
 	began time.Time
 	tag   uint16
 	spec  *Spec // under mu; run changes it
+	unfit bool  // something of spec is not brought about yet. Of run alone
 	ctx   context.Context
 	stop  context.CancelFunc
 	tasks sync.WaitGroup
@@ -49,10 +50,10 @@ type service struct {
 	units map[uint32]*unit // by number
 	held  map[netip.Addr]bool
 
-	holds sync.Mutex // held while an alias is made live, prolonged, shut or released
-	// shutFor: the group is about to be given up, and nothing opens an alias. Under
-	// holds.
-	shutFor bool
+	// holds is held while an alias is made live, prolonged, shut or released, and
+	// over the question for the right to it. The mirror ends that right before it
+	// proposes to give the group up: so nothing opens an alias after shut.
+	holds sync.Mutex
 }
 
 // follow does what a change of the standing asks for.
@@ -81,6 +82,9 @@ func (g *Group) serve(st group.Standing, spec *Spec) error {
 	began := time.Now()
 	s := &service{g: g, epoch: st.Epoch, began: began, tag: spec.Tag(), spec: spec, units: map[uint32]*unit{}, held: map[netip.Addr]bool{}}
 	s.ctx, s.stop = context.WithCancel(g.ctx)
+	g.mu.Lock()
+	g.opens = s
+	g.mu.Unlock()
 	holding := make(chan error, 1)
 	go func() { holding <- s.hold() }()
 	err := s.open()
@@ -140,6 +144,9 @@ func (g *Group) leaveAs(s *service) {
 		}
 	}
 	s.tasks.Wait()
+	g.mu.Lock()
+	g.opens = nil
+	g.mu.Unlock()
 	if s.state != nil {
 		s.state.Close()
 	}
@@ -188,9 +195,10 @@ func (s *service) addUnit(v Volume) error {
 // refit follows a change of the spec: volumes that came, and what changed of
 // the others.
 func (s *service) refit(spec *Spec) {
-	if spec == s.spec {
+	if spec == s.spec && !s.unfit {
 		return
 	}
+	s.unfit = false
 	s.mu.Lock()
 	s.spec = spec
 	s.mu.Unlock()
@@ -203,6 +211,7 @@ func (s *service) refit(spec *Spec) {
 			continue
 		}
 		if err := s.addUnit(v); err != nil {
+			s.unfit = true // it is tried again when the group is looked at next
 			s.g.tell(err)
 		}
 	}
@@ -322,9 +331,6 @@ func (s *service) holdOne(a Alias) error {
 	if have || s.g.cfg.Aliases == nil {
 		return nil
 	}
-	if s.shutFor {
-		return fault.New(fault.Fenced, "the group is being given up")
-	}
 	name, err := interfaceOf(a)
 	if err != nil {
 		return err
@@ -442,7 +448,7 @@ func (s *service) refresh(addr netip.Addr) error {
 	s.holds.Lock()
 	defer s.holds.Unlock()
 	until, err := s.right()
-	if err != nil || s.shutFor {
+	if err != nil {
 		return nil
 	}
 	if err = s.g.cfg.Aliases.Refresh(addr, until); err == nil {
@@ -467,22 +473,11 @@ func (s *service) shut() {
 	s.g.cfg.Targets.Mute(s.tag)
 	s.holds.Lock()
 	defer s.holds.Unlock()
-	s.shutFor = true
 	for _, addr := range s.holding() {
 		if err := s.g.cfg.Aliases.Shut(addr); err != nil {
 			s.g.cfg.Log.Error("an alias cannot be shut; its grant ends by itself", "group", s.g.name, "alias", addr, "error", err)
 			time.Sleep(Grant) // and is waited for
 		}
-	}
-}
-
-// reopen undoes shut, when nothing came of it.
-func (s *service) reopen() {
-	s.holds.Lock()
-	s.shutFor = false
-	s.holds.Unlock()
-	for _, addr := range s.holding() {
-		s.prolongOne(addr)
 	}
 }
 
@@ -616,7 +611,7 @@ func (g *Group) publishTarget(spec *Spec) error {
 		want = append(want, netip.AddrPortFrom(a.Address.Addr(), g.cfg.Port).String())
 	}
 	for _, at := range want {
-		if contains(g.listens, at) {
+		if slices.Contains(g.listens, at) {
 			continue
 		}
 		if _, err := g.cfg.Targets.Listen(target.Portal{Address: at, Group: spec.Tag(), Alias: true}); err != nil {
@@ -627,7 +622,7 @@ func (g *Group) publishTarget(spec *Spec) error {
 	kept := g.listens[:0]
 	var err error
 	for _, at := range g.listens {
-		if contains(want, at) {
+		if slices.Contains(want, at) {
 			kept = append(kept, at)
 			continue
 		}
@@ -645,13 +640,4 @@ func (g *Group) unpublishTarget() {
 		}
 	}
 	g.listens = nil
-}
-
-func contains(list []string, s string) bool {
-	for _, l := range list {
-		if l == s {
-			return true
-		}
-	}
-	return false
 }

@@ -22,7 +22,7 @@ const (
 	// numberKey counts the groups that were ever made: numbers are not given
 	// twice, for initiators remember them.
 	numberKey = "count/group"
-	// goneKey lists the numbers of groups that were deleted.
+	// goneKey lists the groups that were deleted.
 	goneKey = "gone/groups"
 )
 

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 
 	"steadfast/cluster/quorum"
 	"steadfast/fault"
@@ -12,7 +14,9 @@ import (
 )
 
 // attributeGroup is the key under which a volume keeps which one it is: the
-// group's number and its own, "3/17".
+// identifier of its group's state volume and its own number. Not the group's
+// number: a quorum that an administrator brought back from an old state could give
+// that again, and the new group would take the old one's volumes for deleted.
 const attributeGroup = "steadfast.group"
 
 // haveVolumes makes the volumes on this node what the spec says.
@@ -65,7 +69,7 @@ func (g *Group) makeVolume(pool *store.Pool, v Volume, id store.ID) error {
 	if err != nil {
 		return fault.Wrap(fault.KindOf(err), err, "volume "+v.Name+" cannot be made on this node")
 	}
-	if err := mark(pool, v.Name, fmt.Sprintf("%d/%d", g.Spec().Number, v.Number)); err != nil {
+	if err := mark(pool, v.Name, fmt.Sprintf("%s/%d", g.Spec().StateID, v.Number)); err != nil {
 		return err
 	}
 	return g.enter(pool, v)
@@ -81,14 +85,15 @@ func mark(pool *store.Pool, name, which string) error {
 }
 
 // marked returns which volume of which group a volume is; ok: it is one.
-func marked(pool *store.Pool, name string) (group uint16, volume uint32, ok bool) {
+func marked(pool *store.Pool, name string) (group string, volume uint32, ok bool) {
 	v, err := pool.OpenVolume(name)
 	if err != nil {
-		return 0, 0, false
+		return "", 0, false
 	}
 	b, err := v.Attribute(attributeGroup)
-	n, serr := fmt.Sscanf(string(b), "%d/%d", &group, &volume)
-	return group, volume, errors.Join(err, serr, v.Close()) == nil && n == 2
+	group, number, ok := strings.Cut(string(b), "/")
+	n, nerr := strconv.ParseUint(number, 10, 32)
+	return group, uint32(n), errors.Join(err, v.Close()) == nil && ok && nerr == nil
 }
 
 // dropOrphans deletes volumes that were deleted from groups while this node was
@@ -101,7 +106,7 @@ func dropOrphans(pool *store.Pool, spec *Spec, state *quorum.State) error {
 		if !ok || hexID(v.ID) == spec.StateID {
 			continue
 		}
-		mine := group == spec.Number && number <= spec.Last && !slices.ContainsFunc(spec.Volumes, func(o Volume) bool { return o.ID == hexID(v.ID) })
+		mine := group == spec.StateID && number <= spec.Last && !slices.ContainsFunc(spec.Volumes, func(o Volume) bool { return o.ID == hexID(v.ID) })
 		if !mine && !slices.Contains(gone, group) {
 			continue
 		}
