@@ -262,7 +262,8 @@ func (g *Group) prepare(spec *Spec, state *quorum.State) error {
 			return err
 		}
 	}
-	return g.haveRecord(spec, state)
+	g.haveRecord(spec, state)
+	return nil
 }
 
 // claimPool enters the identifier of this node's pool in the spec.
@@ -342,7 +343,7 @@ func (g *Group) propose(c quorum.Command) {
 
 // haveRecord has the quorum make the group's record, if there is none yet: the
 // preferred node is its first owner.
-func (g *Group) haveRecord(spec *Spec, state *quorum.State) error {
+func (g *Group) haveRecord(spec *Spec, state *quorum.State) {
 	record := state.Group[g.name]
 	switch {
 	case record == nil && spec.Preferred == g.cfg.Member.Self().Member:
@@ -350,7 +351,6 @@ func (g *Group) haveRecord(spec *Spec, state *quorum.State) error {
 	case record != nil && record.Owner == g.cfg.Member.Self() && !slices.Equal(record.Members, spec.Members()):
 		g.propose(quorum.Command{Kind: quorum.KindAssign, Group: g.name, Revision: record.Revision, Members: spec.Members()})
 	}
-	return nil
 }
 
 // end gives up the group's part here, from the outside in.
