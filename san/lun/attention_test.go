@@ -44,7 +44,7 @@ func TestAttentions(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t)
 			a, b := r.open(hostA), r.open(hostB)
-			b.told = nil
+			b.told.Store(0)
 			c.raise(r, a)
 			for who, want := range map[*host]string{a: c.by, b: c.others} {
 				if got := who.next(plainLUN); got != want {
@@ -54,7 +54,7 @@ func TestAttentions(t *testing.T) {
 					t.Errorf("then %s", got)
 				}
 			}
-			if len(b.told) == 0 {
+			if b.told.Load() == 0 {
 				t.Error("the transport was not told")
 			}
 		})

@@ -3,6 +3,7 @@ package lun_test
 import (
 	"encoding/binary"
 	"fmt"
+	"sync/atomic"
 	"testing"
 
 	"steadfast/block"
@@ -53,11 +54,11 @@ func (r *rig) view(list ...lun.Mapping) {
 type host struct {
 	scsi.Port
 	t    testing.TB
-	told []scsi.LUN
+	told atomic.Int32 // unit attentions that the transport was told of
 	tag  uint32
 }
 
-func (h *host) UnitAttention(l scsi.LUN) { h.told = append(h.told, l) }
+func (h *host) UnitAttention(scsi.LUN) { h.told.Add(1) }
 
 // login opens an initiator's port through a portal group.
 func (r *rig) login(initiator string, group uint16) *host {
