@@ -80,7 +80,8 @@ func (t Token) Encode() string {
 // the text.
 func ParseToken(text string) (Token, error) {
 	var t Token
-	body, ok := strings.CutPrefix(strings.TrimSpace(text), tokenPrefix)
+	// A terminal or a mail may have broken it into lines.
+	body, ok := strings.CutPrefix(strings.Join(strings.Fields(text), ""), tokenPrefix)
 	if !ok {
 		return t, fault.New(fault.Invalid, "a join token begins with %s", tokenPrefix)
 	}
