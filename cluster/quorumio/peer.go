@@ -11,6 +11,7 @@ import (
 
 	"steadfast/cluster/identity"
 	"steadfast/fault"
+	"steadfast/internal/wirebuf"
 )
 
 // Times of an outgoing connection.
@@ -181,9 +182,13 @@ func (t *transport) dial(ctx context.Context, address string, id uint64) (*tls.C
 	return conn, raw, nil
 }
 
-func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+func dialTCP(ctx context.Context, address string) (*wirebuf.Conn, error) {
 	d := net.Dialer{Timeout: dialTime, Control: tune}
-	return d.DialContext(ctx, "tcp", address)
+	c, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return wirebuf.New(c.(*net.TCPConn)), nil
 }
 
 // shake has both ends prove who they are.

@@ -15,6 +15,7 @@ import (
 	"steadfast/cluster/identity"
 	"steadfast/cluster/quorum"
 	"steadfast/fault"
+	"steadfast/internal/wirebuf"
 )
 
 // servedMax bounds the connections for protocols of Options.Serve that stand at
@@ -27,7 +28,7 @@ type handler = func(conn *tls.Conn, from identity.Peer)
 // stream is the socket under a connection that is a caller's. The transport
 // closes it when the peer is no member any more, or when the transport ends.
 type stream struct {
-	*net.TCPConn
+	*wirebuf.Conn
 	t    *transport
 	peer uint64
 	once sync.Once
@@ -37,7 +38,7 @@ type stream struct {
 // Close closes the socket, once, and forgets it.
 func (s *stream) Close() error {
 	s.once.Do(func() {
-		s.err = s.TCPConn.Close()
+		s.err = s.Conn.Close()
 		s.t.mu.Lock()
 		delete(s.t.streams, s)
 		s.t.mu.Unlock()
@@ -46,19 +47,15 @@ func (s *stream) Close() error {
 }
 
 // newStream takes raw in, or closes it when the transport has ended.
-func (t *transport) newStream(raw net.Conn, peer uint64) (*stream, error) {
-	tcp, ok := raw.(*net.TCPConn)
-	if !ok {
-		return nil, errors.Join(fault.New(fault.Internal, "a connection that is not TCP: %T", raw), raw.Close())
-	}
-	s := &stream{TCPConn: tcp, t: t, peer: peer}
+func (t *transport) newStream(raw *wirebuf.Conn, peer uint64) (*stream, error) {
+	s := &stream{Conn: raw, t: t, peer: peer}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
 	case t.closed:
-		return nil, errors.Join(errEnded, tcp.Close())
+		return nil, errors.Join(errEnded, raw.Close())
 	case gone(t.roll, peer): // it left after its number was looked up
-		return nil, errors.Join(fault.New(fault.Denied, "number %d is not a member any more", peer), tcp.Close())
+		return nil, errors.Join(fault.New(fault.Denied, "number %d is not a member any more", peer), raw.Close())
 	}
 	t.streams[s] = struct{}{}
 	return s, nil
@@ -116,8 +113,8 @@ func (t *transport) number(name quorum.Member) (uint64, bool) {
 // first. When Dial returns, both ends have proven who they are, the member's
 // handler has the connection, and no deadline is set.
 //
-// The connection is the caller's to close; what NetConn returns has the methods
-// of a *net.TCPConn, and is none. It is closed under the caller when
+// The connection is the caller's to close; what NetConn returns is, or has the
+// methods of, a *wirebuf.Conn. It is closed under the caller when
 // the peer is taken out of the cluster, and when this member ends. A peer that
 // takes nothing for two seconds, be it dead or only not reading, ends it too.
 //

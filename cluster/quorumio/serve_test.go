@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -131,14 +132,7 @@ func TestServe(t *testing.T) {
 // sockopts reads TCP_USER_TIMEOUT and whether Nagle's algorithm is on.
 func sockopts(t *testing.T, c net.Conn) (ms int, delay bool) {
 	t.Helper()
-	var tcp *net.TCPConn
-	switch c := c.(type) {
-	case *stream:
-		tcp = c.TCPConn
-	case *net.TCPConn:
-		tcp = c
-	}
-	raw, err := tcp.SyscallConn()
+	raw, err := c.(syscall.Conn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}

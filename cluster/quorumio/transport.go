@@ -19,6 +19,7 @@ import (
 	"steadfast/cluster/identity"
 	"steadfast/cluster/quorum"
 	"steadfast/fault"
+	"steadfast/internal/wirebuf"
 )
 
 // Bounds of the transport.
@@ -372,7 +373,7 @@ func (t *transport) acceptLoop(l net.Listener) {
 	defer t.tasks.Done()
 	cfg := t.id.Server(t.check, t.protocols()...)
 	for {
-		raw, err := l.Accept()
+		tcp, err := l.Accept()
 		switch {
 		case err == nil:
 		case t.ctx.Err() != nil || errors.Is(err, net.ErrClosed):
@@ -385,6 +386,7 @@ func (t *transport) acceptLoop(l net.Listener) {
 			}
 			continue
 		}
+		raw := wrap(tcp)
 		select {
 		case t.half <- struct{}{}:
 		default:
@@ -401,6 +403,14 @@ func (t *transport) acceptLoop(l net.Listener) {
 			t.serve(raw, tls.Server(raw, cfg))
 		}()
 	}
+}
+
+// wrap puts buffers on a connection of TCP, as a listener's are.
+func wrap(c net.Conn) net.Conn {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		return wirebuf.New(tcp)
+	}
+	return c
 }
 
 // serve finds out who has come, and what for.

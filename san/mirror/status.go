@@ -99,3 +99,6 @@ func (m *Mirror) ServesUntil() (until group.Instant, unlimited, ok bool) {
 
 // Copied returns how many blocks resyncs have copied from here.
 func (m *Mirror) Copied() uint64 { return m.totals.copied }
+
+// Busy is how many operations are under way.
+func (m *Mirror) Busy() int { return len(m.ops) }

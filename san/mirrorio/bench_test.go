@@ -34,7 +34,7 @@ func BenchmarkWrite(b *testing.B) {
 	}
 }
 
-// BenchmarkRead is what a read costs beside the store's own: past the loop, as
+// BenchmarkRead is what a read costs beside the store's own: past the core, as
 // TryReadAt, and through the core.
 func BenchmarkRead(b *testing.B) {
 	p := newPair(b)

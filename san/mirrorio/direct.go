@@ -9,7 +9,7 @@ import (
 	"steadfast/san/mirror"
 )
 
-// A read of the owner need not go through the loop, if it sees nothing that an
+// A read of the owner need not go through the core, if it sees nothing that an
 // entry could lack, and the owner may answer when it is done. So what the store
 // is at is marked, from before an Apply until the core says Freed: by stretches of
 // volumes, each with how many operations are at it and how many have been. A read
@@ -18,7 +18,7 @@ import (
 // counts as of then.
 //
 // What cannot be read so (something is under way there, it is not known whether
-// the node may answer, the checksum is wrong) goes through the loop.
+// the node may answer, the checksum is wrong) goes through the core.
 
 const (
 	stretchBlocks = 256 // of one stretch
@@ -76,7 +76,7 @@ func (u *underWay) free(op *mirror.Op) (sum uint64, free bool) {
 	return sum, true
 }
 
-// mark notes that the store is to be at an operation. Of the loop.
+// mark notes that the store is to be at an operation. Of the driver.
 func (g *Group) mark(e mirror.Apply) {
 	if _, ok := g.marked[e.ID]; ok {
 		return // again, or a part of it
@@ -86,14 +86,14 @@ func (g *Group) mark(e mirror.Apply) {
 	g.under.begin(&op)
 }
 
-// unmark notes that whoever may read has what an operation wrote. Of the loop.
+// unmark notes that whoever may read has what an operation wrote. Of the driver.
 func (g *Group) unmark(id uint64) {
 	op := g.marked[id]
 	delete(g.marked, id)
 	g.under.end(&op)
 }
 
-// past reads past the loop, if that is as good.
+// past reads past the core, if that is as good.
 func (g *Group) past(op *mirror.Op, read func() bool) bool {
 	if g.reads.Load() == never || (op.Count-1)/stretchBlocks >= stretchesMax {
 		return false
@@ -113,7 +113,7 @@ func (g *Group) past(op *mirror.Op, read func() bool) bool {
 	return free && before == after && g.opt.Now() < group.Instant(g.reads.Load())
 }
 
-// sampleEvery is how many reads past the loop there are for one that the core is
+// sampleEvery is how many reads past the core there are for one that the core is
 // told of: it governs a resync by what clients feel.
 const sampleEvery = 8
 
@@ -126,10 +126,7 @@ func (g *Group) readPast(op mirror.Op, p []byte, off int64) bool {
 	}
 	ok := g.past(&op, func() bool { return g.opt.Store.Read(op.Volume, p, off) == nil })
 	if ok && sampled {
-		select {
-		case g.inputs <- mirror.Felt{Count: op.Count, Took: time.Duration(g.opt.Now() - began)}:
-		default: // the loop has enough to do
-		}
+		g.offer(mirror.Felt{Count: op.Count, Took: time.Duration(g.opt.Now() - began)})
 	}
 	return ok
 }

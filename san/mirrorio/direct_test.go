@@ -41,7 +41,7 @@ func TestTryReadAt(t *testing.T) {
 	}
 }
 
-// TestReadsAgainstWrites has readers past the loop beside a writer: what they see
+// TestReadsAgainstWrites has readers past the core beside a writer: what they see
 // is never older than what was acknowledged before they asked.
 func TestReadsAgainstWrites(t *testing.T) {
 	p := newPair(t)

@@ -1,17 +1,18 @@
-// Package mirrorio joins the mirror to its I/O: one goroutine owns a group's
-// core, others store, read and send for it.
+// Package mirrorio joins the mirror to its I/O: whoever brings an input steps a
+// group's core, and others store, read and send for it.
 //
-//	clients ---> Volume ---\                        /---> store (a goroutine an operation)
-//	peer ------> link -----+---> the core's loop ---+---> link (one writer)
-//	quorum, clock ---------/                        \---> quorum
+//	clients ---> Volume ---\                 /---> store (the client, or a goroutine an operation)
+//	peer ------> link -----+---> the core ---+---> link (its writer, or who stepped the core)
+//	quorum, clock ---------/                 \---> quorum
 //
-// Every input goes through one channel, so the core sees one order. What is under
-// way is bounded by who asks: a client's queue depth, the resync's Copies, and
-// what the peer has under way. The loop itself never waits for a drive, a peer or
-// a client. Reads of an owner go past it where that is as good: see direct.
+// Every input goes through one queue, and one goroutine at a time, the driver, takes
+// them from it: the core sees one order. See drive.go. What is under way is bounded
+// by who asks: a client's queue depth, the resync's Copies, and what the peer has
+// under way. A driver never waits for a drive, a peer or a client. Reads of an owner
+// go past the core where that is as good: see direct.go.
 //
-// Locks: Group.pins.mu is above the store's; Group.mu (requests) and link.mu (its queue) are leaves; Group.direct is
-// held while a read goes past the loop.
+// Locks: Group.pins.mu is above the store's; Group.mu (requests), inbox.mu and link.mu (its queue) are leaves; Group.direct is
+// held while a read goes past the core.
 package mirrorio
 
 import (
@@ -75,7 +76,7 @@ type Options struct {
 	// Tick is how often time is looked at.
 	Tick time.Duration
 
-	// Stood is told when the standing has changed. The loop calls it: it must not
+	// Stood is told when the standing has changed. The driver calls it: it must not
 	// wait, nor call the group.
 	Stood func(group.Standing)
 	// Act does the action of a Barrier on this node: what was ordered before is in
@@ -89,27 +90,24 @@ type Options struct {
 	Undo func(action []byte) error
 	// Healed is told what became of n bytes of a volume that could not be read on
 	// this node for their checksum: nil, and they are what the other node had; or
-	// why not. The loop calls it.
+	// why not. The driver calls it.
 	Healed func(volume uint32, off, n int64, err error)
 	// ResyncBegins keeps the state of this node's volumes before a resync changes
 	// them; while it fails nothing is copied. When one is kept of a resync that did
 	// not end, be it of a former life, it must stay that one.
 	ResyncBegins func() error
-	// ResyncEnded tells the end of a resync of this node, from the loop: ok, and
+	// ResyncEnded tells the end of a resync of this node, from the driver: ok, and
 	// what ResyncBegins kept can go; or it was cut off, and may go on.
 	ResyncEnded func(ok bool)
 }
 
-// inputsMax bounds the inputs that wait for the loop.
-const inputsMax = 256
-
 // Group is one group on this node.
 type Group struct {
-	opt    Options
-	inputs chan mirror.Input
-	ended  chan struct{} // closed by Close: nothing is taken any more
-	close  sync.Once
-	tasks  sync.WaitGroup
+	opt   Options
+	inbox *inbox
+	ended chan struct{} // closed by Close: nothing is taken any more
+	close sync.Once
+	tasks sync.WaitGroup
 
 	mu       sync.Mutex
 	requests map[uint64]*request
@@ -118,7 +116,7 @@ type Group struct {
 
 	serves atomic.Int64 // until when the owner may answer; see ServesUntil
 	reads  atomic.Int64 // and until when without a question, never later
-	direct sync.RWMutex // held for reading by who reads past the loop
+	direct sync.RWMutex // held for reading by who reads past the core
 	under  underWay     // what may be on one node only
 	sample atomic.Uint64
 	rate   rate
@@ -127,7 +125,8 @@ type Group struct {
 
 	snapshots Snapshots // the store, if it has some
 
-	// Of the loop alone.
+	// Of the driver alone.
+	own     *ownApply
 	core    *mirror.Mirror
 	link    *link
 	marked  map[uint64]mirror.Op // in under
@@ -150,7 +149,7 @@ type request struct {
 
 // Start runs a group. Close ends it.
 func Start(o Options) *Group {
-	g := &Group{opt: o, inputs: make(chan mirror.Input, inputsMax), ended: make(chan struct{}), requests: map[uint64]*request{}, marked: map[uint64]mirror.Op{}}
+	g := &Group{opt: o, inbox: newInbox(), ended: make(chan struct{}), requests: map[uint64]*request{}, marked: map[uint64]mirror.Op{}}
 	g.snapshots, _ = o.Store.(Snapshots)
 	g.core = mirror.New(o.Mirror, o.Now())
 	g.tasks.Go(g.loop)
@@ -162,7 +161,7 @@ func Start(o Options) *Group {
 func (g *Group) Close() {
 	g.close.Do(func() { close(g.ended) })
 	g.tasks.Wait()
-	g.direct.Lock() // for those who read past the loop
+	g.direct.Lock() // for those who read past the core
 	defer g.direct.Unlock()
 }
 
@@ -175,40 +174,12 @@ func (g *Group) Died(i quorum.Incarnation) { g.put(group.Died{Who: i}) }
 // Move asks the owner to hand over.
 func (g *Group) Move() { g.put(group.Move{}) }
 
-// put gives the loop an input, and reports whether it took it.
-func (g *Group) put(in mirror.Input) bool {
-	select {
-	case g.inputs <- in:
-		return true
-	case <-g.ended:
-		return false
-	}
-}
-
-// loop owns the core.
-func (g *Group) loop() {
-	ticker := time.NewTicker(g.opt.Tick)
-	defer ticker.Stop()
-	defer g.abandonAll()
-	g.step(group.Tick{})
-	for {
-		select {
-		case in := <-g.inputs:
-			g.step(in)
-		case <-ticker.C:
-			g.step(group.Tick{})
-			g.rate.look(time.Duration(g.opt.Now()), g.core.Copied())
-		case <-g.ended:
-			if g.link != nil {
-				g.link.end()
-			}
-			return
-		}
-	}
-}
-
+// step takes one input. Of the driver.
 func (g *Group) step(in mirror.Input) {
 	switch in := in.(type) {
+	case group.Tick:
+		g.give(in)
+		g.rate.look(time.Duration(g.opt.Now()), g.core.Copied())
 	case attached:
 		g.attach(in.link)
 	case lost:
@@ -242,6 +213,10 @@ func (g *Group) do(effects []mirror.Effect) {
 		switch e := e.(type) {
 		case mirror.Apply:
 			g.mark(e)
+			if g.own != nil && g.own.id == e.ID && g.own.apply == nil {
+				g.own.apply = &e
+				continue
+			}
 			g.apart(e.ID, func(r *request) mirror.Applied { return g.apply(e, r) })
 		case mirror.Freed:
 			g.unmark(e.ID)
@@ -311,7 +286,8 @@ func (g *Group) failed(doing string, err error) bool {
 }
 
 // begin puts a client's operation to the core and waits for its end: it was done
-// or refused, or this node cannot answer it any more.
+// or refused, or this node cannot answer it any more. What there is to store is
+// stored by the caller itself, if the operation's turn comes at once.
 func (g *Group) begin(op mirror.Op, r *request) error {
 	r.done, r.holds = make(chan struct{}), 1
 	g.mu.Lock()
@@ -319,15 +295,19 @@ func (g *Group) begin(op mirror.Op, r *request) error {
 	id := g.last
 	g.requests[id] = r
 	g.mu.Unlock()
-	g.put(mirror.Begin{ID: id, Op: op})
-	select {
-	case <-r.done:
-		return r.err
-	case <-g.ended: // the loop may have ended before it took the operation
+	own := ownApply{id: id}
+	if !g.bring(mirror.Begin{ID: id, Op: op}, &own) {
 		g.finish(id, errMoved)
-		<-r.done
-		return r.err
 	}
+	if own.apply != nil {
+		r := g.hold(id)
+		a := g.apply(*own.apply, r)
+		a.ID = id
+		g.put(a)
+		g.release(r)
+	}
+	<-r.done
+	return r.err
 }
 
 // hold returns the request of an operation, if it is a client's, for as long as
@@ -366,7 +346,7 @@ func (g *Group) finish(id uint64, err error) {
 	g.release(r)
 }
 
-// abandonAll ends every operation when the loop has ended.
+// abandonAll ends every operation when nobody steps the core any more.
 func (g *Group) abandonAll() {
 	g.mu.Lock()
 	var ids []uint64

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"steadfast/cluster/quorum"
@@ -14,20 +15,32 @@ import (
 	"steadfast/san/mirror"
 )
 
-// link is a connection to an incarnation of the peer. One goroutine reads, one
-// writes what is queued. The queue is bounded by what the mirror has under way.
+// link is a connection to an incarnation of the peer. One goroutine reads; one
+// writes what is queued, unless that is so little that the core's driver does it.
+// The queue is bounded by what the mirror has under way.
 type link struct {
 	group *Group
 	peer  quorum.Incarnation
 	conn  net.Conn
+	plain bool            // conn is TCP without TLS
+	tcp   syscall.RawConn // of conn, or nil
+	cork  cork            // of conn, or nil
 
-	mu     sync.Mutex
-	wake   sync.Cond
-	queue  net.Buffers
-	closed bool
+	mu      sync.Mutex
+	wake    sync.Cond
+	queue   net.Buffers
+	bytes   int  // in the queue
+	writing bool // somebody is at the connection
+	closed  bool
 }
 
-// Inputs of the loop that are about links.
+// cork is what lies under TLS: it gathers records to one system call.
+type cork interface {
+	Cork()
+	Uncork() error
+}
+
+// Inputs that are about links.
 type (
 	attached struct{ link *link }
 	lost     struct{ link *link }
@@ -42,7 +55,11 @@ type (
 func (g *Group) Attach(conn net.Conn, peer quorum.Incarnation) error {
 	l := &link{group: g, peer: peer, conn: conn}
 	l.wake.L = &l.mu
-	tune(conn)
+	_, l.plain = conn.(*net.TCPConn)
+	if c, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		l.cork, _ = c.NetConn().(cork)
+	}
+	l.tcp = tune(conn)
 	if !g.put(attached{l}) {
 		return conn.Close()
 	}
@@ -51,7 +68,7 @@ func (g *Group) Attach(conn net.Conn, peer quorum.Incarnation) error {
 	others.Go(l.write)
 	others.Go(func() {
 		select {
-		case <-g.ended: // the loop may have ended before it knew of the link
+		case <-g.ended: // the group may have ended before it knew of the link
 			l.end()
 		case <-over:
 		}
@@ -64,7 +81,7 @@ func (g *Group) Attach(conn net.Conn, peer quorum.Incarnation) error {
 	return err
 }
 
-// attach makes a link the present one. Of the loop.
+// attach makes a link the present one. Of the driver.
 func (g *Group) attach(l *link) {
 	if g.link != nil {
 		g.link.end()
@@ -99,8 +116,41 @@ func (l *link) send(p mirror.Packet) {
 	}
 	l.mu.Lock()
 	l.queue = append(l.queue, b)
+	l.bytes += len(b)
 	l.mu.Unlock()
-	l.wake.Signal()
+}
+
+// inlineMax is how much a driver writes itself, in bytes: about what a record of
+// TLS holds. More is the writer's, on another processor.
+const inlineMax = 16 << 10
+
+// flush has what was queued sent. When it is lone and little, and the connection has
+// room for it, the caller writes it: nobody has to be woken for it.
+func (l *link) flush(lone bool) {
+	l.mu.Lock()
+	queue := l.queue
+	if len(queue) == 0 || l.closed || l.writing {
+		l.mu.Unlock()
+		return
+	}
+	if !lone || l.bytes > inlineMax || !l.drained() {
+		l.mu.Unlock()
+		l.wake.Signal()
+		return
+	}
+	l.queue, l.bytes, l.writing = nil, 0, true
+	l.mu.Unlock()
+	_, err := l.writeSome(queue)
+	if err != nil {
+		l.end()
+	}
+	l.mu.Lock()
+	l.writing = false
+	more := len(l.queue) > 0
+	l.mu.Unlock()
+	if more {
+		l.wake.Signal()
+	}
 }
 
 // What one write takes from the queue, at least one packet of it: in bytes.
@@ -116,16 +166,15 @@ const (
 // as good as gone.
 const stallMax = 5 * time.Second
 
-// write sends what is queued, many packets by one system call.
+// write sends what is queued and no driver sends, many packets by one system call.
 func (l *link) write() {
-	_, plain := l.conn.(*net.TCPConn)
+	l.mu.Lock()
 	for {
-		l.mu.Lock()
-		for len(l.queue) == 0 && !l.closed {
+		for (len(l.queue) == 0 || l.writing) && !l.closed {
 			l.wake.Wait()
 		}
 		queue := l.queue
-		l.queue = nil
+		l.queue, l.bytes, l.writing = nil, 0, true
 		closed := l.closed
 		l.mu.Unlock()
 		if closed {
@@ -133,19 +182,21 @@ func (l *link) write() {
 		}
 		for len(queue) > 0 {
 			var err error
-			if queue, err = l.writeSome(queue, plain); err != nil {
+			if queue, err = l.writeSome(queue); err != nil {
 				l.end()
 				return
 			}
 		}
+		l.mu.Lock()
+		l.writing = false
 	}
 }
 
 // writeSome sends the first packets of a queue, and returns the rest.
-func (l *link) writeSome(queue net.Buffers, plain bool) (rest net.Buffers, err error) {
+func (l *link) writeSome(queue net.Buffers) (rest net.Buffers, err error) {
 	n, size := 0, 0
 	most := writeMax
-	if !plain {
+	if !l.plain {
 		most = joinMax
 	}
 	for n < len(queue) && (n == 0 || size+len(queue[n]) <= most) {
@@ -153,12 +204,19 @@ func (l *link) writeSome(queue net.Buffers, plain bool) (rest net.Buffers, err e
 		n++
 	}
 	some := queue[:n:n]
-	if !plain {
+	if !l.plain {
 		some = join(some)
 	}
 	_ = l.conn.SetWriteDeadline(time.Now().Add(stallMax)) // one that is closed says so when it is written to
 	out := append(net.Buffers(nil), some...)              // WriteTo consumes it
-	if _, err := out.WriteTo(l.conn); err != nil {
+	if l.cork != nil {
+		l.cork.Cork()
+	}
+	_, err = out.WriteTo(l.conn)
+	if l.cork != nil && err == nil {
+		err = l.cork.Uncork()
+	}
+	if err != nil {
 		return nil, err
 	}
 	for _, b := range some {

@@ -104,7 +104,7 @@ func TestStalledPeer(t *testing.T) {
 	}
 }
 
-// TestReplaceStalledLink holds that the loop does not wait for a peer that takes
+// TestReplaceStalledLink holds that the core does not wait for a peer that takes
 // nothing, when another connection takes the place of its own.
 func TestReplaceStalledLink(t *testing.T) {
 	p := newPair(t)
@@ -126,6 +126,6 @@ func TestReplaceStalledLink(t *testing.T) {
 	p.connect()
 	p.await("the new link is there", func() bool { return p.groups["a"].Status().Phase == mirror.Joined })
 	if took := time.Since(began); took > time.Second {
-		t.Errorf("the loop waited for %v", took)
+		t.Errorf("the core waited for %v", took)
 	}
 }

@@ -29,7 +29,7 @@ func (g *Group) stand() {
 	}
 	g.serves.Store(serves)
 	g.reads.Store(reads)
-	if same(s, g.standing) { // only the loop writes it
+	if same(s, g.standing) { // only the driver writes it
 		return
 	}
 	g.mu.Lock()
@@ -56,7 +56,7 @@ func (g *Group) Standing() group.Standing {
 // nobody can succeed it, for it is alone in the set; or the group confirms each
 // read (group.Config.Confirm), and no time counts: then it says only that this
 // node believes to be the owner. ok is false when the node may not answer now. It
-// takes no lock, and is as of the loop's last step: an earlier answer stays right.
+// takes no lock, and is as of the core's last step: an earlier answer stays right.
 //
 // A grant that is refreshed from it should be short when unlimited, too: who is
 // admitted to the set may succeed this node when it has been silent for a while.

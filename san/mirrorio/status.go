@@ -41,7 +41,7 @@ type Status struct {
 	CopiedBytes, HealedBytes, UnreadBytes uint64
 }
 
-// asked is an input of the loop: who asks for the status.
+// asked is an input: who asks for the status.
 type asked struct{ answer chan mirror.Status }
 
 // Status returns what the group is at. It must not be called from Options.Stood,
@@ -94,7 +94,7 @@ const rateSeconds = 5
 // look notes how many blocks have been copied, once a second.
 func (r *rate) look(now time.Duration, blocks uint64) {
 	if now < r.points[r.last].at+time.Second {
-		return // only the loop writes
+		return // only the driver writes
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -139,7 +139,7 @@ func (d *differ) since(g *Group, p mirror.Position) int64 {
 	}
 	ranges, err := g.opt.Store.Changed(p, nil)
 	if err != nil {
-		return d.bytes // the loop will come across it
+		return d.bytes // the core will come across it
 	}
 	d.at, d.bytes = time.Now(), 0
 	for _, r := range ranges {
