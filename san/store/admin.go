@@ -17,12 +17,7 @@ import (
 // change puts a change of the catalog into the log, durably, and returns when
 // it is done.
 func (p *Pool) change(o *format.Op) (*volume, error) {
-	err := p.logChange(o, true)
-	p.wanted.Store(true)
-	if p.opt.Wake != nil {
-		p.opt.Wake()
-	}
-	if err != nil {
+	if err := p.changeAll(o); err != nil {
 		return nil, err
 	}
 	p.mu.RLock()
@@ -34,19 +29,40 @@ func (p *Pool) change(o *format.Op) (*volume, error) {
 	return p.cat.volumes[id], nil
 }
 
-// logChange puts a change of the catalog into the log. Changes are refused
-// before they are logged where that can be told, and else when they are applied.
-func (p *Pool) logChange(o *format.Op, durable bool) error {
+// changeAll is change for several that are done together or not at all.
+func (p *Pool) changeAll(list ...*format.Op) error {
+	err := p.logChange(true, list...)
+	p.wanted.Store(true)
+	if p.opt.Wake != nil {
+		p.opt.Wake()
+	}
+	return err
+}
+
+// logChange puts changes of the catalog into the log, as one operation and so in
+// one chunk: a crash leaves all of them or none. They are refused before they are
+// logged where that can be told, and else when they are applied; one that is
+// refused refuses them all.
+func (p *Pool) logChange(durable bool, list ...*format.Op) error {
 	if err := p.admitting(); err != nil {
 		return err
 	}
-	p.mu.RLock()
-	err := p.cat.check(o)
-	p.mu.RUnlock()
+	stay, err := p.leave(list)
 	if err != nil {
 		return err
 	}
-	return p.commit(&op{durable: durable, records: []format.Record{{Kind: format.RecordCatalog, Payload: o.Encode()}}})
+	defer stay()
+	o := &op{durable: durable}
+	bytes := 0
+	for _, c := range list {
+		r := format.Record{Kind: format.RecordCatalog, Payload: c.Encode()}
+		bytes += r.Size()
+		o.records = append(o.records, r)
+	}
+	if format.HeaderBlocks(bytes) > format.ChunkHeaderBlocksMax {
+		return fault.New(fault.Limit, "%d changes at once are too many for one step", len(list))
+	}
+	return p.commit(o)
 }
 
 var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,62}$`)
@@ -203,50 +219,6 @@ func (p *Pool) volumeID(name string) (ID, error) {
 	return v.id, nil
 }
 
-// CreateSnapshot freezes the content of a volume, in a time that does not
-// depend on its size. It contains every write answered before the call.
-func (p *Pool) CreateSnapshot(volume, name string) (SnapshotStatus, error) {
-	return p.CreateSnapshotAs(volume, SnapshotSpec{Name: name})
-}
-
-// CreateSnapshotAs is CreateSnapshot for one that another pool has, or is to have,
-// too.
-func (p *Pool) CreateSnapshotAs(volume string, spec SnapshotSpec) (SnapshotStatus, error) {
-	name := spec.Name
-	if err := checkName("snapshot", name); err != nil {
-		return SnapshotStatus{}, err
-	}
-	id, err := p.volumeID(volume)
-	if err != nil {
-		return SnapshotStatus{}, err
-	}
-	o := &format.Op{Kind: format.OpCreateSnapshot, Volume: id, Name: name, Size: uint64(spec.Size), Time: uint64(spec.Created)}
-	if spec.Created == 0 {
-		o.Time = p.now()
-	}
-	v, err := p.change(o)
-	if err != nil {
-		return SnapshotStatus{}, err
-	}
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	s, err := v.findSnapshot(name)
-	if err != nil {
-		return SnapshotStatus{}, err
-	}
-	return p.describeSnapshot(s), nil
-}
-
-// DeleteSnapshot deletes a snapshot no clone stands on (else fault.Busy).
-func (p *Pool) DeleteSnapshot(volume, name string) error {
-	id, err := p.volumeID(volume)
-	if err != nil {
-		return err
-	}
-	_, err = p.change(&format.Op{Kind: format.OpDeleteSnapshot, Volume: id, Name: name})
-	return err
-}
-
 // Rollback makes the volume's content that of its snapshot again. Snapshots
 // taken later stay. The volume may be open; its users must not be writing.
 func (p *Pool) Rollback(volume, snapshot string) error {
@@ -298,6 +270,9 @@ func (p *Pool) OpenVolume(name string) (*Volume, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	v, err := p.cat.findVolume(name)
+	if err == nil {
+		err = openable(v.leaving, "volume", name)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -314,6 +289,9 @@ func (p *Pool) OpenSnapshot(volume, name string) (*Volume, error) {
 		return nil, err
 	}
 	s, err := v.findSnapshot(name)
+	if err == nil {
+		err = openable(v.leaving+s.leaving, "snapshot", name)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -161,6 +161,15 @@ type SnapshotSpec struct {
 	Size int64
 }
 
+// NewSnapshot is a snapshot that a volume is to get.
+type NewSnapshot struct {
+	Volume string
+	SnapshotSpec
+}
+
+// SnapshotName says which snapshot is meant.
+type SnapshotName struct{ Volume, Name string }
+
 // SnapshotStatus describes a snapshot. Sizes are bytes.
 type SnapshotStatus struct {
 	Volume     string

@@ -78,6 +78,7 @@ type volume struct {
 	deleted    bool
 
 	open     int
+	leaving  int // deletions under way: it is not opened any more
 	corrupt  atomic.Uint64
 	watchers map[int]func(VolumeEvent)
 	watched  int
@@ -94,6 +95,7 @@ type snapshot struct {
 	created    uint64
 	referenced int64
 	open       int
+	leaving    int // as a volume's
 }
 
 // view is where a reader looks for a block: each branch up to a moment, the
@@ -267,6 +269,22 @@ func (c *catalog) check(o *format.Op) error {
 	case format.OpDeleteVolume:
 		return c.volumeDeletable(v)
 	default: // an attribute or a base can always be set
+	}
+	return nil
+}
+
+// checkAll tells whether operations can be done together: each of them, and no two
+// are about the same snapshot.
+func (c *catalog) checkAll(list []*format.Op) error {
+	for i, o := range list {
+		if err := c.check(o); err != nil {
+			return err
+		}
+		for _, p := range list[:i] {
+			if p.Volume == o.Volume && p.Name == o.Name {
+				return fault.New(fault.Invalid, "%q is named twice in one change", o.Name)
+			}
+		}
 	}
 	return nil
 }

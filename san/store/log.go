@@ -156,8 +156,8 @@ func (p *Pool) takeGroup() []*op {
 		for i := range o.records {
 			bytes += o.records[i].Size()
 		}
-		if n > 0 && blocks+format.HeaderBlocks(bytes) > limit {
-			break
+		if header := format.HeaderBlocks(bytes); n > 0 && (blocks+header > limit || header > format.ChunkHeaderBlocksMax) {
+			break // recovery takes a longer header for no chunk
 		}
 		n++
 		if o.vol == nil {
@@ -450,6 +450,9 @@ func (p *Pool) applyChunk(c *format.Chunk, group []*op, errs []error) {
 		}
 		errs[i] = p.tree.Mutate(nil, func(tx *maptree.Tx) error {
 			a := &applier{p: p, tx: tx}
+			if err := a.agrees(o.records); err != nil {
+				return err
+			}
 			for j := range o.records {
 				r := &o.records[j]
 				if err := a.record(r, at); err != nil {
@@ -467,6 +470,26 @@ func (p *Pool) applyChunk(c *format.Chunk, group []*op, errs []error) {
 		}
 	}
 	p.refreshUsed()
+}
+
+// agrees tells whether the changes of the catalog among the records can all be
+// done. Those of one chunk are one operation's.
+func (a *applier) agrees(records []format.Record) error {
+	var list []*format.Op
+	for i := range records {
+		if records[i].Kind != format.RecordCatalog {
+			continue
+		}
+		o, err := format.DecodeOp(records[i].Payload)
+		if err != nil {
+			return err
+		}
+		list = append(list, o)
+	}
+	if len(list) < 2 {
+		return nil // of one alone, applying it tells
+	}
+	return a.p.cat.checkAll(list)
 }
 
 // record applies one record, whose data begins at block at.

@@ -102,12 +102,15 @@ func (p *Pool) enter(c replayed) error {
 	at := c.At + format.Addr(c.Header)
 	return p.tree.Mutate(nil, func(tx *maptree.Tx) error {
 		a := &applier{p: p, tx: tx}
+		refused := a.agrees(c.Records) != nil
 		for i := range c.Records {
 			r := &c.Records[i]
-			err := a.record(r, at)
-			// A change of the catalog that was refused then is refused again.
-			if err != nil && r.Kind != format.RecordCatalog {
-				return err
+			// A change of the catalog that was refused then is refused again, and with
+			// it those that were to be done together with it.
+			if catalog := r.Kind == format.RecordCatalog; !catalog || !refused {
+				if err := a.record(r, at); err != nil && !catalog {
+					return err
+				}
 			}
 			at += format.Addr(r.DataBlocks())
 			p.applied = r.Gen + r.Gens() - 1

@@ -36,7 +36,7 @@ func (p *Pool) changeBase(volume string, o *format.Op) (err error) {
 	if o.Volume, err = p.volumeID(volume); err != nil {
 		return err
 	}
-	return p.logChange(o, false)
+	return p.logChange(false, o)
 }
 
 // Base returns a volume's base; ok is false when it has none.
