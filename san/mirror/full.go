@@ -16,6 +16,11 @@ func (m *Mirror) full(o *operation, why any) {
 	case o.restoring:
 		m.fail() // there was room for what it takes the place of
 		m.forget(o)
+	case o.from != nil && o.op.Kind == mended: // it stays as it is
+		o.damage.hopeless = true
+		m.appliedInbound(o, nil)
+	case o.damage.mending && o.op.Kind != Write: // likewise
+		o.damage.mending, o.damage.hopeless = false, true
 	case o.from != nil && (o.op.Kind == Barrier || o.op.Lists()):
 		o.refused = true
 		m.appliedInbound(o, why)

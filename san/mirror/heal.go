@@ -10,10 +10,12 @@ import "steadfast/cluster/group"
 //
 // A write of parts of blocks needs what is around them. An entry that cannot read
 // that says so, and the owner sends the whole blocks once they are stored here.
+//
+// What a scrubber found is looked at first: see look.go.
 
-// mendsMax bounds the copies for an entry that are under way; it asks again for
-// the rest, when it comes across them.
-const mendsMax = 64
+// mendsMax bounds the copies for an entry that are under way. An entry does not ask
+// for more at once.
+const mendsMax = looksMax
 
 // healsMax bounds how often one operation is tried again.
 const healsMax = 4
@@ -115,7 +117,7 @@ func (m *Mirror) unhealed(o *operation) {
 	case copied:
 		m.stick(o, bad)
 	case mended:
-		m.forget(o)
+		m.unmended(o, bad)
 	case Write:
 		o.damage.spoiled, o.local = true, true
 	default: // the client has its error
@@ -148,19 +150,12 @@ func (m *Mirror) rejoin(o *operation) (wait bool) {
 	return true
 }
 
-// healing looks at blocks of this node.
-func (m *Mirror) healing(what Range) {
-	switch in := m.inbound; {
-	case m.broken || what.Count == 0:
-	case m.at.Role == group.Owner:
-		m.start(m.own(Op{Kind: Read, Volume: what.Volume, Block: what.Block, Count: what.Count}))
-	case m.at.Role == group.Entry && in != nil && (!in.resync || in.ended):
-		m.transmit(in.owner, Packet{Kind: Mend, Epoch: in.epoch, Stream: in.stream, Ranges: []Range{what}})
-	}
-}
-
 // mend sends an entry what it cannot read.
 func (m *Mirror) mend(p Packet) {
+	if p.Refused {
+		m.unhad(p)
+		return
+	}
 	s := m.stream
 	if !m.entire(s) || p.Stream != s.number || p.Epoch != m.at.Epoch {
 		return
@@ -173,6 +168,24 @@ func (m *Mirror) mend(p Packet) {
 	}
 	for _, r := range p.Ranges {
 		if under++; r.Count > 0 && under <= mendsMax {
+			m.start(m.own(Op{Kind: mended, Volume: r.Volume, Block: r.Block, Count: r.Count}))
+		}
+	}
+}
+
+// unmended tells the entry what the owner cannot read, either, and goes on with
+// what is around that.
+func (m *Mirror) unmended(o *operation, bad Range) {
+	whole := o.op.what()
+	m.forget(o)
+	s := m.stream
+	if !m.entire(s) {
+		return
+	}
+	m.transmit(s.to, Packet{Kind: Mend, Refused: true, Epoch: m.at.Epoch, Stream: s.number, Ranges: []Range{bad}})
+	end, last := whole.Block+whole.Count, bad.Block+bad.Count
+	for _, r := range []Range{{bad.Volume, whole.Block, bad.Block - whole.Block}, {bad.Volume, last, end - last}} {
+		if r.Count > 0 {
 			m.start(m.own(Op{Kind: mended, Volume: r.Volume, Block: r.Block, Count: r.Count}))
 		}
 	}

@@ -151,7 +151,8 @@ func (m *Mirror) appliedInbound(o *operation, was any) {
 			m.settled(true)
 		}
 	case mended:
-		m.do(Healed{o.op.what(), true})
+		m.had(o.op.what())
+		m.do(Healed{o.op.what(), !o.damage.hopeless})
 	default: // nothing more is due
 	}
 	m.resumeInbound()

@@ -55,7 +55,8 @@
 // # Damage
 //
 // What a node cannot read, for its checksum is wrong, it has from the other node:
-// see heal.go.
+// see heal.go. What a scrubber found is looked at a bounded number at a time: see
+// look.go.
 package mirror
 
 import (
@@ -95,6 +96,7 @@ type Mirror struct {
 	pausing group.Instant // no stream is opened before
 	keeping keeping       // what this node was before a resync
 	govern  governor      // of the resync's copies
+	looks   looks         // at damage that this node was told of
 	totals  totals
 	now     group.Instant
 	out     []Effect
@@ -126,6 +128,7 @@ type operation struct {
 	refused, refusedThere, restoring bool
 	was                              any
 	damage                           damage
+	look                             bool // at what may be damaged; nobody waits for it
 	// As the other: where it came from.
 	from   *inbound
 	number uint64
@@ -133,7 +136,7 @@ type operation struct {
 
 // New returns the mirror of a life that begins now.
 func New(cfg Config, now group.Instant) *Mirror {
-	return &Mirror{cfg: cfg, agent: group.New(cfg.Agent, now), ops: map[uint64]*operation{}, position: cfg.Position, ledger: newLedger(cfg.Position), ids: ownIDs, now: now}
+	return &Mirror{cfg: cfg, agent: group.New(cfg.Agent, now), ops: map[uint64]*operation{}, position: cfg.Position, ledger: newLedger(cfg.Position), ids: ownIDs, looks: looks{under: map[uint64]bool{}}, now: now}
 }
 
 // Standing tells what the node is to the group.
@@ -230,6 +233,7 @@ func (m *Mirror) restand() {
 	if m.at.Epoch != was.Epoch || m.at.Role != was.Role {
 		m.closeStream()
 		m.missed = nil
+		m.lookAnew()
 		if was.Role == group.Owner {
 			m.abandon()
 		}
@@ -310,6 +314,7 @@ func (m *Mirror) owned() []uint64 {
 func (m *Mirror) forget(o *operation) {
 	m.locks.drop(o.id)
 	delete(m.ops, o.id)
+	delete(m.looks.under, o.id)
 	if m.stream != nil && o.from == nil {
 		delete(m.stream.open, o.number)
 	}
@@ -397,6 +402,7 @@ func (m *Mirror) advance() {
 	}
 	m.steer()
 	m.prepare()
+	m.look()
 	m.grant()
 	for _, id := range m.owned() {
 		if o := m.ops[id]; o != nil {
@@ -438,7 +444,9 @@ func (m *Mirror) granted(o *operation) {
 	}
 	switch o.op.Kind {
 	case Read, Compare:
-		o.asked = m.ask()
+		if m.at.Role == group.Owner { // an entry only looks at what it has
+			o.asked = m.ask()
+		}
 		m.do(Load{o.id, o.op})
 	case copied, mended, pruning, stepping, ending:
 		m.do(Load{o.id, o.op})
@@ -480,6 +488,10 @@ func (m *Mirror) applied(a Applied) {
 	}
 	if o.dead {
 		m.forget(o) // its blocks are free now
+		return
+	}
+	if o.look && m.at.Role != group.Owner {
+		m.looked(o, a)
 		return
 	}
 	switch {

@@ -60,6 +60,7 @@ func (m *Mirror) settled(ok bool) {
 func (m *Mirror) leave() {
 	in := m.inbound
 	m.inbound = nil
+	m.askAnew()
 	if in != nil && in.resync && !in.ended {
 		m.settled(false)
 	}

@@ -190,7 +190,7 @@ const (
 	Forward                        // owner: an operation
 	Ack                            // it is applied
 	Complete                       // owner: all up to Sequence is on both
-	Mend                           // an entry cannot read Ranges of its own
+	Mend                           // an entry cannot read Ranges of its own; Refused: nor can the owner
 )
 
 // Packet goes from mirror to mirror.

@@ -195,3 +195,49 @@ func TestPeerGone(t *testing.T) {
 		t.Errorf("the write took %v", took)
 	}
 }
+
+// TestHealMany has either node find far more than is healed at a time, the first half
+// of which neither can read: the others have their turn.
+func TestHealMany(t *testing.T) {
+	for _, who := range []quorum.Member{"a", "b"} {
+		t.Run(string(who), func(t *testing.T) {
+			p, a, b, _ := damagedPair(t)
+			if err := p.volume("a").WriteAt(bytes.Repeat([]byte("all!"), volumeBytes/4), 0, 0); err != nil {
+				t.Fatal(err)
+			}
+			s := p.disks[who].(*memory)
+			var all, lost []int64
+			for block := int64(0); block < volumeBlocks; block += 2 {
+				if all = append(all, block); block < volumeBlocks/2 {
+					lost = append(lost, block)
+				}
+			}
+			for _, d := range []*memory{a, b} {
+				d.set(func() { d.bad = damage(lost...) })
+			}
+			s.set(func() { s.bad = damage(all...) })
+			for _, block := range all {
+				p.groups[who].Heal(0, block*BlockSize, BlockSize)
+			}
+			p.await("all have had their turn", func() bool {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				return len(s.healed) == len(all)
+			})
+			s.set(func() {
+				failed := 0
+				for _, err := range s.healed {
+					if err != nil {
+						failed++
+					}
+				}
+				if len(s.bad) != len(lost) || failed != len(lost) {
+					t.Errorf("%d blocks are damaged still, and of %d that was told; on both were %d", len(s.bad), failed, len(lost))
+				}
+			})
+			if n := len(p.state().Group["g"].Set); n != 2 {
+				t.Errorf("%d entries", n)
+			}
+		})
+	}
+}
