@@ -51,7 +51,7 @@ e2e-guest: build ## SLOW (minutes): the Linux kernel initiator in an emulated gu
 	@test/need guest $(if $(PEER),peer) || true
 	@$(GO) run ./test/e2e -guest $(if $(PEER),-peer $(PEER))
 
-conformance: build ## every suite of iscsi-test-cu, four ways and read-only; PEER=tgt judges tgt instead
+conformance: build ## every suite of iscsi-test-cu, four ways and read-only, and on a pair's paths; PEER=tgt judges tgt instead
 	@test/need conformance $(if $(PEER),peer) || true
 	@$(GO) run ./test/conformance $(if $(PEER),-peer $(PEER)) $(if $(SUITES),-suites $(SUITES))
 

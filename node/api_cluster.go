@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -43,15 +44,61 @@ func (s clusterService) InitCluster(_ context.Context, req *steadfastv1.InitClus
 	if s.n.cfg.Cluster.Witness {
 		return nil, fault.New(fault.Invalid, "a witness cannot be a cluster's first member: begin with \"steadfast cluster init\" on a storage node, and have the witness join")
 	}
-	id, err := quorumio.Found(s.n.clusterDir(), quorum.Member(req.Name), req.Address)
+	dir := s.n.clusterDir()
+	before, err := filesIn(dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.n.beMember(id, true); err != nil {
+	c, err := s.n.found(dir, quorum.Member(req.Name), req.Address)
+	if err != nil {
+		return nil, errors.Join(err, removeOthers(dir, before))
+	}
+	id := c.id
+	if err := s.n.takePart(c, true); err != nil {
 		return nil, err
 	}
 	s.n.publish("cluster-created", "", "", "cluster %s was created, with this node as %q", id.Cluster(), req.Name)
 	return &steadfastv1.InitClusterResponse{Cluster: s.n.describeCluster()}, nil
+}
+
+// found makes a cluster of this node alone, and opens its membership.
+func (n *Node) found(dir string, name quorum.Member, address string) (*cluster, error) {
+	id, err := quorumio.Found(dir, name, address)
+	if err != nil {
+		return nil, err
+	}
+	return n.openMember(id)
+}
+
+// filesIn lists what a directory holds; nil: it is not there.
+func filesIn(dir string) (map[string]bool, error) {
+	list, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, fault.Wrap(fault.Denied, err, "the member's directory")
+	}
+	names := map[string]bool{}
+	for _, e := range list {
+		names[e.Name()] = true
+	}
+	return names, nil
+}
+
+// removeOthers removes what was made in a directory since it held some files, and the
+// directory if it was not there: the half of a cluster would refuse the next try.
+func removeOthers(dir string, before map[string]bool) error {
+	if before == nil {
+		return os.RemoveAll(dir)
+	}
+	now, err := filesIn(dir)
+	for name := range now {
+		if !before[name] {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, name)))
+		}
+	}
+	return err
 }
 
 // mayBegin tells why the node cannot become a member under a name.

@@ -100,8 +100,17 @@ func (n *Node) hinderCluster(err error) {
 
 // beMember begins a life in the cluster. fresh: the node has just become a
 // member.
-func (n *Node) beMember(id *identity.Identity, fresh bool) (err error) {
-	c := &cluster{id: id, api: newAPIListener()}
+func (n *Node) beMember(id *identity.Identity, fresh bool) error {
+	c, err := n.openMember(id)
+	if err != nil {
+		return err
+	}
+	return n.takePart(c, fresh)
+}
+
+// openMember opens the membership. Nothing else of the node knows of it yet.
+func (n *Node) openMember(id *identity.Identity) (c *cluster, err error) {
+	c = &cluster{id: id, api: newAPIListener()}
 	c.member, err = quorumio.Open(quorumio.Options{
 		Dir: n.clusterDir(), Identity: id, Listen: n.listensAt(), Log: n.log,
 		Serve: map[string]func(*tls.Conn, identity.Peer){
@@ -110,17 +119,24 @@ func (n *Node) beMember(id *identity.Identity, fresh bool) (err error) {
 					gs.ServeMirror(conn, from)
 				}
 			},
+			ha.ProtoUnit: func(conn *tls.Conn, from identity.Peer) {
+				if gs := n.haGroups(); gs != nil {
+					gs.ServeUnit(conn, from)
+				}
+			},
 			protoAPI:    func(conn *tls.Conn, _ identity.Peer) { c.api.serve(conn) },
 			guard.Proto: func(conn *tls.Conn, from identity.Peer) { n.mourn(conn, from.Name) },
 		},
 	})
-	if err != nil {
-		return err
-	}
+	return c, err
+}
+
+// takePart has the node do what a member does.
+func (n *Node) takePart(c *cluster, fresh bool) (err error) {
 	n.serve(c.api, n.apiMux())
 	c.shares = &inventory{member: c.member}
 	if !n.cfg.Cluster.Witness {
-		if err := n.shareState(c, id, fresh); err != nil {
+		if err := n.shareState(c, c.id, fresh); err != nil {
 			return errors.Join(err, c.api.Close(), c.member.Close())
 		}
 	}

@@ -48,6 +48,7 @@ func clusterFamilies() []family {
 		{"group_healed_bytes_total", counter, grp, "Damaged bytes of this node that were replaced by the other node's."},
 		{"group_unreadable_bytes_total", counter, grp, "Damaged bytes of this node that were asked for and had by nobody."},
 		{"group_copies_differ_total", counter, grp, "Differences that verifying on this node has found, in MiB."},
+		{"group_snapshots_unreadable_total", counter, grp, "Snapshots that resyncs from here ended without, for they cannot be read whole on this node."},
 		{"group_takeovers_total", counter, []string{"group", "reason"}, "Times that this node came to serve the group, by why."},
 		{"group_last_takeover_seconds", gauge, grp, "How long the newest takeover took here, from its first sign to serving; 0: there was none."},
 		{"group_aliases", gauge, grp, "Alias addresses that the group has."},
@@ -93,6 +94,7 @@ func (n *Node) collectCluster(put putMetric) {
 		collectGroup(put, spec.Name, g.Stats())
 		put("group_sessions", float64(sessions[spec.Tag()]), spec.Name)
 		put("group_copies_differ_total", float64(n.events.count("copies-differ", spec.Name)), spec.Name)
+		put("group_snapshots_unreadable_total", float64(n.events.count("snapshot-unreadable", spec.Name)), spec.Name)
 	}
 }
 

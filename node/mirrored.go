@@ -13,6 +13,11 @@ import (
 	"steadfast/san/store"
 )
 
+// Calls about volumes of resource groups. They change what the group is to be, in the
+// cluster's inventory; both nodes follow that by themselves (node/ha), so a call that
+// has changed it is done, even when a node is away, and what it waits for (untilServed)
+// is only that initiators see it.
+
 // mirrored is a volume of a resource group, as the inventory has it.
 type mirrored struct {
 	c    *cluster

@@ -19,6 +19,26 @@
 // has landed; then the pools write a checkpoint and close, and the lock goes.
 // A crash in any of it loses nothing that was acknowledged.
 //
+// # In a cluster
+//
+// A member of a cluster (cluster.go) keeps what initiators, groups and mappings of
+// mirrored volumes are in the cluster's inventory, and what is its own (pools, plain
+// volumes, targets) in its control state: decided takes in what others changed. What a
+// group is and does here is node/ha's. A call about a group goes to its owner, whichever
+// node it was made on: a handler that finds itself on the wrong one returns elsewhere,
+// and forward.go passes the call on, once.
+//
+// # Where things are
+//
+//	node, shutdown, lock, notify     start, stop, the service manager
+//	pools, units, access             pools that come and go; plain volumes as units
+//	cluster, mirrored, verify        membership; volumes of groups; comparing copies
+//	api*, convert, names, forward    the API, a file a service or a part of one
+//	events, metrics*                 what is told to people and to Prometheus
+//	check                            an offline check of a pool
+//	memory, priority                 the process itself
+//	handed                           aliases whose sockets another process has
+//
 // # Trust and locks
 //
 // Whoever can open the API's socket may do anything. Changes hold admin for

@@ -3,9 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 
 	"connectrpc.com/connect"
@@ -24,6 +22,10 @@ const (
 	hashCallMax = 16 << 20 // bytes of one call
 	hashMax     = 64 << 20
 )
+
+// The owner compares: it reads its own copy, and asks the other node for hashes. Both
+// are of snapshots, so it costs clients nothing but reads, and a difference is one:
+// blocks that are written meanwhile cannot look like one.
 
 // VerifyGroup implements the API's call. Both nodes take a snapshot at one moment
 // of the writes' order, and these are compared, with the older ones that both
@@ -103,7 +105,6 @@ type compared struct {
 }
 
 func (v *verification) run(ctx context.Context, g *ha.Group) (err error) {
-	name := newVerifyName()
 	var numbers []uint32
 	for _, vol := range v.spec.Volumes {
 		numbers = append(numbers, vol.Number)
@@ -111,10 +112,14 @@ func (v *verification) run(ctx context.Context, g *ha.Group) (err error) {
 	if len(numbers) == 0 {
 		return v.send(&steadfastv1.VerifyGroupResponse{Done: true})
 	}
-	if err := g.Snapshot(name, numbers); err != nil {
+	if err := g.DropVerifications(); err != nil {
+		return err
+	}
+	name, end, err := g.Freeze(numbers)
+	if err != nil {
 		return fault.Wrap(fault.KindOf(err), err, "both copies cannot be frozen at one moment")
 	}
-	defer func() { err = errors.Join(err, g.DeleteSnapshot(name, numbers)) }()
+	defer func() { err = errors.Join(err, end()) }()
 	list, err := v.list(name)
 	if err != nil {
 		return err
@@ -144,7 +149,7 @@ func (v *verification) list(name string) (out []compared, err error) {
 			if s.Name == name {
 				item.shown = ""
 			}
-			if s.Name != ha.ResyncSnapshot {
+			if s.Name == name || !ha.OwnSnapshot(s.Name) {
 				out = append(out, item)
 			}
 		}
@@ -189,13 +194,6 @@ func (v *verification) tell() error {
 		ComparedBytes: t.ComparedBytes, TotalBytes: t.TotalBytes, DifferentMebibytes: t.DifferentMebibytes,
 		Volume: t.Volume, Snapshot: t.Snapshot, OffsetBytes: t.OffsetBytes, Done: t.Done,
 	})
-}
-
-// newVerifyName names a snapshot that a comparison makes for itself.
-func newVerifyName() string {
-	var b [6]byte
-	_, _ = rand.Read(b[:]) // since Go 1.24 it ends the process rather than return an error
-	return "verify-" + hex.EncodeToString(b[:])
 }
 
 // HashSnapshot implements the API's call.

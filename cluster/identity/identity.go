@@ -97,33 +97,60 @@ func (i *Identity) Signs() bool { return i.caKey != nil }
 // Init makes a cluster: its authority, and the certificate of its first member,
 // which has number 1. Fails with fault.Exists when the directory holds a member.
 func Init(dir string, name quorum.Member) (*Identity, error) {
-	if !name.Valid() {
-		return nil, fault.New(fault.Invalid, "%q cannot name a member", name)
-	}
-	if err := vacant(dir); err != nil {
+	j, _, err := Begin(dir, name)
+	if err != nil {
 		return nil, err
 	}
+	return j.Keep()
+}
+
+// Begin is Init for a caller that has something to store before there is a member:
+// Keep makes it one. Who it will be is known before.
+func Begin(dir string, name quorum.Member) (*Joined, Peer, error) {
+	if !name.Valid() {
+		return nil, Peer{}, fault.New(fault.Invalid, "%q cannot name a member", name)
+	}
+	if err := vacant(dir); err != nil {
+		return nil, Peer{}, err
+	}
+	j, key, err := found(dir, name)
+	if err != nil {
+		return nil, Peer{}, err
+	}
+	cert, err := x509.ParseCertificate(j.cert)
+	if err != nil {
+		return nil, Peer{}, fault.Wrap(fault.Internal, err, "the first member's certificate")
+	}
+	i, err := assemble(j.ca, cert, key, j.caKey)
+	if err != nil {
+		return nil, Peer{}, err
+	}
+	return j, i.Self(), nil
+}
+
+// found makes a cluster's authority and its first member's key and certificate.
+func found(dir string, name quorum.Member) (*Joined, ed25519.PrivateKey, error) {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
 	cluster := hex.EncodeToString(id[:])
 	_, caKey, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ca, err := authority(cluster, caKey)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	key, err := memberKey(dir, true)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	signer := &Identity{cluster: cluster, ca: ca, caKey: caKey}
 	cert, err := signer.sign(key.Public(), name, 1)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return keep(dir, ca.Raw, cert, caKey)
+	return &Joined{dir: dir, ca: ca, cert: cert, caKey: caKey}, key, nil
 }
 
 // vacant refuses a directory that holds a member, and makes one that is not

@@ -23,11 +23,11 @@ func Found(dir string, name quorum.Member, address string) (*identity.Identity, 
 	if _, err := quorum.Found(probe); err != nil {
 		return nil, err
 	}
-	id, err := identity.Init(dir, name)
+	j, self, err := identity.Begin(dir, name)
 	if err != nil {
 		return nil, err
 	}
-	probe.Key = id.Self().Key
+	probe.Key = self.Key
 	state, err := quorum.Found(probe)
 	if err != nil {
 		return nil, err
@@ -41,8 +41,12 @@ func Found(dir string, name quorum.Member, address string) (*identity.Identity, 
 	}
 	// A log that begins with a snapshot has no entries from before the cluster,
 	// which a later member would need to be told.
-	snap := snapshotOf(1, 1, &raftpb.ConfState{Voters: []uint64{id.Self().ID}}, data)
-	return id, createStore(dir, snap, nil, 0)
+	snap := snapshotOf(1, 1, &raftpb.ConfState{Voters: []uint64{self.ID}}, data)
+	// The log is first, as in Join.
+	if err := createStore(dir, snap, nil, 0); err != nil {
+		return nil, err
+	}
+	return j.Keep()
 }
 
 func snapshotOf(index, term uint64, conf *raftpb.ConfState, data []byte) *raftpb.Snapshot {

@@ -2,7 +2,6 @@ package ha
 
 import (
 	"encoding/json"
-	"errors"
 	"slices"
 	"time"
 
@@ -20,7 +19,10 @@ type action struct {
 	Name string `json:"name"` // the snapshot's
 	// Moment is when a snapshot is taken, by the owner's clock and in nanoseconds
 	// since the Unix epoch: the same on both nodes, and no other snapshot's.
-	Moment  int64    `json:"moment,omitempty"`
+	Moment int64 `json:"moment,omitempty"`
+	// Of is, of a deletion, the moment of the snapshots that are meant; 0: those that
+	// have the name.
+	Of      int64    `json:"of,omitempty"`
 	Volumes []uint32 `json:"volumes"` // by number
 }
 
@@ -53,16 +55,13 @@ func (g *Group) act(pool *store.Pool, b []byte) error {
 	case doSnapshot:
 		return takeSnapshots(pool, names, a.Name, a.Moment)
 	case doDeleteSnapshot:
-		if err := g.notCopied(names, a.Name); err != nil {
-			return err
-		}
-		return dropSnapshots(pool, names, a.Name)
+		return g.dropSoon(pool, names, a.Name, a.Of)
 	}
 	return fault.New(fault.Stale, "an action %q of a newer program", a.Do)
 }
 
-// notCopied refuses to delete what a resync of the other node copies from: it is a
-// step of it, and over soon.
+// notCopied refuses to delete what a resync of the other node copies from: that may
+// take its time, and whoever asks should know.
 func (g *Group) notCopied(names []string, snapshot string) error {
 	g.mu.Lock()
 	ps := g.store
@@ -75,20 +74,17 @@ func (g *Group) notCopied(names []string, snapshot string) error {
 	return nil
 }
 
-// takeSnapshots takes a snapshot of each volume; those taken are given back when
-// one cannot be. One that is there already, of the same moment, was taken by this
-// same action; moment 0 is any.
+// takeSnapshots takes a snapshot of each volume, in one step of the pool: of all or
+// of none, whatever becomes of this node meanwhile. One that is there already, of the
+// same moment, was taken by this same action; moment 0 is any.
 func takeSnapshots(pool *store.Pool, names []string, snapshot string, moment int64) error {
-	for i, name := range names {
-		_, err := pool.CreateSnapshotAs(name, store.SnapshotSpec{Name: snapshot, Created: store.Instant(moment)})
-		if fault.Is(err, fault.Exists) && taken(pool, name, snapshot, moment) {
-			err = nil
-		}
-		if err != nil {
-			return errors.Join(err, takeBack(pool, names[:i], snapshot, moment))
+	var list []store.NewSnapshot
+	for _, name := range names {
+		if !taken(pool, name, snapshot, moment) {
+			list = append(list, store.NewSnapshot{Volume: name, SnapshotSpec: store.SnapshotSpec{Name: snapshot, Created: store.Instant(moment)}})
 		}
 	}
-	return nil
+	return pool.CreateSnapshots(list...)
 }
 
 // taken tells whether a volume has a snapshot of a moment; 0 is any.
@@ -99,30 +95,34 @@ func taken(pool *store.Pool, volume, snapshot string, moment int64) bool {
 	})
 }
 
-// takeBack deletes a moment's snapshots of volumes that have it. Others by its name
-// stay.
-func takeBack(pool *store.Pool, names []string, snapshot string, moment int64) error {
-	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !taken(pool, name, snapshot, moment) })
-	return dropSnapshots(pool, names, snapshot)
-}
+// dropTries bounds how often a deletion is begun again when something of it has just
+// been deleted by another way: with its volume, or by a resync.
+const dropTries = 5
 
-// dropSnapshots deletes a snapshot of each volume that has it.
-func dropSnapshots(pool *store.Pool, names []string, snapshot string) error {
-	for _, name := range names {
-		if err := pool.DeleteSnapshot(name, snapshot); err != nil && !fault.Is(err, fault.NotFound) {
+// dropSnapshots deletes a snapshot of a moment of each volume that has it, in one
+// step: moment 0 is any, others by its name stay.
+func dropSnapshots(pool *store.Pool, names []string, snapshot string, moment int64) (err error) {
+	for range dropTries {
+		var list []store.SnapshotName
+		for _, name := range names {
+			if taken(pool, name, snapshot, moment) {
+				list = append(list, store.SnapshotName{Volume: name, Name: snapshot})
+			}
+		}
+		if err = pool.DeleteSnapshots(list...); !fault.Is(err, fault.NotFound) {
 			return err
 		}
 	}
-	return nil
+	return err
 }
 
 // undo takes back an action that the other node refused.
 func (g *Group) undo(pool *store.Pool, b []byte) error {
 	a, names, err := g.decode(b)
 	if err != nil || a.Do != doSnapshot {
-		return err // a deletion is not refused but for what the owner would refuse, too
+		return err // a deletion is refused by nobody
 	}
-	return takeBack(pool, names, a.Name, a.Moment)
+	return g.dropSoon(pool, names, a.Name, a.Moment)
 }
 
 // healed tells of what a checksum had found.
@@ -180,7 +180,7 @@ func (g *Group) dropState(pool *store.Pool, ok bool) {
 			return
 		}
 		for _, name := range ps.Volumes() {
-			if err := dropSnapshots(pool, []string{name}, ResyncSnapshot); err != nil {
+			if err := dropSnapshots(pool, []string{name}, ResyncSnapshot, 0); err != nil {
 				g.cfg.Log.Warn("the state from before the resync cannot be given back", "volume", name, "error", err)
 			}
 		}
@@ -191,6 +191,13 @@ func (g *Group) dropState(pool *store.Pool, ok bool) {
 // nodes. Fails with fault.Fenced when this node does not serve the group, and as
 // either node's pool does.
 func (g *Group) Snapshot(name string, volumes []uint32) error {
+	if isVerification(name) {
+		return fault.New(fault.Invalid, "snapshots named like %q are made by \"steadfast group verify\" for itself; choose another name", name)
+	}
+	return g.snapshot(name, volumes)
+}
+
+func (g *Group) snapshot(name string, volumes []uint32) error {
 	g.actions.Lock()
 	defer g.actions.Unlock()
 	moment, err := g.snapshotFree(name, volumes)
@@ -229,10 +236,20 @@ func (g *Group) snapshotFree(name string, volumes []uint32) (moment int64, err e
 }
 
 // DeleteSnapshot deletes a snapshot of volumes of the group on both nodes; a
-// volume that does not have it is none the worse.
+// volume that does not have it is none the worse. A node where somebody reads it does
+// so as soon as that ends.
 func (g *Group) DeleteSnapshot(name string, volumes []uint32) error {
 	g.actions.Lock()
 	defer g.actions.Unlock()
+	var names []string
+	for _, v := range g.Spec().Volumes {
+		if slices.Contains(volumes, v.Number) {
+			names = append(names, v.Name)
+		}
+	}
+	if err := g.notCopied(names, name); err != nil {
+		return err
+	}
 	return g.barrier(action{Do: doDeleteSnapshot, Name: name, Volumes: volumes})
 }
 

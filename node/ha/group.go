@@ -75,9 +75,13 @@ type Group struct {
 	current  *service  // serving, for others than run
 	opens    *service  // may have an alias open: from before serving until after
 	toMove   bool      // asked for
+	late     []late    // snapshots that are to be deleted here
+	// verifications are comparisons of this node that go on, by their snapshot's name.
+	verifications map[string]bool
 
 	// Of run alone.
 	serving  *service
+	left     bool                    // a volume may be left that is to be deleted
 	listens  []string                // alias portals that are open
 	inSync   time.Time               // since when the other node is in sync; zero: it is not
 	moving   time.Time               // since when the other node is to have the group
@@ -89,6 +93,7 @@ func newGroup(gs *Groups, spec *Spec) *Group {
 	g := &Group{
 		gs: gs, cfg: &gs.cfg, name: spec.Name, over: make(chan struct{}), kick: make(chan struct{}, 1), stood: make(chan struct{}, 1),
 		proposals: make(chan struct{}, proposalsMax), spec: spec, state: gs.cfg.Member.State(), standbys: map[uint32]*lun.Standby{},
+		verifications: map[string]bool{},
 	}
 	g.history = newHistory(gs.cfg.Member.Self(), g.name, g.state)
 	g.ctx, g.stop = context.WithCancel(gs.ctx)
@@ -202,6 +207,8 @@ func (g *Group) look() (gone bool) {
 		following := g.follow()
 		g.move()
 		g.place(spec, state)
+		g.dropLate()
+		g.tidy()
 		err = errors.Join(following, g.standBy(spec))
 	}
 	g.tell(err)
@@ -254,7 +261,7 @@ func (g *Group) prepare(spec *Spec, state *quorum.State) error {
 		return fault.New(fault.Invalid, "pool %q on node %s is not the one that holds the group's copy; bring that one back, or have the node begin anew with \"steadfast group set %s --replace %s --with %s\"",
 			mine.Pool, me, g.name, me, me)
 	}
-	if err := g.haveVolumes(spec, pool); err != nil {
+	if err := errors.Join(g.dropLeft(spec, pool, state), g.haveVolumes(spec, pool)); err != nil {
 		return err
 	}
 	if g.mirrored() == nil {
@@ -280,7 +287,8 @@ func (g *Group) claimPool(spec *Spec, me quorum.Member, id string) error {
 
 // open starts the mirror.
 func (g *Group) open(spec *Spec, pool *store.Pool, state *quorum.State) error {
-	if err := dropOrphans(pool, spec, state); err != nil {
+	var err error
+	if g.left, err = dropOrphans(pool, spec, state); err != nil {
 		return err
 	}
 	names := map[uint32]string{0: spec.stateName()}
@@ -300,7 +308,7 @@ func (g *Group) open(spec *Spec, pool *store.Pool, state *quorum.State) error {
 			},
 			Position: kept, Copies: copiesMax, CopyBlocks: copyBlocks, Slowdown: slowdown, AheadBlocks: aheadBlocks, Settle: time.Second, Pause: time.Second,
 		},
-		Store: ps, Now: g.cfg.Now, Propose: g.propose, Stood: g.stoodAs, Act: func(b []byte) error { return g.act(pool, b) }, Undo: func(b []byte) error { return g.undo(pool, b) },
+		Store: copyOf{ps, g}, Now: g.cfg.Now, Propose: g.propose, Stood: g.stoodAs, Act: func(b []byte) error { return g.act(pool, b) }, Undo: func(b []byte) error { return g.undo(pool, b) },
 		Healed: g.healed, ResyncBegins: func() error { return g.keepState(pool) }, ResyncEnded: func(ok bool) { g.dropState(pool, ok) },
 		Log: g.cfg.Log, Tick: mirrorTick,
 	})

@@ -103,7 +103,7 @@ func (g *Group) standBy(spec *Spec) error {
 			have.Update(meta)
 			continue
 		}
-		s := lun.NewStandby(meta, peeker(ps, v.Place))
+		s := g.newStandby(meta, peeker(ps, v.Place))
 		if err := g.cfg.Units.AddVolume(s); err != nil && !fault.Is(err, fault.Exists) {
 			return fault.Wrap(fault.KindOf(err), err, "volume "+v.Name)
 		}
@@ -167,7 +167,7 @@ func (g *Group) giveUnit(u *unit, spec *Spec) error {
 		owner = spec.Other(owner)
 	}
 	g.cfg.Units.SetUnitPorts(u.id, g.ports(spec, owner))
-	s := lun.NewStandby(lun.Metadata{ID: u.id, Name: v.Name, Size: v.Size, WriteCache: v.WriteCache, ReadOnly: v.ReadOnly}, peeker(ps, v.Place))
+	s := g.newStandby(lun.Metadata{ID: u.id, Name: v.Name, Size: v.Size, WriteCache: v.WriteCache, ReadOnly: v.ReadOnly}, peeker(ps, v.Place))
 	if err := g.cfg.Units.ReplaceVolume(s); err != nil {
 		return err
 	}

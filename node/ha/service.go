@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"steadfast/cluster/group"
@@ -45,6 +46,7 @@ type service struct {
 
 	state  *statevol.State
 	former []statevol.Session // clients of who served the group before
+	tidied atomic.Bool        // what comparisons have left is deleted, or is being
 
 	mu    sync.Mutex
 	units map[uint32]*unit // by number

@@ -27,6 +27,8 @@ type unit struct {
 	v        Volume
 	watchers map[int]func(lun.Event)
 	next     int
+	notices  []lun.Notice // for initiators of the other node's portals
+	telling  bool         // they are being brought there
 }
 
 var (

@@ -97,9 +97,9 @@ func marked(pool *store.Pool, name string) (group string, volume uint32, ok bool
 }
 
 // dropOrphans deletes volumes that were deleted from groups while this node was
-// away. What the inventory never knew stays: it may be an old one, brought back by
-// an administrator.
-func dropOrphans(pool *store.Pool, spec *Spec, state *quorum.State) error {
+// away, or while somebody had them open: left tells that this is so still. What the
+// inventory never knew stays: it may be an old one, brought back by an administrator.
+func dropOrphans(pool *store.Pool, spec *Spec, state *quorum.State) (left bool, err error) {
 	gone := goneGroups(state.Inventory.Entries)
 	for _, v := range pool.Volumes() {
 		group, number, ok := marked(pool, v.Name)
@@ -110,11 +110,33 @@ func dropOrphans(pool *store.Pool, spec *Spec, state *quorum.State) error {
 		if !mine && !slices.Contains(gone, group) {
 			continue
 		}
-		if err := pool.DeleteVolume(v.Name, true); err != nil && !fault.Is(err, fault.NotFound) {
-			return fault.Wrap(fault.KindOf(err), err, "volume "+v.Name)
+		busy, err := deleteVolume(pool, v.Name)
+		if err != nil {
+			return true, err
 		}
+		left = left || busy
 	}
-	return nil
+	return left, nil
+}
+
+// deleteVolume deletes a volume with its snapshots, if it is there and nobody has them
+// open.
+func deleteVolume(pool *store.Pool, name string) (busy bool, err error) {
+	switch err := pool.DeleteVolume(name, true); {
+	case fault.Is(err, fault.Busy):
+		return true, nil
+	case err != nil && !fault.Is(err, fault.NotFound):
+		return false, fault.Wrap(fault.KindOf(err), err, "volume "+name)
+	}
+	return false, nil
+}
+
+// dropLeft deletes volumes that could not be deleted before.
+func (g *Group) dropLeft(spec *Spec, pool *store.Pool, state *quorum.State) (err error) {
+	if g.left {
+		g.left, err = dropOrphans(pool, spec, state)
+	}
+	return err
 }
 
 // enter makes a volume of the pool one of the mirror's, unless it is.
@@ -146,11 +168,12 @@ func (g *Group) dropVolumes(spec *Spec, pool *store.Pool) error {
 			continue
 		}
 		g.withdrawUnit(number)
+		g.left = true // the group's store knows of it no longer
 		if err := ps.Remove(number); err != nil {
 			return err
 		}
-		if err := pool.DeleteVolume(name, true); err != nil && !fault.Is(err, fault.NotFound) {
-			return fault.Wrap(fault.KindOf(err), err, "volume "+name)
+		if busy, err := deleteVolume(pool, name); busy || err != nil {
+			return err // it is tried again when the group is looked at next
 		}
 		g.publish(Info, "volume-deleted", name, "volume %q was deleted", name)
 	}

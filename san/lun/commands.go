@@ -73,8 +73,8 @@ func generalCommands() []command {
 		plain(scsi.OpReportLUNs, free|attentionFree, timeoutShort, usage(0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04), (*task).reportLUNs),
 		plain(scsi.OpModeSense6, reads|standbyFree, timeoutShort, usage(0x08, 0xff, 0xff, 0xff, 0x04), (*task).modeSense),
 		plain(scsi.OpModeSense10, reads|standbyFree, timeoutShort, usage(0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0x04), (*task).modeSense),
-		plain(scsi.OpModeSelect6, writes|standbyFree, timeoutShort, usage(0x11, 0, 0, 0xff, 0x04), (*task).modeSelect),
-		plain(scsi.OpModeSelect10, writes|standbyFree, timeoutShort, usage(0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04), (*task).modeSelect),
+		plain(scsi.OpModeSelect6, writes|standbyFree|passes, timeoutShort, usage(0x11, 0, 0, 0xff, 0x04), (*task).modeSelect),
+		plain(scsi.OpModeSelect10, writes|standbyFree|passes, timeoutShort, usage(0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04), (*task).modeSelect),
 		plain(scsi.OpLogSense, legacyFree|standbyFree, timeoutShort, usage(0x01, 0xff, 0xff, 0, 0xff, 0xff, 0xff, 0xff, 0x04), (*task).logSense),
 		plain(scsi.OpStartStopUnit, 0, timeoutLong, usage(0x01, 0, 0x0f, 0xf7, 0x04), (*task).startStop),
 		plain(scsi.OpReadDefectData10, reads, timeoutShort, usage(0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0x04), (*task).readDefects),
@@ -146,7 +146,7 @@ func reservationCommands() []command {
 	}
 	for a := uint16(scsi.ActionPersistRegister); a <= scsi.ActionPersistRegisterMove; a++ {
 		// Whether it conflicts is for the reservations themselves to say.
-		list = append(list, action(scsi.OpPersistentOut, a, standbyFree, timeoutIO,
+		list = append(list, action(scsi.OpPersistentOut, a, standbyFree|passes, timeoutIO,
 			usage(0, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x04), (*task).persistentOut))
 	}
 	return list

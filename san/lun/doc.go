@@ -40,8 +40,14 @@
 // mistake of the two, and nodes that come back cannot tell which of them had
 // power all the time.
 //
+// Standby. A unit that another node serves (Standby) is seen here through ports in
+// the state standby. What changes the unit is passed on to that node (PassOn,
+// Perform), and what its nexuses here are to be told comes back (Teller, Hear):
+// passed.go has the rules.
+//
 // It trusts the transport to call Begin in command order and to end each task
-// it began exactly once, and the volume to do what block.Device says.
+// it began exactly once, the volume to do what block.Device says, and who calls
+// Perform to speak for the ports of its own node only.
 //
 // Lock order: Server.mu, unit.persist, unit.mu. A volume is called without
 // unit.mu. The transport's Events are called without any lock.

@@ -200,8 +200,9 @@ func refusal(err error) *scsi.Check {
 }
 
 // notify raises what a change of reservations has nexuses told; one that is
-// away is told when it comes back, where a state is kept at all. Under mu.
-func (u *unit) notify(notices []reserve.Notice) {
+// away is told when it comes back, where a state is kept at all, or before by
+// another node that it comes to: notify returns what there is for such. Under mu.
+func (u *unit) notify(notices []reserve.Notice) (away []Notice) {
 	_, keeps := u.vol().(StateKeeper)
 	for _, n := range notices {
 		here := false
@@ -211,10 +212,17 @@ func (u *unit) notify(notices []reserve.Notice) {
 				here = true
 			}
 		}
-		if keeps && !here && len(u.returning) < returningMax {
+		if here || !keeps {
+			continue
+		}
+		told := noticeOf(noticed[n.What])
+		told.To = n.To
+		away = append(away, told)
+		if len(u.returning) < returningMax {
 			u.returning[n.To] |= noticed[n.What]
 		}
 	}
+	return away
 }
 
 // errStandby is that another node serves a unit: only it can change its state.
@@ -296,11 +304,15 @@ func (u *unit) replace(v Volume) error {
 		return err
 	}
 	u.stopWatch()
+	former := u.standby()
 	u.mu.Lock()
 	u.device.Store(&v)
 	u.adopt(k)
 	u.mu.Unlock()
 	u.watch(v)
+	if former != nil {
+		former.end()
+	}
 	return nil
 }
 

@@ -53,8 +53,8 @@ func (k *task) modeSelect() *scsi.Check {
 	u := k.itl.unit
 	u.persist.Lock() // between our look and our change nobody else changes it
 	defer u.persist.Unlock()
-	if u.elsewhere() {
-		return errStandby
+	if check := k.outdated(writes); check != nil {
+		return check
 	}
 	cache := u.vol().WriteCache()
 	u.mu.Lock()
@@ -82,6 +82,9 @@ func (k *task) modeSelect() *scsi.Check {
 	u.sense.Store(m.DescriptorSense)
 	u.mu.Unlock()
 	u.reload()
+	if old.WriteCache = m.WriteCache; m != old {
+		u.tellAway(everyone(modeChanged, k.itl.nexus)) // of the write cache the volume tells on all nodes
+	}
 	attend(u.all(k.itl), modeChanged)
 	k.itl.drop(modeChanged)
 	return nil

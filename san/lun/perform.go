@@ -30,6 +30,8 @@ const (
 	standbyFree
 	// accessFree: performed in every asymmetric access state.
 	accessFree
+	// passes: in standby, it is performed by the node that serves the unit.
+	passes
 )
 
 // command is what is known of one command, or one service action of it.
@@ -87,6 +89,11 @@ func (k *task) perform() *scsi.Check {
 	if check := k.admit(c.class); check != nil {
 		return check
 	}
+	if c.class&passes != 0 && k.late == nil { // it goes on once
+		if v := k.itl.unit.standby(); v != nil {
+			return k.passOn(v)
+		}
+	}
 	return c.run(k)
 }
 
@@ -128,7 +135,7 @@ func (k *task) notAccessible(c class) *scsi.Check {
 		if c&standbyFree != 0 {
 			return nil
 		}
-		return scsi.Fail(scsi.KeyNotReady, 0x04, 0x0b)
+		return errStandby
 	case scsi.Transitioning:
 		return scsi.Fail(scsi.KeyNotReady, 0x04, 0x0a)
 	default:
@@ -140,6 +147,9 @@ func (k *task) notAccessible(c class) *scsi.Check {
 func (k *task) finish(check *scsi.Check) {
 	k.Status = scsi.Good
 	if check == nil {
+		if k.answer != nil {
+			k.Status, k.Sense = k.answer.Status, k.answer.Sense
+		}
 		return
 	}
 	k.Status = check.Status

@@ -13,6 +13,9 @@ type port struct {
 	srv    *Server
 	nexus  scsi.Nexus
 	events scsi.Events
+	// far: it stands for a nexus of another node while something that was passed
+	// on is performed. Nothing is seen through it.
+	far bool
 	// view holds what the nexus sees, by number. It is replaced as a whole.
 	view atomic.Pointer[view]
 
@@ -132,14 +135,7 @@ func (p *port) Drop(t *scsi.Task) {
 func (p *port) Manage(f scsi.Function, lun scsi.LUN, tag uint32) scsi.FunctionResponse {
 	switch f {
 	case scsi.TargetWarmReset, scsi.TargetColdReset:
-		// Units that this initiator does not see are not its to reset.
-		done := true
-		for _, i := range *p.view.Load() {
-			if i != nil && !i.unit.reset(p) {
-				done = false
-			}
-		}
-		return resetResponse(done)
+		return resetResponse(p.resetAll())
 	case scsi.TaskReassign:
 		return scsi.ReassignUnsupported // error recovery level 0
 	default: // of one logical unit
@@ -156,15 +152,42 @@ func (p *port) Manage(f scsi.Function, lun scsi.LUN, tag uint32) scsi.FunctionRe
 	case scsi.AbortTaskSet:
 		i.unit.abort(p, func(t *task) bool { return t.itl == i })
 	case scsi.ClearTaskSet:
+		if !i.passFunction(f) {
+			return scsi.FunctionRejected
+		}
 		i.unit.abort(p, func(*task) bool { return true }).cleared(p)
 	case scsi.ClearACA:
 		// NACA is refused, so there never is an ACA condition to clear.
 	case scsi.LogicalUnitResetFunction:
-		return resetResponse(i.unit.reset(p))
+		return resetResponse(i.passFunction(f) && i.unit.reset(p))
 	default:
 		return scsi.FunctionUnsupported
 	}
 	return scsi.FunctionComplete
+}
+
+// resetAll resets what the port sees: units that this initiator does not see
+// are not its to reset. It returns whether that could be done and saved.
+func (p *port) resetAll() bool {
+	done, asking := true, true
+	for _, i := range *p.view.Load() {
+		if i == nil {
+			continue
+		}
+		// When the other node does not answer for one unit, it does not for the next
+		// either, and each takes its time.
+		if i.unit.elsewhere() {
+			asking = asking && i.passFunction(scsi.LogicalUnitResetFunction)
+			done = done && asking
+			if !asking {
+				continue
+			}
+		}
+		if !i.unit.reset(p) {
+			done = false
+		}
+	}
+	return done
 }
 
 // resetResponse answers a reset that is done, or that could not be saved.

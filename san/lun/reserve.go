@@ -3,7 +3,6 @@ package lun
 import (
 	"encoding/binary"
 	"slices"
-	"strings"
 
 	"steadfast/san/lun/reserve"
 	"steadfast/scsi"
@@ -113,9 +112,10 @@ func (k *task) ports(ids []scsi.TransportID) (list []string, check *scsi.Check) 
 			continue
 		}
 		n := len(list)
-		for _, i := range k.itl.unit.all(nil) {
-			if strings.HasPrefix(i.nexus.Initiator, id.Name+",i,0x") {
-				list = append(list, i.nexus.Initiator)
+		list = append(list, k.itl.unit.loggedIn(id.Name)...)
+		for _, far := range k.known {
+			if isPortOf(far, id.Name) {
+				list = append(list, far)
 			}
 		}
 		if len(list) == n {
@@ -133,9 +133,9 @@ func (k *task) ports(ids []scsi.TransportID) (list []string, check *scsi.Check) 
 func (k *task) decide(r reserve.Request) *scsi.Check {
 	u := k.itl.unit
 	u.persist.Lock()
-	if u.elsewhere() {
+	if check := k.outdated(0); check != nil {
 		u.persist.Unlock()
-		return errStandby
+		return check
 	}
 	u.mu.Lock()
 	old, legacy := u.pr, u.legacy
@@ -162,8 +162,9 @@ func (k *task) decide(r reserve.Request) *scsi.Check {
 	// In the same step in which the nexuses lose their rights, so that what a
 	// nexus sends after it has registered anew is not taken for the old.
 	aborted := u.mark(k.port, k, func(t *task) bool { return slices.Contains(e.Abort, t.itl.nexus) })
-	u.notify(e.Notices)
+	away := u.notify(e.Notices)
 	u.mu.Unlock()
+	u.tellAway(away)
 	u.persist.Unlock()
 	for _, i := range u.all(nil) {
 		if i.pending() {

@@ -78,6 +78,7 @@ func (s *Server) newTask() *task {
 func (s *Server) freeTask(k *task) {
 	k.Task.Unit = nil
 	k.Task, k.port, k.itl = nil, nil, nil
+	k.answer, k.late, k.known = nil, nil, nil
 	k.ready, k.told = false, false
 	k.stop.Store(false)
 	k.state.Store(queued)
@@ -105,6 +106,7 @@ func (s *Server) RemoveVolume(id [16]byte) error {
 	gone, grown := s.remap("")
 	s.mu.Unlock()
 	defer s.vacate(id)
+	u.leaveOthers()
 	s.settle(gone, grown)
 	u.close()
 	return nil
@@ -292,6 +294,9 @@ func shows(view map[string][]Mapping, id [16]byte) bool {
 func (s *Server) Close() {
 	s.mu.Lock()
 	ports := slices.Collect(maps.Keys(s.ports))
+	for _, u := range s.units {
+		u.leaveOthers()
+	}
 	s.mu.Unlock()
 	for _, p := range ports {
 		p.Close()

@@ -1,6 +1,7 @@
 package lun
 
 import (
+	"context"
 	"sync"
 
 	"steadfast/block"
@@ -20,9 +21,15 @@ type Metadata struct {
 // ports in the state standby, with the identity, the capacity and the
 // reservations that it has there, and learn where to go. Whatever would touch
 // the content fails with fault.Fenced; what would change the unit's state
-// (PERSISTENT RESERVE OUT, MODE SELECT) is answered as from a port in standby.
+// (PERSISTENT RESERVE OUT, MODE SELECT) is passed on to that node (PassOn), or
+// answered as from a port in standby.
 type Standby struct {
 	load func() ([]byte, error)
+	pass func(context.Context, Passed) (Answer, error)
+	// ctx ends when the unit has another volume, or goes: what was passed on is
+	// not waited for then.
+	ctx context.Context
+	end context.CancelFunc
 
 	mu       sync.Mutex
 	meta     Metadata
@@ -37,7 +44,9 @@ var _ Volume = (*Standby)(nil)
 // none; it is called for each command that tells of it. Without load such
 // commands are answered as from a port in standby.
 func NewStandby(m Metadata, load func() ([]byte, error)) *Standby {
-	return &Standby{load: load, meta: m, watchers: map[int]func(Event){}}
+	v := &Standby{load: load, meta: m, watchers: map[int]func(Event){}}
+	v.ctx, v.end = context.WithCancel(context.Background())
+	return v
 }
 
 // Update changes what the volume says of itself, all but its identity;
@@ -159,5 +168,13 @@ func (v *Standby) Watch(fn func(Event)) (stop func()) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		delete(v.watchers, n)
+	}
+}
+
+// leaveOthers gives up what was passed on to the node that serves the unit, and
+// is not answered yet: the unit goes.
+func (u *unit) leaveOthers() {
+	if v := u.standby(); v != nil {
+		v.end()
 	}
 }

@@ -25,6 +25,11 @@ type task struct {
 	state atomic.Uint32
 	// stop asks a running task to end early: nobody wants its result.
 	stop atomic.Bool
+	// answer is what the node that serves the unit gave to a task passed on to it.
+	answer *Answer
+	// late and known are of a task that another node passed on to this one.
+	late  func() bool
+	known []string
 
 	// Under unit.mu.
 	prev, next *task // in the unit's set, by arrival; nil when not in it
@@ -59,6 +64,17 @@ func (u *unit) insert(t *task) {
 	if t.barrier() {
 		u.set.barriers.Add(1)
 	}
+}
+
+// enter is insert, unless the unit is no more.
+func (u *unit) enter(t *task) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closed {
+		return false
+	}
+	u.insert(t)
+	return true
 }
 
 // remove takes t out of the set. Under mu.

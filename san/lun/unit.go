@@ -42,6 +42,7 @@ type unit struct {
 	// those are still to be told which are away.
 	greeting  attention
 	returning map[reserve.Nexus]attention
+	closed    bool // it is no unit any more, and takes no task
 }
 
 // vol returns the volume that the unit has now. What holds on to it may find it
@@ -161,6 +162,11 @@ func (u *unit) allow(i *itl) {
 func (u *unit) reset(by *port) bool {
 	u.abort(by, func(*task) bool { return true })
 	done := u.resetMode()
+	if !by.far { // who passed it on tells its own
+		u.persist.Lock()
+		u.tellAway(everyone(resetOccurred, reserve.Nexus{}))
+		u.persist.Unlock()
+	}
 	u.mu.Lock()
 	u.legacy = nil
 	u.refresh()
@@ -208,8 +214,13 @@ func (a aborting) cleared(by *port) {
 	}
 }
 
-// close ends the unit; its nexuses must be gone.
+// close ends the unit; its nexuses must be gone. It returns when nothing that
+// other nodes passed on is left.
 func (u *unit) close() {
+	u.mu.Lock()
+	u.closed = true
+	u.mu.Unlock()
+	u.abort(nil, func(*task) bool { return true })
 	u.persist.Lock()
 	defer u.persist.Unlock()
 	u.stopWatch()
@@ -238,8 +249,9 @@ func (u *unit) clearReservations() error {
 	u.pr = next
 	u.legacy = nil
 	u.refresh()
-	u.notify(told)
+	away := u.notify(told)
 	u.mu.Unlock()
+	u.tellAway(away)
 	attend(u.all(nil), reservationsPreempted)
 	return nil
 }

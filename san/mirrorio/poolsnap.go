@@ -85,7 +85,7 @@ func (s *PoolStore) steps(since mirror.Position, whole []uint32, has []Snapshot)
 	}
 	lacking := map[uint32][]held{}
 	for _, h := range all {
-		if h.within(has) {
+		if h.Within(has) {
 			continue
 		}
 		lacking[h.Volume] = append(lacking[h.Volume], h)
@@ -249,9 +249,11 @@ func (s *PoolStore) ReadPinned(volume uint32, p []byte, off int64) error {
 	return err
 }
 
-// Take implements Snapshots.
+// Take implements Snapshots. All of them are taken in one step of the pool.
 func (s *PoolStore) Take(list []Snapshot) error {
 	names := s.Volumes()
+	var others []store.SnapshotName
+	var lacking []store.NewSnapshot
 	for i := range list {
 		want := &list[i]
 		volume, there := names[want.Volume]
@@ -267,29 +269,51 @@ func (s *PoolStore) Take(list []Snapshot) error {
 			continue
 		}
 		if same >= 0 {
-			if err := s.pool.DeleteSnapshot(volume, want.Name); err != nil {
-				return err
-			}
+			others = append(others, store.SnapshotName{Volume: volume, Name: want.Name})
 		}
-		if _, err := s.pool.CreateSnapshotAs(volume, store.SnapshotSpec{Name: want.Name, Created: store.Instant(want.Moment), Size: want.Size}); err != nil {
-			return err
-		}
+		spec := store.SnapshotSpec{Name: want.Name, Created: store.Instant(want.Moment), Size: want.Size}
+		lacking = append(lacking, store.NewSnapshot{Volume: volume, SnapshotSpec: spec})
 	}
-	return nil
+	if err := s.pool.DeleteSnapshots(others...); err != nil {
+		return err
+	}
+	return s.pool.CreateSnapshots(lacking...)
 }
 
-// Prune implements Snapshots. One that is in use stays, and is the error.
+// Prune implements Snapshots. Those that were taken together go together. What is in
+// use stays, with the rest of its moment, and is the error.
 func (s *PoolStore) Prune(list []Snapshot) error {
 	all, err := s.held()
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, h := range all {
-		if h.within(list) {
-			continue
-		}
-		if err := s.pool.DeleteSnapshot(h.volume, h.Name); err != nil && !fault.Is(err, fault.NotFound) {
+	for len(all) > 0 {
+		var moment []store.SnapshotName
+		at, name := all[0].Moment, all[0].Name
+		all = slices.DeleteFunc(all, func(h held) bool {
+			if h.Moment != at || h.Name != name {
+				return false
+			}
+			if !h.Within(list) {
+				moment = append(moment, store.SnapshotName{Volume: h.volume, Name: name})
+			}
+			return true
+		})
+		errs = append(errs, s.dropAll(moment))
+	}
+	return errors.Join(errs...)
+}
+
+// dropAll deletes snapshots in one step; those whose volume has just gone are gone.
+func (s *PoolStore) dropAll(list []store.SnapshotName) error {
+	err := s.pool.DeleteSnapshots(list...)
+	if !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	var errs []error
+	for _, n := range list {
+		if err := s.pool.DeleteSnapshot(n.Volume, n.Name); !fault.Is(err, fault.NotFound) {
 			errs = append(errs, err)
 		}
 	}

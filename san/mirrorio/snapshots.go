@@ -34,8 +34,8 @@ func (s *Snapshot) is(o *Snapshot) bool {
 	return s.Volume == o.Volume && s.Name == o.Name && s.Moment == o.Moment
 }
 
-// within tells whether a snapshot is in a list.
-func (s *Snapshot) within(list []Snapshot) bool {
+// Within tells whether a snapshot is in a list.
+func (s *Snapshot) Within(list []Snapshot) bool {
 	return slices.ContainsFunc(list, func(o Snapshot) bool { return s.is(&o) })
 }
 
@@ -61,6 +61,11 @@ type Snapshots interface {
 	// Prune deletes what is not in the list.
 	Prune(list []Snapshot) error
 }
+
+// Losses is a Store that wants to know which of its snapshots a resync could not make
+// at the other node, since it cannot read them whole: once for each resync that ends
+// without them. It must not wait.
+type Losses interface{ Unreadable(s Snapshot) }
 
 // pinning orders what the core asked for: an Open that comes after its Shut does
 // nothing.
@@ -140,7 +145,12 @@ func (g *Group) loadList(op *mirror.Op) mirror.Applied {
 		list = listOf(slices.DeleteFunc(list.snapshots, func(s Snapshot) bool { return s.Moment != op.Moment }))
 	}
 	for _, s := range list.snapshots {
-		if s.Optional {
+		if !s.Optional {
+			continue
+		}
+		if l, ok := g.opt.Store.(Losses); ok {
+			l.Unreadable(s)
+		} else {
 			g.opt.Log.Warn("a snapshot cannot be read whole, and so the other node has none", slog.String("group", g.opt.Mirror.Agent.Group), slog.Int("volume", int(s.Volume)), slog.String("snapshot", s.Name))
 		}
 	}
@@ -186,7 +196,7 @@ func (g *Group) follow(op *mirror.Op, list []Snapshot) error {
 		return err
 	}
 	for _, s := range wanted {
-		if !s.Optional && !s.within(have) {
+		if !s.Optional && !s.Within(have) {
 			return fault.New(fault.Stale, "snapshot %q of volume %d is lacking still", s.Name, s.Volume)
 		}
 	}

@@ -8,6 +8,9 @@ import (
 	"steadfast/san/mirror"
 )
 
+// Clients of the pair's family: no SCSI, no sessions but a number. They put operations
+// to a node's mirror as the device server would, so that many a second can be had.
+
 // client asks for one operation at a time, of the node that it believes serves.
 // When an answer does not come it goes to the other node, or comes back to the
 // same one: in a new session, before which whatever is left of the old one has

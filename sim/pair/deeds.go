@@ -16,6 +16,11 @@ import (
 	"steadfast/san/store"
 )
 
+// What is held of the units' family, when all is over. A cell is a
+// sector, or a large piece that is written as one. Each is a register, as a block is in
+// judge.go; what is more here is what hosts know
+// besides answers: a function that ended a command, and a preemption that fenced a host.
+
 func seconds(t instant) string { return fmt.Sprintf("%.6f", time.Duration(t).Seconds()) }
 
 // bounds finds for each command until when it was done, if it was: a host that had
@@ -244,7 +249,9 @@ func (w *world) cuts() {
 	}
 }
 
-// cutAt holds that all that was answered before an instant is in a snapshot.
+// cutAt holds that all that was answered before an instant is in a snapshot. It is when
+// the newest write in the snapshot was asked for: the snapshot was taken after that, and
+// one that lacks what was there before is of two moments.
 func (w *world) cutAt(s *snapped, latest instant, has map[[2]int]value) {
 	if slices.ContainsFunc(w.revivals, func(t instant) bool { return t <= latest }) {
 		return // what was answered may be gone
@@ -332,8 +339,9 @@ func (w *world) same() {
 	w.wholeSnapshots(a)
 }
 
-// wholeSnapshots holds that a snapshot that was answered is one of each volume. Of
-// one that was not, a crash may have left a part.
+// wholeSnapshots holds that a snapshot is one of each volume or of none, whatever
+// crashed when it was taken, deleted or made by a resync; and that one is there when
+// that was answered.
 func (w *world) wholeSnapshots(p *pool) {
 	for _, s := range w.snapped {
 		there := 0
@@ -346,8 +354,8 @@ func (w *world) wholeSnapshots(p *pool) {
 		case there == dataVolumes || s.deleted && there == 0 || s.refused && there == 0:
 		case s.answered && !s.deleted && w.count.lies == 0 && !w.unreadable[value(momentOf(s.name))] && len(w.revivals) == 0:
 			w.fail("snapshot %s was taken, and %s has %d of its %d parts", s.name, memberOf(p.index), there, dataVolumes)
-		case there > 0:
-			w.count.halves++
+		case there > 0 && w.count.lies == 0 && !w.unreadable[value(momentOf(s.name))]:
+			w.fail("snapshot %s is on %s of %d of the %d volumes", s.name, memberOf(p.index), there, dataVolumes)
 		}
 	}
 }

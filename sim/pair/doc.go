@@ -38,4 +38,38 @@
 // before the state is kept; when the faults end, both nodes serve again, the copies
 // are equal, what one node could read is healed on the other, and every client gets
 // its answers.
+//
+// # A history
+//
+// world.history: the nodes start, clients begin to ask, some faults happen one after
+// the other, each with its end planned. Then it is calm: no new faults, and everything
+// has to come back by itself (calmDown), or that is the failure. Last the judges look
+// at what clients saw, and at what is on the disks.
+//
+// # When one fails
+//
+// go test ./sim/pair -run TestUnits -seed N prints the history whole; its last lines
+// are of the judge, and explain what it says by the operations that it is about. Fix it,
+// and put the seed with what it found into testdata/seeds.txt. A judge that never fails
+// judges nothing: TestMutants breaks one rule at a time, and each must be noticed.
+// Likewise coverage: what no history comes across is not tried.
+//
+// # What is forgiven
+//
+// After every node of the set had lost its memory at once (world.revivals), what no
+// flush had made stable may be gone, as of any disk with a cache. A drive that lies
+// (profile.lies) may lose what one node alone had. A snapshot that could not be read
+// whole when the other node was given it (world.unreadable) may be on one node only.
+// Nothing else is.
+//
+// # Where things are
+//
+//	world, run      virtual time, the network; profiles, faults, the end
+//	node            a member's lives: raft, mirror, and what joins them
+//	medium          what a node keeps its copy on:
+//	  store, disk, snapshots         a toy
+//	  pool, snapshots_pool           the real pool on a drive that fails
+//	client, judge   of the pair's family: what clients do, and what is held of it
+//	host, command, fence, deeds      likewise of the units'
+//	serve, unit, fiber               what node/ha and mirrorio are, as a model
 package pair

@@ -157,6 +157,10 @@ func (w *world) reservations() {
 	}
 }
 
+// The two judges below see a command as a stretch of time, from its call to the instant
+// by which it was done (bound), and say nothing where two of them overlap: then either
+// may have come first, and what follows may be right.
+
 // lost tells whether what was answered before from may be gone at some time up to
 // to: all nodes had lost what they had in memory.
 func (w *world) lost(from, to instant) bool {

@@ -8,6 +8,10 @@ import (
 	"steadfast/scsi"
 )
 
+// Hosts are the clients of the units' family. What they ask for is in command.go and
+// fence.go, and what is held of what they saw in deeds.go. They only know what an
+// initiator could: answers, sense data, resets, and what is in blocks.
+
 // host is an initiator. It logs in to the alias, wherever that is, and sends one
 // command at a time. When an answer does not come, or the connection is reset, it
 // logs in anew.

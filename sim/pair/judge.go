@@ -14,6 +14,12 @@ import (
 	"steadfast/san/mirror"
 )
 
+// What is held of the pair's family. Some of it at the moment that it happens (serves,
+// reads), the rest of what clients saw when all is over: porcupine looks for an order
+// of a block's operations in which each takes effect at some instant between its call
+// and its answer, and each read finds what was written last. Blocks are judged one by
+// one, for a history is linearizable if it is so for each object by itself.
+
 // decided notes what the quorum decided, once.
 func (w *world) decided(c quorum.Command, s *quorum.State, err error) {
 	if s.Index <= w.count.index {
@@ -102,7 +108,9 @@ type touch struct {
 	loss []value
 }
 
-// register is one block. A write without an answer was done or was not.
+// register is one block. A write without an answer was done or was not, and nobody
+// knows: so the model is one of sets of states. What was done after all must have been
+// so by the instant that linearizable has found for it, or it is a ghost.
 func register() porcupine.Model {
 	model := porcupine.NondeterministicModel{
 		Init: func() []any { return []any{value(0)} },
@@ -194,7 +202,7 @@ func (w *world) linearizable() {
 // survivors lists what a block may hold after the k-th time that every memory was
 // lost: what was written since the time before, unless it was overwritten by
 // something that a flush had made stable; and if nothing was, what it may have
-// held then.
+// held then. The register is told so, for nobody can say which of them it is.
 func (w *world) survivors(b uint64, k int) (out []value) {
 	after, t := instant(-1), w.revivals[k]
 	if k > 0 {
@@ -255,7 +263,9 @@ func (w *world) snapshot(name value, b uint64) (value, bool) {
 	return 0, false
 }
 
-// equal holds that both nodes have the same.
+// equal holds that both nodes have the same. It is not enough that clients see what
+// they should: what only differs on the copy that nobody reads is lost at the next
+// takeover.
 func (w *world) equal() {
 	a, b := w.nodes[0].toy, w.nodes[1].toy
 	for block := range w.cfg.blocks {

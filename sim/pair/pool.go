@@ -47,7 +47,8 @@ type pool struct {
 	volumes *mirrorio.PoolStore
 	kept    bool
 	views   map[string]*store.Volume // open for the judges
-	late    time.Duration
+	slow    time.Duration            // at most so long its answers wait
+	late    []string                 // snapshots that are to be deleted when nobody reads them
 	marks   []mark
 	scrubs  bool
 	spoilt  bool    // its map cannot be read
@@ -109,7 +110,7 @@ func (p *pool) grow() {
 
 // calm implements medium.
 func (p *pool) calm() {
-	p.late = 0
+	p.slow = 0
 	p.disk.SetSpace(-1)
 	p.disk.Planned()
 	p.power.Endless()
@@ -161,7 +162,7 @@ func (p *pool) begin(n *node) (kept mirror.Position, ok bool) {
 			}
 			continue
 		}
-		p.Pool, p.views = opened, nil
+		p.Pool, p.views, p.late = opened, nil, nil
 		if p.volumes, kept, err = mirrorio.OpenStore(opened, volumeNames); err != nil {
 			w.fail("%s cannot open its volumes: %v", memberOf(n.index), err)
 		}
@@ -200,7 +201,7 @@ func (p *pool) unopened(n *node, err error) (again bool) {
 
 // end implements medium.
 func (p *pool) end(power bool) {
-	p.late, p.fresh = 0, nil
+	p.slow, p.fresh = 0, nil
 	p.disk.Planned()
 	p.endNow(power)
 	if w := p.world; !w.calm && w.chance(0.1) { // and in the middle of the recovery
@@ -222,7 +223,7 @@ func (p *pool) breakNext() {
 	p.disk.Plan([]drivetest.Fault{drivetest.FailWrite, drivetest.FailFlush}[p.rand.IntN(2)], 1)
 }
 
-func (p *pool) slowDown(most time.Duration) { p.late = most }
+func (p *pool) slowDown(most time.Duration) { p.slow = most }
 
 // squeeze implements medium: the filesystem below has little left.
 func (p *pool) squeeze(on bool) {
@@ -240,8 +241,8 @@ func (p *pool) delay(flush bool) time.Duration {
 	if flush {
 		d += w.between(0, time.Millisecond)
 	}
-	if p.late > 0 {
-		d += w.between(0, p.late)
+	if p.slow > 0 {
+		d += w.between(0, p.slow)
 	}
 	return d
 }
@@ -409,14 +410,14 @@ func (p *pool) act(n *node, e mirror.Apply, c *mirrorio.Change) mirror.Applied {
 	switch {
 	case e.Op.Undo && verb == "take":
 		w.count.undone++
-		err = p.dropSnapshots(name)
+		err = p.dropSoon(name)
 	case e.Op.Undo:
 	case verb == "take" && !w.calm && !p.hasSnapshot(name) && w.chance(0.05):
 		err = fault.New(fault.Limit, "no more snapshots here") // for whatever reason
 	case verb == "take":
 		err = p.takeSnapshots(name)
 	default:
-		err = p.dropSnapshots(name)
+		err = p.dropSoon(name)
 	}
 	w.note("%s does %q, undo %t: %s", memberOf(p.index), c.Data, e.Op.Undo, short(err))
 	if !e.Op.Undo && refuses(err) {
@@ -429,25 +430,63 @@ func (p *pool) act(n *node, e mirror.Apply, c *mirrorio.Change) mirror.Applied {
 
 // takeSnapshots takes a snapshot of each data volume, or of none.
 func (p *pool) takeSnapshots(name string) error {
+	var list []store.NewSnapshot
 	for v := uint32(1); v <= dataVolumes; v++ {
-		if _, err := p.CreateSnapshotAs(volumeNames[v], store.SnapshotSpec{Name: name, Created: store.Instant(momentOf(name))}); err != nil && !fault.Is(err, fault.Exists) {
-			_ = p.dropSnapshots(name) // what cannot be given back is told by the next use
-			return err
+		if !slices.Contains(p.snapshots(volumeNames[v]), name) {
+			list = append(list, store.NewSnapshot{Volume: volumeNames[v], SnapshotSpec: store.SnapshotSpec{Name: name, Created: store.Instant(momentOf(name))}})
 		}
 	}
-	return nil
+	return p.CreateSnapshots(list...)
 }
 
+// dropSnapshots deletes a snapshot of each data volume that has it, or of none.
 func (p *pool) dropSnapshots(name string) error {
-	if p.volumes.Copying(volumeNames[1], name) || p.volumes.Copying(volumeNames[2], name) {
-		return fault.New(fault.Busy, "snapshot %s is being copied", name)
-	}
+	var list []store.SnapshotName
 	for v := uint32(1); v <= dataVolumes; v++ {
-		if err := p.DeleteSnapshot(volumeNames[v], name); err != nil && !fault.Is(err, fault.NotFound) {
-			return err
+		if slices.Contains(p.snapshots(volumeNames[v]), name) {
+			list = append(list, store.SnapshotName{Volume: volumeNames[v], Name: name})
 		}
 	}
-	return nil
+	return p.DeleteSnapshots(list...)
+}
+
+// dropSoon is dropSnapshots, now or when nobody reads it any more; see node/ha.
+func (p *pool) dropSoon(name string) error {
+	err := p.dropSnapshots(name)
+	if fault.Is(err, fault.Busy) {
+		p.world.count.inUse++
+		p.late = append(p.late, name)
+		return nil
+	}
+	return err
+}
+
+// dropLate deletes what could not be deleted before. The owner has the other node do so,
+// too: a resync may have given it that.
+func (p *pool) dropLate(n *node) {
+	list := p.late
+	p.late = nil
+	for _, name := range list {
+		switch err := p.dropSnapshots(name); {
+		case fault.Is(err, fault.Busy):
+			p.late = append(p.late, name)
+		case err == nil && n.service != nil && n.service.open:
+			p.world.barrier(n.service, "drop "+name, func(error) {})
+		}
+	}
+}
+
+// readSnapshot has somebody read a snapshot for a while, as a comparison does: it
+// cannot be deleted meanwhile.
+func (p *pool) readSnapshot(n *node) {
+	names := slices.DeleteFunc(p.snapshots(volumeNames[dataVolumes]), func(name string) bool { return name == keptName })
+	if len(names) == 0 {
+		return
+	}
+	v, err := p.OpenSnapshot(volumeNames[dataVolumes], names[p.rand.IntN(len(names))])
+	if err == nil {
+		n.later(p.world.between(10*time.Millisecond, 1500*time.Millisecond), func() { _ = v.Close() }) // of what only reads
+	}
 }
 
 func (p *pool) hasSnapshot(name string) bool {
@@ -510,7 +549,7 @@ func (p *pool) maintain(n *node) {
 	p.world.count.scrubs++
 	for _, bad := range st.Corrupt {
 		for number, name := range volumeNames {
-			if name == bad.Volume && n.up && !p.reads(number, bad.Offset) {
+			if name == bad.Volume && n.up {
 				n.step(mirror.Heal{What: mirror.Range{Volume: number, Block: uint64(bad.Offset / block.BlockSize), Count: 1}})
 			}
 		}
@@ -534,14 +573,6 @@ func (p *pool) look() {
 			p.fresh = append(p.fresh, b)
 		}
 	}
-}
-
-// reads tells whether a block of a volume can be read: what a scrub finds may be a
-// snapshot's, which stays as it is, and would take the place of others in the queue.
-func (p *pool) reads(number uint32, off int64) bool {
-	b := bufpool.Get(block.BlockSize)
-	defer bufpool.Put(b)
-	return p.volumes.Read(number, b, off) == nil
 }
 
 // rests notes that the pool had nothing to do: when it had nothing for a while, it

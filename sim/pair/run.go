@@ -68,7 +68,7 @@ type counts struct {
 	lockWaits, condWaits, states, served, reinstated, grants, logins  int
 	lunResets, attentions, conflicts, registered, reserved, preempted int
 	fencedOff, relied, locks, cutsJudged                              int
-	lone, unread, halves, blackouts, hopeless                         int // snapshots on one node, blocks that cannot be read on either, histories
+	lone, unread, inUse, blackouts, hopeless                          int // snapshots on one node, blocks that cannot be read on either, histories
 
 	snapshotCounts
 
@@ -106,6 +106,7 @@ func (c *counts) coverage() []counter {
 		{"power losses", &c.powerLosses, ofBoth},
 		{"both crashed", &c.bothDown, ofBoth},
 		{"both without power at once", &c.blackouts, ofUnits},
+		{"deletions of what is read", &c.inUse, ofUnits},
 		{"crashes during a resync", &c.duringResync, ofBoth},
 		{"crashes in the middle of a write to the drive", &c.torn, ofUnits},
 		{"crashes in the middle of a recovery", &c.tornOpen, ofUnits},

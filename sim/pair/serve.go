@@ -12,6 +12,11 @@ import (
 	"steadfast/scsi"
 )
 
+// The model of node/ha and san/target: what a node does when it comes to own the group
+// and when it gives it up, in their order. The real ones have threads, sockets and
+// addresses, which a seed cannot decide; the rules of theirs that are
+// relied on are broken one by one by mutants (mutants_test.go).
+
 // targetName is the group's target.
 const targetName = "iqn.2026-11.io.example:g"
 

@@ -10,6 +10,8 @@ import (
 	"steadfast/san/mirrorio"
 )
 
+// What mirrorio.Group does with a resync's snapshots, on the real PoolStore.
+
 // momentOf returns the moment of a snapshot that the administrator takes: the
 // number in its name, and 0 of anything else.
 func momentOf(name string) (at mirror.Moment) {
@@ -70,7 +72,7 @@ func (p *pool) followList(n *node, e mirror.Apply) mirror.Applied {
 		err = p.volumes.Take(list)
 	default:
 		if err = p.volumes.Prune(list); refuses(err) {
-			err = nil
+			err = p.pruneLate(list)
 		}
 	}
 	if err == nil && e.Op.Ends() {
@@ -85,14 +87,22 @@ func (p *pool) followList(n *node, e mirror.Apply) mirror.Applied {
 	return mirror.Applied{ID: e.ID, Position: p.volumes.Position(), Failed: p.failed(n, "follow the owner's snapshots", err)}
 }
 
+// pruneLate has what is in use be deleted later.
+func (p *pool) pruneLate(list []mirrorio.Snapshot) error {
+	have, err := p.volumes.Snapshots()
+	for i := range have {
+		if s := &have[i]; !s.Within(list) && !slices.Contains(p.late, s.Name) {
+			p.late = append(p.late, s.Name)
+		}
+	}
+	return err
+}
+
 // lacks is an error when one of the snapshots is not there.
 func (p *pool) lacks(list []mirrorio.Snapshot) error {
 	have, err := p.volumes.Snapshots()
 	for _, s := range list {
-		there := slices.ContainsFunc(have, func(o mirrorio.Snapshot) bool {
-			return s.Volume == o.Volume && s.Name == o.Name && s.Moment == o.Moment
-		})
-		if err == nil && !there && !s.Optional {
+		if err == nil && !s.Within(have) && !s.Optional {
 			p.world.count.lacking++
 			return fault.New(fault.Stale, "snapshot %s is lacking", s.Name)
 		}

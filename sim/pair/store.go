@@ -9,6 +9,10 @@ import (
 	"steadfast/san/mirror"
 )
 
+// A toy's content, and what is stable of it. What a store promises is all here: a loss of
+// power takes back any number of the newest versions of each block that no flush had
+// covered, and the kept position with them.
+
 // value is what a block holds: 0 at first, then what some write put there.
 type value uint64
 

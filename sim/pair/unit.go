@@ -12,6 +12,8 @@ import (
 	"steadfast/san/statevol"
 )
 
+// The volumes that device servers see: what mirrorio.Volume is, on fibers.
+
 // call is an operation that the device server waits for.
 type call struct {
 	fiber    *fiber

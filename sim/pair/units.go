@@ -87,6 +87,10 @@ func (p *pool) tend(n *node) {
 		p.lied++
 		p.disk.Plan([]drivetest.Fault{drivetest.LoseWrite, drivetest.MisdirectWrite}[p.rand.IntN(2)], 1+p.rand.IntN(4))
 	}
+	if !w.calm && w.chance(0.03) {
+		p.readSnapshot(n)
+	}
+	p.dropLate(n)
 	p.maintain(n)
 }
 
@@ -106,6 +110,11 @@ func (w *world) administer() {
 	}
 	if len(w.snapped) > 0 && w.chance(0.3) {
 		x := w.snapped[w.rand.IntN(len(w.snapped))]
+		for _, v := range volumeNames {
+			if n.pool().volumes.Copying(v, x.name) {
+				return // that is refused
+			}
+		}
 		x.deleted = true
 		w.barrier(s, "drop "+x.name, func(error) {})
 		return
@@ -168,7 +177,7 @@ func (w *world) hopeless() bool {
 }
 
 // scrubAll has both pools scrubbed, and what that finds healed, until there is
-// nothing left that can be: an entry asks for so many blocks at once only.
+// nothing left that can be. What is found may be a snapshot's, which stays as it is.
 func (w *world) scrubAll() {
 	for range 12 {
 		for _, n := range w.nodes[:2] {

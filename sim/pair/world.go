@@ -36,7 +36,9 @@ func (e *events) Pop() any {
 	return x
 }
 
-// world is one history.
+// world is one history. All that is random is drawn from rand, in the order in which it
+// happens: whoever ranges over a map on the way makes a seed mean another history each
+// time (TestSame).
 type world struct {
 	rand    *rand.Rand
 	now     instant
