@@ -1,0 +1,218 @@
+package virtio
+
+import (
+	"encoding/binary"
+
+	"steadfast/compute/device"
+	"steadfast/compute/memory"
+	"steadfast/fault"
+)
+
+// What a network device says and takes by Kind.
+const (
+	// NetFrame is, both ways, an Ethernet frame without its check sequence.
+	NetFrame uint8 = 1
+	// NetLink is an Input, the link's state: Status 1 up, 0 down.
+	NetLink uint8 = 2
+)
+
+// Features of a network device. 5.1.3.
+const (
+	netMTU      = 3
+	netMAC      = 5
+	netMrgRxbuf = 15
+	netStatus   = 16
+)
+
+const (
+	netReceive  = 0 // queues. 5.1.2
+	netTransmit = 1
+
+	netQueueMost  = 256
+	netHeader     = 12 // struct virtio_net_hdr with num_buffers, as VERSION_1 has it. 5.1.6
+	netFrameLeast = 14 // an Ethernet header
+	netConfigSize = 12
+	netLinkUp     = 1
+
+	// mtuDefault is Ethernet's; NetMTUMax makes frames that fit IPv4's length.
+	mtuDefault = 1500
+	// NetMTUMax is the greatest MTU that a network device can have.
+	NetMTUMax = 65520
+	netMTUMin = 68 // 5.1.4.1
+)
+
+// NetOptions say what a network device is made as.
+type NetOptions struct {
+	MAC [6]byte
+	MTU uint16 // bytes of a frame's payload; 0 for Ethernet's 1500
+}
+
+// NetCounters are frames that a network device did not pass on.
+type NetCounters struct {
+	ReceiveDropped  uint64 // no room in the driver's buffers, no driver, no link, or no size of a frame
+	TransmitDropped uint64 // no link, no size of a frame, or an offload that was not offered
+}
+
+// Net is a network card with a pair of queues and no offloads. 5.1.
+type Net struct {
+	transport
+	o       NetOptions
+	down    bool
+	dropped NetCounters
+}
+
+// NewNet makes up a network card, its link up.
+func NewNet(board device.Board, ram *memory.RAM, o NetOptions) (*Net, error) {
+	if o.MTU == 0 {
+		o.MTU = mtuDefault
+	}
+	if o.MTU < netMTUMin || o.MTU > NetMTUMax || o.MAC[0]&1 != 0 {
+		return nil, fault.New(fault.Invalid, "a network card with address %x and MTU %d: it must be a station's address, and the MTU %d to %d",
+			o.MAC, o.MTU, netMTUMin, NetMTUMax)
+	}
+	n := &Net{o: o}
+	n.begin(n, board, ram, 1, 1<<netMTU|1<<netMAC|1<<netMrgRxbuf|1<<netStatus, netQueueMost, netQueueMost)
+	return n, nil
+}
+
+// Counters returns what was dropped since the device was made up.
+func (n *Net) Counters() NetCounters { return n.dropped }
+
+// config is 5.1.4.
+func (n *Net) config() []byte {
+	c := make([]byte, netConfigSize)
+	copy(c, n.o.MAC[:])
+	if !n.down {
+		binary.LittleEndian.PutUint16(c[6:], netLinkUp)
+	}
+	binary.LittleEndian.PutUint16(c[10:], n.o.MTU)
+	return c
+}
+
+func (n *Net) configure(int, []byte) {}
+
+// work sends what there is to send. Buffers for receiving wait for a frame.
+func (n *Net) work(i int) {
+	q := &n.queues[i]
+	if i == netReceive {
+		return
+	}
+	for left := n.available(q); left > 0; left-- {
+		c, ok := n.take(q)
+		if !ok {
+			return
+		}
+		if c.from.length() < netHeader {
+			n.fail()
+			return
+		}
+		n.send(c)
+		n.put(q, c.head, 0)
+	}
+	n.settle(q)
+}
+
+// fits tells whether a frame of so many bytes may pass. One VLAN tag may be in it.
+func (n *Net) fits(size uint64) bool {
+	return size >= netFrameLeast && size <= uint64(n.o.MTU)+netFrameLeast+4
+}
+
+// send passes a frame on. The header has nothing to say: no offload is offered, so a
+// frame that asks for one cannot be done right.
+func (n *Net) send(c chain) {
+	size := c.from.length() - netHeader
+	var h [netHeader]byte
+	n.gather(h[:], c.from, 0)
+	const needsChecksum = 1
+	if n.down || !n.fits(size) || h[0]&needsChecksum != 0 || h[1] != 0 {
+		n.dropped.TransmitDropped++
+		return
+	}
+	frame := make([]byte, size)
+	n.gather(frame, c.from, netHeader)
+	n.board.Emit(device.Output{Kind: NetFrame, Data: frame})
+}
+
+// Deliver takes a frame, or the link's state.
+func (n *Net) Deliver(in *device.Input) {
+	switch in.Kind {
+	case NetFrame:
+		if !n.receive(in.Data) {
+			n.dropped.ReceiveDropped++
+		}
+	case NetLink:
+		if down := in.Status == 0; down != n.down {
+			n.down = down
+			n.changed()
+		}
+	}
+}
+
+// receive places a frame behind its header, in one buffer, or in several when that is
+// negotiated (5.1.6.3.1). When they do not hold it they stay for the next frame.
+func (n *Net) receive(frame []byte) bool {
+	q := &n.queues[netReceive]
+	if n.down || !n.fits(uint64(len(frame))) || !n.running() || !q.ready {
+		return false
+	}
+	packet := make([]byte, netHeader, netHeader+len(frame))
+	packet = append(packet, frame...)
+	last := q.last
+	buffers, ok := n.buffers(q, uint64(len(packet)))
+	if !ok {
+		q.last = last
+		return false
+	}
+	binary.LittleEndian.PutUint16(packet[10:], uint16(len(buffers)))
+	for _, c := range buffers {
+		size := min(c.into.length(), uint64(len(packet)))
+		n.scatter(c.into, 0, packet[:size])
+		n.put(q, c.head, uint32(size))
+		packet = packet[size:]
+	}
+	n.settle(q)
+	return true
+}
+
+// buffers takes as many chains as hold so many bytes.
+func (n *Net) buffers(q *queue, size uint64) ([]chain, bool) {
+	var all []chain
+	for left := n.available(q); left > 0; left-- {
+		c, ok := n.take(q)
+		if !ok {
+			return nil, false
+		}
+		room := c.into.length()
+		if room < netHeader || len(c.from) > 0 {
+			n.fail()
+			return nil, false
+		}
+		if room >= size {
+			return append(all, c), true
+		}
+		if !n.has(netMrgRxbuf) {
+			return nil, false
+		}
+		size -= room
+		c.into = append(vector(nil), c.into...) // the next take is over it
+		all = append(all, c)
+	}
+	return nil, false
+}
+
+// forget: nothing is in flight.
+func (n *Net) forget(int) {}
+
+func (n *Net) renew() {}
+
+func (n *Net) save(e *device.Encoder) {
+	e.Bool(n.down)
+	e.U64(n.dropped.ReceiveDropped)
+	e.U64(n.dropped.TransmitDropped)
+}
+
+func (n *Net) restore(d *device.Decoder) {
+	n.down = d.Bool()
+	n.dropped.ReceiveDropped = d.U64()
+	n.dropped.TransmitDropped = d.U64()
+}
