@@ -14,7 +14,7 @@ FUZZTIME ?= 30s
 SEEDS    ?= 500
 
 .DEFAULT_GOAL := help
-.PHONY: help build up test check format lint sim e2e e2e-guest conformance bench scale fuzz generate clean
+.PHONY: help build up test check format lint sim e2e e2e-guest conformance isa-check bench scale fuzz generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ e2e-guest: build ## SLOW (minutes): the Linux kernel initiator in an emulated gu
 conformance: build ## every suite of iscsi-test-cu, four ways and read-only, and on a pair's paths; PEER=tgt judges tgt instead
 	@test/need conformance $(if $(PEER),peer) || true
 	@$(GO) run ./test/conformance $(if $(PEER),-peer $(PEER)) $(if $(SUITES),-suites $(SUITES))
+
+isa-check: ## the processor against QEMU: random programs, all registers after each instruction; N (a million), SEED
+	@test/need isa || true
+	@$(GO) run ./test/isa -n $(or $(N),1000000) -seed $(or $(SEED),1)
 
 bench: build ## SLOW (13 minutes), root: speed against tgt in the same run; BENCH_SECONDS, BENCH_ROUNDS, BENCH_ROWS
 	@test/need bench || true
