@@ -100,7 +100,7 @@ look.`,
 		a.nodeCommand(), a.upCommand(), a.statusCommand(), a.eventsCommand(), a.versionCommand(),
 		a.poolCommand(), a.driveCommand(), a.volumeCommand(), a.snapshotCommand(),
 		a.targetCommand(), a.initiatorCommand(), a.sessionCommand(),
-		a.clusterCommand(), a.groupCommand(), a.witnessCommand(), a.guardCommand(), a.demoCommand(),
+		a.clusterCommand(), a.groupCommand(), a.witnessCommand(), a.guardCommand(), a.demoCommand(), a.imageCommand(),
 	)
 	return root
 }
