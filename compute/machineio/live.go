@@ -1,0 +1,454 @@
+// Package machineio runs a machine that lives now: it keeps its time with the host's,
+// gives it what disks, networks, people and the host's randomness say, and logs that.
+//
+//	disks, networks, console ---> queue ---> [ loop: the machine ] ---> disks, networks, console
+//	                                              |
+//	                                             log
+//
+// One goroutine, the loop, owns the machine. An input gets the machine's count when the
+// loop takes it from the queue, is logged, and then delivered: what is in the log is
+// all that the machine is not a function of.
+//
+// The queue is bounded by what it holds: requests in flight of disks by their queues,
+// frames by framesMax (more are dropped, as a network does), what is typed by typedMax.
+// A guest that writes more on its serial port than is read has to wait, and its clock
+// falls behind meanwhile.
+package machineio
+
+import (
+	"context"
+	"crypto/rand"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"steadfast/block"
+	"steadfast/compute/device"
+	"steadfast/compute/devices"
+	"steadfast/compute/machine"
+	"steadfast/compute/virtio"
+	"steadfast/fault"
+)
+
+// Wire is the network that a card is on.
+type Wire interface {
+	// Send takes a frame that the guest sends. It must not wait; it may drop it.
+	Send(frame []byte)
+}
+
+// Options are what a machine lives with. Disks and Wires are those of its Config, in
+// order; a wire may be nil.
+type Options struct {
+	Disks []block.Device
+	Wires []Wire
+	// Serial gets what the guest writes to the serial port. While a Write waits, the
+	// guest has to wait, too, and everything else goes on. Once one fails, what follows
+	// is lost.
+	Serial io.Writer
+	// Log, if any, gets every input. It was begun at the machine's count.
+	Log *machine.LogWriter
+	// HashEvery has the machine's digest logged each time so many instructions have
+	// passed; 0: never.
+	HashEvery uint64
+	Logger    *slog.Logger
+}
+
+// Bounds of what waits for the loop.
+const (
+	framesMax = 1024
+	typedMax  = 64 << 10
+	// flushEvery is how long an entry of the log may wait in memory, in nanoseconds: what a
+	// recorder that is killed loses at most.
+	flushEvery = 1_000_000_000
+)
+
+// Live is a machine that lives now.
+type Live struct {
+	m   *machine.Machine
+	opt Options
+
+	mu     sync.Mutex
+	queue  []device.Input
+	calls  []func()
+	frames int // in the queue
+	typed  int
+	ended  bool
+
+	bell  chan struct{} // something is in the queue
+	tasks sync.WaitGroup
+
+	// Of the loop.
+	pacer    *machine.Pacer
+	executed uint64 // at the last synchronisation
+	hashAt   uint64
+	flushed  uint64 // bootTime when the log was last handed to its file
+	serial   *serial
+	counters Counters
+}
+
+// Counters are what a machine has done in this life.
+type Counters struct {
+	Inputs, Outputs uint64
+	Syncs           uint64 // changes of the clock's rate
+	LogBytes        int64
+	Lag             time.Duration // that the guest's clock is behind by stalls
+}
+
+// New makes a life for a machine. Run lives it.
+func New(m *machine.Machine, o Options) (*Live, error) {
+	cfg := m.Config()
+	if len(o.Disks) != len(cfg.Disks) || len(o.Wires) != len(cfg.Nets) {
+		return nil, fault.New(fault.Invalid, "a machine of %d disks and %d network cards was given %d and %d", len(cfg.Disks), len(cfg.Nets), len(o.Disks), len(o.Wires))
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Serial == nil {
+		o.Serial = io.Discard
+	}
+	return &Live{m: m, opt: o, bell: make(chan struct{}, 1)}, nil
+}
+
+// bootTime is CLOCK_BOOTTIME in nanoseconds.
+func bootTime() uint64 {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) != nil {
+		return uint64(time.Now().UnixNano()) // no Linux that this runs on
+	}
+	return uint64(t.Nano())
+}
+
+// put queues an input for the loop.
+func (l *Live) put(in device.Input) {
+	l.mu.Lock()
+	if !l.ended {
+		l.queue = append(l.queue, in)
+	}
+	l.mu.Unlock()
+	l.ring()
+}
+
+func (l *Live) ring() {
+	select {
+	case l.bell <- struct{}{}:
+	default:
+	}
+}
+
+// Frame gives a network card a frame from its wire. It does not wait: when too many wait
+// for the machine, the frame is dropped, and false returned. The frame is the machine's.
+func (l *Live) Frame(card int, frame []byte) bool {
+	l.mu.Lock()
+	ok := l.frames < framesMax && !l.ended
+	if ok {
+		l.frames++
+		l.queue = append(l.queue, device.Input{Port: l.m.NetPort(card), Kind: virtio.NetFrame, Data: frame})
+	}
+	l.mu.Unlock()
+	l.ring()
+	return ok
+}
+
+// Type types on the serial port, and returns how many bytes there was room for.
+func (l *Live) Type(p []byte) int {
+	l.mu.Lock()
+	n := min(len(p), typedMax-l.typed)
+	if n > 0 && !l.ended {
+		l.typed += n
+		l.queue = append(l.queue, device.Input{Port: machine.PortSerial, Kind: devices.UARTData, Data: append([]byte(nil), p[:n]...)})
+	}
+	l.mu.Unlock()
+	l.ring()
+	return n
+}
+
+// PressPower presses the power button.
+func (l *Live) PressPower() { l.put(device.Input{Port: l.m.ButtonPort(), Kind: virtio.ButtonPress}) }
+
+// Call has the loop call do between two instructions, at a count for which nothing was
+// delivered yet; do may look at the machine and save it, and change nothing. It returns when that is
+// done, or the life has ended: false.
+func (l *Live) Call(do func(m *machine.Machine)) bool {
+	done := make(chan struct{})
+	l.mu.Lock()
+	if l.ended {
+		l.mu.Unlock()
+		return false
+	}
+	l.calls = append(l.calls, func() { defer close(done); do(l.m) })
+	l.mu.Unlock()
+	l.ring()
+	<-done
+	return true
+}
+
+// Counters returns what was counted so far.
+func (l *Live) Counters() (c Counters) {
+	if !l.Call(func(*machine.Machine) { c = l.counted() }) {
+		c = l.counted()
+	}
+	return c
+}
+
+func (l *Live) counted() Counters {
+	c := l.counters
+	c.Lag = time.Duration(l.pacer.Lag())
+	if l.opt.Log != nil {
+		c.LogBytes = l.opt.Log.Bytes
+	}
+	return c
+}
+
+// Run lives until the guest ends its machine, or ctx ends, and returns how it ended; the
+// machine is Running when ctx ended. What it had asked of the world is waited for, and that what
+// it has said on its serial port was read, until ctx ends. Fails when the log cannot be written: the
+// machine must not go on then.
+func (l *Live) Run(ctx context.Context) (end machine.End, err error) {
+	defer context.AfterFunc(ctx, l.ring)()
+	l.pacer = machine.NewPacer(bootTime(), l.m.Now(), l.rate())
+	l.executed = l.m.Count() - l.m.Idled()
+	l.hashAt = l.m.Count() + l.opt.HashEvery
+	l.serial = newSerial(l.opt.Serial, l.ring)
+	for _, out := range l.m.Pending() {
+		l.dispatch(out)
+	}
+	err = l.loop(ctx)
+	l.finish()
+	if e := l.serial.end(ctx); e != nil {
+		l.opt.Logger.Debug("the serial port's output is lost", slog.Any("error", e))
+	}
+	l.tasks.Wait()
+	if l.opt.Log != nil {
+		if e := l.opt.Log.End(l.m.Count()); err == nil {
+			err = e
+		}
+	}
+	return l.m.End(), err
+}
+
+func (l *Live) rate() uint64 {
+	c := l.m.Clock()
+	return c.Rate()
+}
+
+// finish lets nobody in any more.
+func (l *Live) finish() {
+	l.mu.Lock()
+	l.ended = true
+	calls := l.calls
+	l.calls, l.queue = nil, nil
+	l.mu.Unlock()
+	for _, c := range calls {
+		c()
+	}
+}
+
+// Of the loop's turns, in nanoseconds.
+const (
+	turnNS  = 100_000   // of executing, between looks at the queue
+	aheadNS = 2_000_000 // that the guest may be ahead of its line
+	waitNS  = 1_000_000_000
+)
+
+func (l *Live) loop(ctx context.Context) error {
+	idle := false
+	for ctx.Err() == nil {
+		if err := l.deliverAll(); err != nil {
+			return err
+		}
+		now := bootTime()
+		if err := l.sync(now); err != nil {
+			return err
+		}
+		guest, target := l.m.Now(), l.pacer.Target(now)
+		var stop machine.Stop
+		switch {
+		case l.serial.full():
+			l.wait(waitNS)
+			continue
+		case idle:
+			wake, _ := l.wake()
+			if target < wake && !l.wait(wake-target) {
+				// Nothing came: it may have slept for long, with no end to wait for.
+				target = l.pacer.Target(bootTime())
+			} else {
+				target = l.pacer.Target(bootTime())
+			}
+			clock := l.m.Clock()
+			stop = l.m.Run(max(clock.CountOf(target), l.m.Count()))
+		case guest > target+aheadNS:
+			l.wait(guest - target)
+			continue
+		default:
+			stop = l.m.RunBusy(l.m.Count() + l.turn())
+			l.pacer.Executed(bootTime() - now)
+		}
+		for _, out := range l.m.Outputs() {
+			l.counters.Outputs++
+			l.dispatch(out)
+		}
+		if stop == machine.StopEnded {
+			return nil
+		}
+		idle = stop == machine.StopIdle
+	}
+	return nil
+}
+
+// turn is how many instructions a turn of executing has.
+func (l *Live) turn() uint64 {
+	n := uint64(turnNS) << 32 / l.rate()
+	if l.opt.HashEvery > 0 && l.hashAt > l.m.Count() {
+		n = min(n, l.hashAt-l.m.Count())
+	}
+	return max(n, 1000)
+}
+
+// wake is the guest's time at which it goes on by itself.
+func (l *Live) wake() (ns uint64, ok bool) {
+	at := l.m.WakeAt()
+	clock := l.m.Clock()
+	if ns = clock.Now(at); at == 1<<64-1 {
+		return l.m.Now() + waitNS, false
+	}
+	return ns, true
+}
+
+// wait waits for something in the queue, for at most so long, and tells whether it came.
+func (l *Live) wait(ns uint64) bool {
+	t := time.NewTimer(time.Duration(min(ns, waitNS)))
+	defer t.Stop()
+	select {
+	case <-l.bell:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// sync keeps the guest's time.
+func (l *Live) sync(now uint64) error {
+	if l.opt.Log != nil && now-l.flushed >= flushEvery {
+		l.flushed = now
+		if err := l.opt.Log.Flush(); err != nil {
+			return err
+		}
+	}
+	if !l.pacer.Due(now) {
+		return nil
+	}
+	executed := l.m.Count() - l.m.Idled()
+	rate, change := l.pacer.Sync(now, l.m.Now(), executed-l.executed)
+	l.executed = executed
+	if !change {
+		return nil
+	}
+	l.counters.Syncs++
+	return l.deliver(&device.Input{Port: machine.PortMachine, Kind: machine.ClockRate, ID: rate})
+}
+
+// deliverAll takes what is in the queue.
+func (l *Live) deliverAll() error {
+	l.mu.Lock()
+	queue, calls := l.queue, l.calls
+	l.queue, l.calls, l.frames, l.typed = nil, nil, 0, 0
+	l.mu.Unlock()
+	if len(calls) > 0 {
+		// Nothing may have been delivered for the count that a call sees.
+		l.m.Run(l.m.Count() + 1)
+		for _, c := range calls {
+			c()
+		}
+		if l.m.End() != machine.Running {
+			return nil // by that instruction: nothing may come after it
+		}
+	}
+	if l.opt.HashEvery > 0 && l.m.Count() >= l.hashAt && l.opt.Log != nil {
+		l.hashAt = l.m.Count() + l.opt.HashEvery
+		if err := l.opt.Log.Hash(l.m.Count(), l.m.Hash()); err != nil {
+			return err
+		}
+	}
+	for i := range queue {
+		if err := l.deliver(&queue[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deliver logs an input, and then delivers it.
+func (l *Live) deliver(in *device.Input) error {
+	in.At = l.m.Count()
+	l.counters.Inputs++
+	if l.opt.Log != nil {
+		if err := l.opt.Log.Input(in); err != nil {
+			return err
+		}
+	}
+	return l.m.Deliver(in)
+}
+
+// dispatch does in the world what the machine has asked for.
+func (l *Live) dispatch(out device.Output) {
+	m := l.m
+	cfg := m.Config()
+	switch {
+	case out.Port == machine.PortSerial:
+		l.serial.put(out.Data)
+	case out.Port < m.NetPort(0):
+		i := int(out.Port - m.DiskPort(0))
+		l.tasks.Go(func() { l.put(l.request(l.opt.Disks[i], out)) })
+	case out.Port < m.NetPort(len(cfg.Nets)):
+		if w := l.opt.Wires[int(out.Port-m.NetPort(0))]; w != nil {
+			w.Send(out.Data)
+		}
+	case out.Port == m.EntropyPort():
+		p := make([]byte, min(out.Length, virtio.EntropyMax))
+		_, _ = rand.Read(p) // never fails
+		l.put(device.Input{Port: out.Port, Kind: virtio.EntropyAnswer, ID: out.ID, Data: p})
+	}
+}
+
+// request does a disk's request.
+func (l *Live) request(d block.Device, out device.Output) device.Input {
+	in := device.Input{Port: out.Port, Kind: virtio.BlockDone, ID: out.ID, Status: virtio.BlockOK}
+	var flags block.Flags
+	if out.Kind&virtio.BlockStable != 0 {
+		flags = block.FUA
+	}
+	var err error
+	switch out.Kind &^ (virtio.BlockStable | virtio.BlockUnmap) {
+	case virtio.BlockRead:
+		in.Data = make([]byte, out.Length)
+		err = d.ReadAt(in.Data, out.Offset)
+	case virtio.BlockWrite:
+		err = d.WriteAt(out.Data, out.Offset, flags)
+	case virtio.BlockFlush:
+		err = d.Flush()
+	case virtio.BlockDiscard:
+		err = d.Trim(out.Offset, out.Length)
+	case virtio.BlockZero:
+		err = d.Zero(out.Offset, out.Length, flags)
+	default:
+		in.Status = virtio.BlockUnsupported
+	}
+	if err != nil {
+		l.opt.Logger.Error("a disk's request failed", slog.Int("port", int(out.Port)), slog.Int("kind", int(out.Kind)), slog.Int64("offset", out.Offset), slog.Int64("length", out.Length), slog.Any("error", err))
+		in.Status, in.Data = virtio.BlockError, nil
+	}
+	return in
+}
+
+// seedBytes is the size of a Seed.
+const seedBytes = 64
+
+// Seed returns fresh randomness for a machine's Config.
+func Seed() []byte {
+	p := make([]byte, seedBytes)
+	_, _ = rand.Read(p) // never fails
+	return p
+}
