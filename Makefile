@@ -14,7 +14,7 @@ FUZZTIME ?= 30s
 SEEDS    ?= 500
 
 .DEFAULT_GOAL := help
-.PHONY: help build up test check format lint sim e2e e2e-guest conformance isa-check bench scale fuzz generate clean
+.PHONY: help build up test check format lint sim e2e e2e-guest conformance isa-check machine-check bench scale fuzz generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ conformance: build ## every suite of iscsi-test-cu, four ways and read-only, and
 isa-check: ## the processor against QEMU: random programs, all registers after each instruction; N (a million), SEED
 	@test/need isa || true
 	@$(GO) run ./test/isa -n $(or $(N),1000000) -seed $(or $(SEED),1)
+
+machine-check: ## SLOW (minutes): a Debian guest at work is recorded and lived again from its log, in several ways; SEED, STOPS, LEAK=clock|map
+	@test/need image || true
+	@$(GO) run ./test/machine -stops $(or $(STOPS),1000) $(if $(SEED),-seed $(SEED)) $(if $(LEAK),-leak $(LEAK))
 
 bench: build ## SLOW (13 minutes), root: speed against tgt in the same run; BENCH_SECONDS, BENCH_ROUNDS, BENCH_ROWS
 	@test/need bench || true
