@@ -29,6 +29,8 @@ const (
 	SyncEvery = 4_000_000
 	// StallMin is how far behind the line a guest is that was not executed.
 	StallMin = 10_000_000
+	// littleNS is how far off the line the guest may be before that is made good.
+	littleNS = 500_000
 	// rateSlack is how much the rate may be off before it is set anew: one in so many.
 	rateSlack = 64
 )
@@ -73,10 +75,12 @@ func (p *Pacer) Sync(host, guest, executed uint64) (rate uint64, change bool) {
 	}
 	// On the line stands target; what the guest is off is made good in one interval, in
 	// which it goes at least at a quarter of the host's pace and at most at four times.
+	// A little is left alone: it would be a record in the log each time.
 	want := uint64(SyncEvery)
-	if target >= guest {
+	switch {
+	case target > guest+littleNS:
 		want = min(want+(target-guest), 4*SyncEvery)
-	} else {
+	case guest > target+littleNS:
 		want = max(want-min(guest-target, want), SyncEvery/4)
 	}
 	p.host, p.guest, p.busy = host, target, 0

@@ -20,6 +20,7 @@ import (
 	"crypto/rand"
 	"io"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -270,15 +271,12 @@ func (l *Live) loop(ctx context.Context) error {
 			l.wait(waitNS)
 			continue
 		case idle:
-			wake, _ := l.wake()
-			if target < wake && !l.wait(wake-target) {
-				// Nothing came: it may have slept for long, with no end to wait for.
-				target = l.pacer.Target(bootTime())
-			} else {
-				target = l.pacer.Target(bootTime())
+			if wake := l.wake(); target < wake {
+				l.wait(wake - target)
 			}
+			// Time has passed: as much as has, or up to what woke it.
 			clock := l.m.Clock()
-			stop = l.m.Run(max(clock.CountOf(target), l.m.Count()))
+			stop = l.m.Run(max(clock.CountOf(l.pacer.Target(bootTime())), l.m.Count()))
 		case guest > target+aheadNS:
 			l.wait(guest - target)
 			continue
@@ -307,25 +305,24 @@ func (l *Live) turn() uint64 {
 	return max(n, 1000)
 }
 
-// wake is the guest's time at which it goes on by itself.
-func (l *Live) wake() (ns uint64, ok bool) {
+// wake is the guest's time at which a machine that waits goes on by itself, or is to be
+// looked at.
+func (l *Live) wake() (ns uint64) {
 	at := l.m.WakeAt()
-	clock := l.m.Clock()
-	if ns = clock.Now(at); at == 1<<64-1 {
-		return l.m.Now() + waitNS, false
+	if at == math.MaxUint64 {
+		return l.m.Now() + waitNS
 	}
-	return ns, true
+	clock := l.m.Clock()
+	return clock.Now(at)
 }
 
-// wait waits for something in the queue, for at most so long, and tells whether it came.
-func (l *Live) wait(ns uint64) bool {
+// wait waits for something in the queue, for at most so long.
+func (l *Live) wait(ns uint64) {
 	t := time.NewTimer(time.Duration(min(ns, waitNS)))
 	defer t.Stop()
 	select {
 	case <-l.bell:
-		return true
 	case <-t.C:
-		return false
 	}
 }
 
