@@ -93,7 +93,11 @@ func record(t testing.TB, seed uint64, turns int) *life {
 // and says the same, whether it begins at the beginning or at any state that was saved,
 // and however the way there is cut.
 func TestReplay(t *testing.T) {
-	for seed := range uint64(4) {
+	seeds := uint64(4)
+	if testing.Short() {
+		seeds = 1
+	}
+	for seed := range seeds {
 		l := record(t, seed, 60)
 		if len(l.hashes) < 10 || len(l.states) < 3 || len(l.out) < 10 {
 			t.Fatalf("%d digests, %d states, %d outputs", len(l.hashes), len(l.states), len(l.out))
