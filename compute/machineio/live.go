@@ -92,10 +92,11 @@ type Live struct {
 
 // Counters are what a machine has done in this life.
 type Counters struct {
-	Inputs, Outputs uint64
-	Syncs           uint64 // changes of the clock's rate
-	LogBytes        int64
-	Lag             time.Duration // that the guest's clock is behind by stalls
+	Inputs   uint64        `json:"inputs"`
+	Outputs  uint64        `json:"outputs"`
+	Syncs    uint64        `json:"syncs"` // changes of the clock's rate
+	LogBytes int64         `json:"log_bytes"`
+	Lag      time.Duration `json:"lag_ns"` // that the guest's clock is behind by stalls
 }
 
 // New makes a life for a machine. Run lives it.
@@ -271,12 +272,15 @@ func (l *Live) loop(ctx context.Context) error {
 			l.wait(waitNS)
 			continue
 		case idle:
-			if wake := l.wake(); target < wake {
+			wake := l.wake()
+			if target < wake {
 				l.wait(wake - target)
 			}
-			// Time has passed: as much as has, or up to what woke it.
+			// Time has passed: as much as has, or up to what woke it. What is far beyond that
+			// nobody was there for: the pacer takes it for a stall.
 			clock := l.m.Clock()
-			stop = l.m.Run(max(clock.CountOf(l.pacer.Target(bootTime())), l.m.Count()))
+			to := min(l.pacer.Target(bootTime()), wake+machine.StallMin)
+			stop = l.m.Run(max(clock.CountOf(to), l.m.Count()))
 		case guest > target+aheadNS:
 			l.wait(guest - target)
 			continue

@@ -1,0 +1,361 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"steadfast/block"
+	"steadfast/compute/filedisk"
+	"steadfast/compute/machine"
+	"steadfast/compute/machineio"
+	"steadfast/fault"
+)
+
+// Command is the hidden command under which the binary is the process of a machine.
+const Command = "vmm"
+
+// lastPatience is how long a process whose parent has gone waits for its machine's end:
+// the log is to be whole if it can be.
+const lastPatience = 3 * time.Second
+
+// frameMax is the longest frame, in bytes.
+const frameMax = 64<<10 + 64
+
+// child is the process of a machine.
+type child struct {
+	c   control
+	log *slog.Logger
+
+	turn sync.Mutex // is held while a request is done and answered
+	mu   sync.Mutex // orders replies
+	live *machineio.Live
+	stop context.CancelFunc
+	// machine is the loop's while it lives, and anybody's once ended is closed.
+	machine *machine.Machine
+	dropped atomic.Uint64
+	ended   chan struct{}
+}
+
+// Run is the process of a machine: the hidden command. It returns when the machine has
+// ended, and the parent was told or has gone. What it prints goes to stderr.
+func Run(stderr io.Writer) error {
+	if err := confine(); err != nil {
+		return err
+	}
+	if err := unix.SetNonblock(controlFD, true); err != nil {
+		return fault.Wrap(fault.Invalid, err, "no control socket: a machine's process is started by its parent")
+	}
+	c := &child{
+		c: control{os.NewFile(controlFD, "control")}, ended: make(chan struct{}),
+		log: slog.New(slog.NewTextHandler(stderr, nil)),
+	}
+	parent := make(chan error, 1)
+	go func() { parent <- c.serve() }()
+	select {
+	case err := <-parent:
+		if c.stop == nil {
+			return err
+		}
+		c.stop()
+		select {
+		case <-c.ended:
+		case <-time.After(lastPatience):
+		}
+		return err
+	case <-c.ended:
+		c.turn.Lock() // who has asked is answered
+		return nil
+	}
+}
+
+// serve answers the parent until it has gone: nil.
+func (c *child) serve() error {
+	for {
+		req, files, err := c.c.receive()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if fault.Is(err, fault.Failed) {
+			return err
+		}
+		if err := c.answer(&req, files, err); err != nil {
+			return err
+		}
+	}
+}
+
+// answer does what a request asks for, unless it was received with an error, and answers.
+func (c *child) answer(req *request, files []*os.File, err error) error {
+	c.turn.Lock()
+	defer c.turn.Unlock()
+	var status *Status
+	if err == nil {
+		status, err = c.do(req, files)
+	} else {
+		closeAll(files)
+	}
+	return c.send(reply{ID: req.ID, Error: FailureOf(err), Status: status})
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close() // nothing was done with it
+	}
+}
+
+func (c *child) send(r reply) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.c.send(r)
+}
+
+// do does what a request asks for. The descriptors are its own.
+func (c *child) do(req *request, files []*os.File) (*Status, error) {
+	if req.Verb == verbStart {
+		return nil, c.start(req, files)
+	}
+	switch {
+	case c.live == nil:
+		closeAll(files)
+		return nil, fault.New(fault.Invalid, "%q before a machine was started", req.Verb)
+	case req.Verb == verbSave && len(files) == 1:
+		return nil, c.save(files[0])
+	}
+	closeAll(files)
+	switch req.Verb {
+	case verbStatus:
+		s := c.status()
+		return &s, nil
+	case verbButton:
+		c.live.PressPower()
+		return nil, nil
+	case verbStop:
+		c.stop()
+		return nil, nil
+	}
+	return nil, fault.New(fault.Invalid, "%q is nothing that a machine's process does", req.Verb)
+}
+
+// kit are the descriptors of a start, by role.
+type kit map[string][]*os.File
+
+// one returns the descriptor of a role, or nil.
+func (k kit) one(role string) *os.File {
+	if len(k[role]) == 0 {
+		return nil
+	}
+	return k[role][0]
+}
+
+// start makes up a machine and runs it.
+func (c *child) start(req *request, files []*os.File) error {
+	if c.live != nil || req.Start == nil {
+		closeAll(files)
+		return fault.New(fault.Invalid, "a second machine, or none, for one process")
+	}
+	k := kit{}
+	for i, role := range req.Files {
+		k[role] = append(k[role], files[i])
+	}
+	m, err := makeUp(req.Start.Config, k)
+	if err != nil {
+		return err
+	}
+	o, err := c.options(m, k)
+	if err != nil {
+		return err
+	}
+	o.HashEvery = req.Start.HashEvery
+	if f := k.one(roleSave); f != nil {
+		if err := save(m, f); err != nil {
+			return err
+		}
+	}
+	l, err := machineio.New(m, o)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	c.machine, c.live, c.stop = m, l, stop
+	for i, f := range k[roleWire] {
+		go c.frames(i, f)
+	}
+	if f := k.one(roleConsole); f != nil {
+		go c.typed(f)
+	}
+	go c.run(ctx)
+	return nil
+}
+
+// makeUp makes up a machine from a state, or from a kernel.
+func makeUp(cfg machine.Config, k kit) (*machine.Machine, error) {
+	if f := k.one(roleState); f != nil {
+		defer f.Close()
+		return machine.Restore(f)
+	}
+	kernel, err := contents(k.one(roleKernel), "the kernel", cfg.Memory)
+	if err != nil {
+		return nil, err
+	}
+	var initrd []byte
+	if f := k.one(roleInitrd); f != nil {
+		if initrd, err = contents(f, "the initial RAM disk", cfg.Memory); err != nil {
+			return nil, err
+		}
+	}
+	m, err := machine.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return m, m.Load(kernel, initrd)
+}
+
+// contents reads a file of at most so many bytes from its beginning, and closes it.
+func contents(f *os.File, what string, most uint64) ([]byte, error) {
+	if f == nil {
+		return nil, fault.New(fault.Invalid, "a machine without %s", what)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, int64(min(most, 1<<40))+1))
+	if err != nil {
+		return nil, fault.Wrap(fault.Failed, err, "reading "+what)
+	}
+	if uint64(len(b)) > most {
+		return nil, fault.New(fault.Invalid, "%s is larger than the machine's memory", what)
+	}
+	return b, nil
+}
+
+// options makes what the machine lives with of the descriptors.
+func (c *child) options(m *machine.Machine, k kit) (o machineio.Options, err error) {
+	cfg := m.Config()
+	if len(k[roleDisk]) != len(cfg.Disks) || len(k[roleWire]) != len(cfg.Nets) {
+		return o, fault.New(fault.Invalid, "a machine of %d disks and %d network cards came with %d and %d", len(cfg.Disks), len(cfg.Nets), len(k[roleDisk]), len(k[roleWire]))
+	}
+	o.Logger = c.log
+	for i, f := range k[roleDisk] {
+		d, err := filedisk.FromFile(f, cfg.Disks[i].ReadOnly)
+		if err != nil {
+			return o, err
+		}
+		if d.Size() != cfg.Disks[i].Size {
+			return o, fault.New(fault.Invalid, "disk %d has %d bytes, and the machine's has %d", i, d.Size(), cfg.Disks[i].Size)
+		}
+		o.Disks = append(o.Disks, block.Device(d))
+	}
+	for _, f := range k[roleWire] {
+		o.Wires = append(o.Wires, wire{f, &c.dropped})
+	}
+	if f := k.one(roleConsole); f != nil {
+		o.Serial = f
+	}
+	if f := k.one(roleLog); f != nil {
+		o.Log, err = machine.NewLog(f)
+	}
+	return o, err
+}
+
+// wire is a network card's, as a socket. What it has no room for is dropped.
+type wire struct {
+	f       *os.File
+	dropped *atomic.Uint64
+}
+
+// Send implements machineio.Wire.
+func (w wire) Send(frame []byte) {
+	sent := false
+	if raw, err := w.f.SyscallConn(); err == nil {
+		_ = raw.Write(func(fd uintptr) bool { // what is not sent is counted
+			_, err := unix.Write(int(fd), frame)
+			sent = err == nil
+			return true
+		})
+	}
+	if !sent {
+		w.dropped.Add(1)
+	}
+}
+
+// frames brings frames from a wire to its card.
+func (c *child) frames(card int, f *os.File) {
+	b := make([]byte, frameMax)
+	for {
+		n, err := f.Read(b)
+		if err != nil {
+			return // the parent's end is closed
+		}
+		c.live.Frame(card, append([]byte(nil), b[:n]...))
+	}
+}
+
+// typed brings what is typed to the serial port, no faster than it is taken.
+func (c *child) typed(f *os.File) {
+	b := make([]byte, 4096)
+	for {
+		n, err := f.Read(b)
+		if err != nil {
+			return
+		}
+		for p := b[:n]; len(p) > 0; {
+			p = p[c.live.Type(p):]
+			// When the loop has answered, it has taken what was there.
+			if len(p) > 0 && !c.live.Call(func(*machine.Machine) {}) {
+				return
+			}
+		}
+	}
+}
+
+// run lives the machine's life, and tells of its end.
+func (c *child) run(ctx context.Context) {
+	defer close(c.ended)
+	_, err := c.live.Run(ctx)
+	s := c.statusOf(c.machine)
+	s.Counters = c.live.Counters()
+	if e := c.send(reply{Error: FailureOf(err), Status: &s}); e != nil {
+		c.log.Error("the parent was not told of the machine's end", slog.Any("error", e))
+	}
+}
+
+func (c *child) statusOf(m *machine.Machine) Status {
+	return Status{End: m.End(), Count: m.Count(), Idled: m.Idled(), GuestNS: m.Now(), FramesDropped: c.dropped.Load()}
+}
+
+// status asks the loop; when that has ended, the machine is as it was left.
+func (c *child) status() (s Status) {
+	take := func(m *machine.Machine) { s = c.statusOf(m) }
+	if !c.live.Call(take) {
+		take(c.machine)
+	}
+	s.Counters = c.live.Counters()
+	return s
+}
+
+// save writes the machine's state between two instructions.
+func (c *child) save(f *os.File) (err error) {
+	if !c.live.Call(func(m *machine.Machine) { err = save(m, f) }) {
+		closeAll([]*os.File{f})
+		return fault.New(fault.Stale, "the machine has ended")
+	}
+	return err
+}
+
+// save writes a machine's state to a file, for good, and closes it.
+func save(m *machine.Machine, f *os.File) error {
+	err := m.Save(f)
+	if e := f.Sync(); err == nil && !errors.Is(e, unix.EINVAL) { // a pipe has nothing to sync
+		err = fault.Wrap(fault.Failed, e, "saving a machine")
+	}
+	if e := f.Close(); err == nil {
+		err = fault.Wrap(fault.Failed, e, "saving a machine")
+	}
+	return err
+}

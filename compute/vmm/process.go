@@ -1,0 +1,385 @@
+package vmm
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"steadfast/compute/machine"
+	"steadfast/fault"
+)
+
+// program is this program, also when its file was replaced meanwhile.
+const program = "/proc/self/exe"
+
+// environment keeps what is below this program from opening files after the sandbox is
+// closed: the runtime would look at its control group now and then, and the C library's
+// allocator, in a program that has it, at the number of processors.
+func environment() []string {
+	return []string{"GODEBUG=containermaxprocs=0,updatemaxprocs=0", "MALLOC_ARENA_MAX=1"}
+}
+
+// Options are what a machine's process is started with. The files stay the caller's.
+type Options struct {
+	// Config is what the machine is made up as, Kernel and Initrd (or nil) what it boots;
+	// or State is a machine that was saved, and the three are not looked at.
+	Config machine.Config
+	Kernel *os.File
+	Initrd *os.File
+	State  *os.File
+	// Disks are open files, one for each disk of the machine: see OpenDisk.
+	Disks []*os.File
+	// Nets is how many network cards the machine has; 0: as many as Config.
+	Nets int
+	// Log, if any, gets the machine's log, and Save its state before the first
+	// instruction. HashEvery is machineio.Options'.
+	Log, Save *os.File
+	HashEvery uint64
+}
+
+// Process is a machine's process. Its methods may be called by several goroutines.
+type Process struct {
+	// Console is the machine's serial port, both ways. The machine waits for who does not
+	// read it. Its reader sees the end when the process has ended.
+	Console net.Conn
+	// Wires are those of the network cards: each read and write is one frame.
+	Wires []net.Conn
+
+	cmd     *exec.Cmd
+	control *net.UnixConn
+	words   *lastWords
+	heard   chan struct{} // all that the process will ever say was taken
+	exited  chan struct{} // so it was, and the process has ended, and exit is how
+	exit    error
+
+	mu      sync.Mutex
+	id      uint64
+	waiting map[uint64]chan reply
+	end     *reply
+}
+
+// Start starts a machine in a process of its own, and returns when it runs. Close is to
+// follow. Errs as the machine's making up does, with fault.Internal when the process
+// cannot be started or dies.
+func Start(ctx context.Context, o Options) (*Process, error) {
+	p := &Process{heard: make(chan struct{}), exited: make(chan struct{}), waiting: map[uint64]chan reply{}, words: &lastWords{}}
+	theirs, err := p.spawn()
+	if err != nil {
+		return nil, err
+	}
+	_ = theirs.Close() // the process has it
+	go p.listen()
+	if err := p.start(ctx, o); err != nil {
+		p.Kill()
+		<-p.exited
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// spawn starts the process, and returns its end of the control socket.
+func (p *Process) spawn() (*os.File, error) {
+	ours, theirs, err := pair(unix.SOCK_SEQPACKET)
+	if err != nil {
+		return nil, err
+	}
+	p.control = ours.(*net.UnixConn)
+	p.cmd = &exec.Cmd{
+		Path: program, Args: []string{"steadfast", Command}, Dir: "/",
+		Env:    environment(),
+		Stderr: p.words, ExtraFiles: []*os.File{theirs}, WaitDelay: time.Second,
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL},
+	}
+	started := make(chan error)
+	go func() {
+		// The kernel takes the end of the thread for that of the parent.
+		runtime.LockOSThread()
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			p.exit = p.cmd.Wait()
+			<-p.heard
+		}
+		close(p.exited)
+	}()
+	if err := <-started; err != nil {
+		return nil, errors.Join(fault.Wrap(fault.Internal, err, "a machine's process cannot be started"), theirs.Close(), ours.Close())
+	}
+	return theirs, nil
+}
+
+// pair makes a pair of sockets: ours, and a file for the process.
+func pair(kind int) (ours net.Conn, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fault.Wrap(fault.Limit, err, "a pair of sockets")
+	}
+	f, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
+	defer f.Close()
+	if ours, err = net.FileConn(f); err != nil {
+		return nil, nil, errors.Join(fault.Wrap(fault.Internal, err, "a pair of sockets"), theirs.Close())
+	}
+	return ours, theirs, nil
+}
+
+// start hands over the descriptors, and waits for the machine to run.
+func (p *Process) start(ctx context.Context, o Options) (err error) {
+	var files []*os.File
+	var roles []string
+	give := func(role string, f *os.File) {
+		if f != nil {
+			files, roles = append(files, f), append(roles, role)
+		}
+	}
+	var passed []*os.File
+	defer func() { closeAll(passed) }()
+	socket := func(role string, kind int) (net.Conn, error) {
+		ours, theirs, err := pair(kind)
+		if err == nil {
+			passed = append(passed, theirs)
+			give(role, theirs)
+		}
+		return ours, err
+	}
+	give(roleKernel, o.Kernel)
+	give(roleInitrd, o.Initrd)
+	give(roleState, o.State)
+	for _, f := range o.Disks {
+		give(roleDisk, f)
+	}
+	give(roleLog, o.Log)
+	give(roleSave, o.Save)
+	if p.Console, err = socket(roleConsole, unix.SOCK_STREAM); err != nil {
+		return err
+	}
+	nets := o.Nets
+	if nets == 0 {
+		nets = len(o.Config.Nets)
+	}
+	for range nets {
+		w, err := socket(roleWire, unix.SOCK_SEQPACKET)
+		if err != nil {
+			return err
+		}
+		p.Wires = append(p.Wires, w)
+	}
+	_, err = p.ask(ctx, request{Verb: verbStart, Files: roles, Start: &beginning{Config: o.Config, HashEvery: o.HashEvery}}, files)
+	return err
+}
+
+// ask sends a request and waits for its answer.
+func (p *Process) ask(ctx context.Context, req request, files []*os.File) (reply, error) {
+	answer := make(chan reply, 1)
+	p.mu.Lock()
+	p.id++
+	req.ID = p.id
+	p.waiting[req.ID] = answer
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		delete(p.waiting, req.ID)
+		p.mu.Unlock()
+	}()
+	b, err := encode(req)
+	if err != nil {
+		return reply{}, err
+	}
+	var oob []byte
+	if len(files) > 0 {
+		fds := make([]int, 0, len(files))
+		for _, f := range files {
+			fds = append(fds, int(f.Fd()))
+		}
+		oob = unix.UnixRights(fds...)
+	}
+	_, _, err = p.control.WriteMsgUnix(b, oob, nil)
+	runtime.KeepAlive(files)
+	if err != nil {
+		<-p.exited // or is about to
+		return reply{}, p.died()
+	}
+	select {
+	case r := <-answer:
+		return r, r.Error.Err()
+	case <-ctx.Done():
+		return reply{}, fault.Wrap(fault.Canceled, ctx.Err(), "waiting for a machine's process")
+	case <-p.exited:
+	}
+	select {
+	case r := <-answer: // just before
+		return r, r.Error.Err()
+	default:
+		return reply{}, p.died()
+	}
+}
+
+// listen takes the process's replies until it has ended.
+func (p *Process) listen() {
+	defer close(p.heard)
+	b := make([]byte, messageMax)
+	for {
+		n, _, _, _, err := p.control.ReadMsgUnix(b, nil)
+		if err != nil || n == 0 {
+			return
+		}
+		var r reply
+		if json.Unmarshal(b[:n], &r) != nil {
+			continue // nobody waits for nonsense
+		}
+		p.mu.Lock()
+		if r.ID == 0 {
+			p.end = &r
+		} else if c := p.waiting[r.ID]; c != nil {
+			delete(p.waiting, r.ID)
+			c <- r
+		}
+		p.mu.Unlock()
+	}
+}
+
+// died says how the process has ended, without the end of its machine.
+func (p *Process) died() error {
+	p.mu.Lock()
+	end := p.end
+	p.mu.Unlock()
+	if end != nil {
+		return fault.New(fault.Stale, "the machine has ended")
+	}
+	how := "by itself"
+	if p.exit != nil {
+		how = p.exit.Error()
+	}
+	return fault.New(fault.Internal, "the machine's process has ended (%s) without the end of its machine%s", how, p.words.last())
+}
+
+// PID is the process's identifier.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// PressPower presses the machine's power button.
+func (p *Process) PressPower(ctx context.Context) error {
+	_, err := p.ask(ctx, request{Verb: verbButton}, nil)
+	return err
+}
+
+// Stop ends the machine at once, whatever its guest does; its log has an end then.
+func (p *Process) Stop(ctx context.Context) error {
+	_, err := p.ask(ctx, request{Verb: verbStop}, nil)
+	return err
+}
+
+// Kill ends the process. Nothing that was not flushed is kept.
+func (p *Process) Kill() { _ = p.cmd.Process.Kill() } // it has ended, then
+
+// Status tells how the machine does.
+func (p *Process) Status(ctx context.Context) (Status, error) {
+	r, err := p.ask(ctx, request{Verb: verbStatus}, nil)
+	if err != nil || r.Status == nil {
+		return Status{}, err
+	}
+	return *r.Status, nil
+}
+
+// Save writes the state that the machine has now to a file, which stays the caller's.
+func (p *Process) Save(ctx context.Context, f *os.File) error {
+	_, err := p.ask(ctx, request{Verb: verbSave, Files: []string{roleSave}}, []*os.File{f})
+	return err
+}
+
+// Exited is closed when the process has ended.
+func (p *Process) Exited() <-chan struct{} { return p.exited }
+
+// Wait returns when the process has ended, and how its machine was left: Running if it was
+// stopped. Fails with what the machine could not go on for, or fault.Internal when
+// the process died.
+func (p *Process) Wait() (Status, error) {
+	<-p.exited
+	p.mu.Lock()
+	end := p.end
+	p.mu.Unlock()
+	if end == nil || end.Status == nil {
+		return Status{}, p.died()
+	}
+	return *end.Status, end.Error.Err()
+}
+
+// Close ends the process, if it has not ended, and closes its sockets.
+func (p *Process) Close() error {
+	p.Kill()
+	<-p.exited
+	err := p.control.Close()
+	for _, c := range append([]net.Conn{p.Console}, p.Wires...) {
+		if c == nil {
+			continue
+		}
+		if e := c.Close(); !errors.Is(e, net.ErrClosed) { // who relays it may have
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+// wordsMax is how much is kept of what a process prints, in bytes.
+const wordsMax = 8 << 10
+
+// lastWords keeps the end of what a process prints.
+type lastWords struct {
+	mu  sync.Mutex
+	end []byte
+}
+
+// Write implements io.Writer.
+func (w *lastWords) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.end = append(w.end, p...)
+	if over := len(w.end) - wordsMax; over > 0 {
+		w.end = append(w.end[:0], w.end[over:]...)
+	}
+	return len(p), nil
+}
+
+// last returns it, to be put behind a sentence: a line each, or nothing.
+func (w *lastWords) last() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	text := bytes.TrimSpace(w.end)
+	if len(text) == 0 {
+		return ""
+	}
+	return ":\n" + string(text)
+}
+
+// OpenDisk opens a file as a machine's disk and locks it against other machines, for as
+// long as it, or a process that has it, lives. It returns the file's size in bytes. Fails
+// with fault.NotFound, fault.Denied, or fault.Busy when another machine has it.
+func OpenDisk(name string, readOnly bool) (f *os.File, bytes int64, err error) {
+	flags, lock := os.O_RDWR, unix.LOCK_EX
+	if readOnly {
+		flags, lock = os.O_RDONLY, unix.LOCK_SH
+	}
+	f, err = os.OpenFile(name, flags, 0)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, 0, fault.Wrap(fault.NotFound, err, "a disk's file")
+	case err != nil:
+		return nil, 0, fault.Wrap(fault.Denied, err, "a disk's file")
+	}
+	if err := unix.Flock(int(f.Fd()), lock|unix.LOCK_NB); err != nil {
+		return nil, 0, errors.Join(fault.New(fault.Busy, "%s is in use by another machine", name), f.Close())
+	}
+	bytes, err = f.Seek(0, 2)
+	if err != nil {
+		return nil, 0, errors.Join(fault.Wrap(fault.Invalid, err, "a disk's file"), f.Close())
+	}
+	return f, bytes, nil
+}
