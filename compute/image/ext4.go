@@ -43,7 +43,7 @@ func makeExt4(ctx context.Context, file string, size int64, uuid, tree string, w
 // fakeTime are the variables by which tools of e2fsprogs take the date when for now.
 func fakeTime(when time.Time) []string {
 	s := strconv.FormatInt(when.Unix(), 10)
-	return []string{"E2FSPROGS_FAKE_TIME=" + s, "SOURCE_DATE_EPOCH=" + s}
+	return []string{"E2FSPROGS_FAKE_TIME=" + s, "E2FSCK_TIME=" + s, "SOURCE_DATE_EPOCH=" + s}
 }
 
 // debugfsQuote makes a path a word of a line of debugfs.

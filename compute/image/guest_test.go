@@ -60,7 +60,7 @@ func emulate(t *testing.T, dir string, m *Manifest, forwards ...usernet.Forward)
 	}
 	monitor := filepath.Join(tmp, "qmp")
 	e.cmd = exec.Command(path,
-		"-machine", "virt", "-m", "512", "-display", "none", "-serial", "stdio", "-no-reboot", "-qmp", "unix:"+monitor+",server=on,wait=off",
+		"-machine", "virt", "-m", "512", "-global", "virtio-mmio.force-legacy=false", "-display", "none", "-serial", "stdio", "-no-reboot", "-qmp", "unix:"+monitor+",server=on,wait=off",
 		"-kernel", filepath.Join(dir, kernelFile), "-initrd", filepath.Join(dir, initrdFile), "-append", m.Cmdline,
 		"-drive", "file="+filepath.Join(dir, m.Disk)+",format=raw,if=none,id=disk,cache=unsafe", "-device", "virtio-blk-device,drive=disk",
 		"-netdev", "dgram,id=net,local.type=fd,local.str=3", "-device", "virtio-net-device,netdev=net",
@@ -186,7 +186,7 @@ func (e *emulated) login(t *testing.T, password string) {
 	}
 	e.expect(t, "# ")
 	// A prompt that nothing else looks like, and no wrapped lines.
-	e.send(t, "stty -echo cols 500; PS1= PS2=; bind 'set enable-bracketed-paste off' 2>/dev/null; echo re''ady")
+	e.send(t, "stty -echo cols 500; export NO_COLOR=1 TERM=dumb; PS1= PS2=; bind 'set enable-bracketed-paste off' 2>/dev/null; echo re''ady")
 	e.expect(t, "ready")
 }
 
@@ -287,7 +287,7 @@ func tryGuest(t *testing.T, e *emulated) {
 	}
 	// The lease, the gateway's DNS, and the way out.
 	e.shell(t, "i=0; until getent hosts localhost >/dev/null && { busybox ip route || ip route; } 2>/dev/null | grep -q '^default via 10.0.2.2' && grep -q ^nameserver /etc/resolv.conf; do i=$((i+1)); [ $i -lt 600 ] || exit 1; sleep 1; done")
-	if got := e.shell(t, "busybox ip -4 addr show dev eth0 2>/dev/null || ip -4 addr show dev eth0"); !strings.Contains(got, "10.0.2.15/24") {
+	if got := e.shell(t, "busybox ip -4 addr show dev eth0 2>/dev/null || ip -color=never -4 addr show dev eth0"); !strings.Contains(got, "inet 10.0.2.15/24") {
 		t.Errorf("its address: %s", got)
 	}
 	if got := e.shell(t, "apt-get update -qq && apt-get install -y -qq hello >/dev/null && hello && dpkg --audit"); !strings.HasSuffix(got, "Hello, world!") {

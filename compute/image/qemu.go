@@ -35,7 +35,7 @@ func (q QEMU) Run(ctx context.Context, m Boot) error {
 		memory = strconv.Itoa(q.MemoryMiB) + "M"
 	}
 	args := append([]string{
-		"-machine", "virt", "-m", memory, "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
+		"-machine", "virt", "-m", memory, "-global", "virtio-mmio.force-legacy=false", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
 		"-kernel", m.Kernel, "-initrd", m.Initrd, "-append", m.Cmdline,
 		"-drive", "file=" + strings.ReplaceAll(m.Disk, ",", ",,") + ",format=raw,if=none,id=disk,cache=unsafe,discard=unmap,detect-zeroes=unmap",
 		"-device", "virtio-blk-device,drive=disk", "-device", "virtio-rng-device",

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -131,6 +132,52 @@ func TestImageHasOwners(t *testing.T) {
 		t.Errorf("%q, %v", b, err)
 	}
 	testReplace(t, disk)
+}
+
+// TestSameTreeSameBytes: the same files, made at another time, are the same filesystem.
+func TestSameTreeSameBytes(t *testing.T) {
+	tools(t, "mke2fs", "debugfs", "e2fsck")
+	ctx := context.Background()
+	var hashes []string
+	for range 2 {
+		a := &assembly{dir: t.TempDir(), size: 64 << 20, key: "key"}
+		tr := testTree(t)
+		if _, err := tr.unpack(archived(t, append(usrMerged(), tar.Header{Name: "./usr/bin/x", Typeflag: tar.TypeReg, Mode: 0o2755, Gid: 42})...), keepName); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.disk(ctx, tr, when); err != nil {
+			t.Fatal(err)
+		}
+		h, err := hashFile(filepath.Join(a.dir, rootFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		hashes = append(hashes, h)
+		testSuperblock(t, filepath.Join(a.dir, rootFile))
+	}
+	if hashes[0] != hashes[1] {
+		t.Error("they are not")
+	}
+}
+
+// testSuperblock: no time in it is that of the host
+// (Documentation/filesystems/ext4/super.rst).
+func testSuperblock(t *testing.T, disk string) {
+	t.Helper()
+	f, err := os.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 1024)
+	if _, err := f.ReadAt(b, 1024); err != nil {
+		t.Fatal(err)
+	}
+	for name, at := range map[string]int{"s_wtime": 0x30, "s_lastcheck": 0x40, "s_mkfs_time": 0x108} {
+		if got := int64(binary.LittleEndian.Uint32(b[at:])); got != when.Unix() {
+			t.Errorf("%s is %v; want %v", name, time.Unix(got, 0).UTC(), when)
+		}
+	}
 }
 
 // testReplace changes a filesystem's files.
