@@ -34,12 +34,21 @@ type File struct {
 
 var _ block.Device = (*File)(nil)
 
-// Open opens a file whose size is a multiple of block.SectorSize. Close closes it.
-// Fails with fault.NotFound, fault.Denied, fault.Invalid, or fault.Busy when another
-// program that asks, as this one does, has it open for writing.
+// Open opens a file whose size is a multiple of block.SectorSize. Close closes it. Fails
+// as OpenFile, and with fault.Invalid for another size.
 func Open(name string, readOnly bool) (*File, error) {
-	flags := os.O_RDWR
-	lock := unix.LOCK_EX
+	f, err := OpenFile(name, readOnly)
+	if err != nil {
+		return nil, err
+	}
+	return FromFile(f, readOnly)
+}
+
+// OpenFile opens a disk's file and locks it against other machines, for as long as the
+// file, or a process that has it, lives. Fails with fault.NotFound, fault.Denied, or
+// fault.Busy when another machine has it.
+func OpenFile(name string, readOnly bool) (*os.File, error) {
+	flags, lock := os.O_RDWR, unix.LOCK_EX
 	if readOnly {
 		flags, lock = os.O_RDONLY, unix.LOCK_SH
 	}
@@ -53,7 +62,7 @@ func Open(name string, readOnly bool) (*File, error) {
 	if err := unix.Flock(int(f.Fd()), lock|unix.LOCK_NB); err != nil {
 		return nil, errors.Join(fault.New(fault.Busy, "%s is in use by another machine", name), f.Close())
 	}
-	return FromFile(f, readOnly)
+	return f, nil
 }
 
 // FromFile makes a device of an open file, which is the device's then.

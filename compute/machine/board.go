@@ -1,6 +1,8 @@
 package machine
 
 import (
+	"errors"
+
 	"steadfast/compute/device"
 	"steadfast/compute/devices"
 	"steadfast/compute/memory"
@@ -118,9 +120,18 @@ func New(cfg Config) (*Machine, error) {
 	m.board, m.proc = b, interpreter{b.hart}
 	m.hash.init(ram)
 	if err := m.addDevices(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, ram.Release())
 	}
 	return m, nil
+}
+
+// Hart is the processor, to be looked at and not to be run; nil of a machine with another
+// kind.
+func (m *Machine) Hart() *riscv.Hart {
+	if i, ok := m.proc.(interpreter); ok {
+		return i.Hart
+	}
+	return nil
 }
 
 // addDevices makes up the devices, in the order of their ports.

@@ -1,74 +1,19 @@
 package machineio
 
 import (
-	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
-	"math"
 	"regexp"
 	"strconv"
 	"strings"
 
 	"golang.org/x/arch/riscv64/riscv64asm"
 
-	"steadfast/compute/device"
 	"steadfast/compute/machine"
 	"steadfast/compute/memory"
-	"steadfast/compute/riscv"
+	"steadfast/fault"
 )
-
-// What is in front of the processor in a saved machine: docs/formats/machine.md.
-const (
-	stateHead = 8              // magic and version
-	partsHead = 28 + 8 + 1 + 8 // clock, wall clock, end, alarm
-)
-
-// processorOf returns a copy of a machine's processor, to be looked at: it has no memory.
-func processorOf(m *machine.Machine) (*riscv.Hart, error) {
-	var head headOnly
-	if err := m.Save(&head); err != nil && !errors.Is(err, io.ErrShortWrite) {
-		return nil, err
-	}
-	b := head.b.Bytes()
-	skip := func(n int) {
-		if n > len(b) {
-			n = len(b)
-		}
-		b = b[n:]
-	}
-	skip(stateHead)
-	if len(b) >= 4 {
-		skip(4 + int(binary.LittleEndian.Uint32(b))) // the configuration
-	}
-	skip(4 + partsHead) // the parts' length, and what is in front
-	// A reservation has to lie in RAM, so there is as much: it is never touched.
-	ram, err := memory.New(m.RAM().Base(), m.RAM().Size())
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = ram.Release() }() // nothing of it was used
-	h := riscv.New(ram, nil, stopped{}, nil, riscv.Options{})
-	return h, h.Restore(device.NewDecoder(b))
-}
-
-// headOnly takes the beginning of what is written.
-type headOnly struct{ b bytes.Buffer }
-
-// Write implements io.Writer.
-func (h *headOnly) Write(p []byte) (int, error) {
-	if h.b.Len() > 0 {
-		return 0, io.ErrShortWrite
-	}
-	return h.b.Write(p)
-}
-
-// stopped is a clock of a processor that does not run.
-type stopped struct{}
-
-func (stopped) Time(uint64) uint64    { return 0 }
-func (stopped) CountAt(uint64) uint64 { return math.MaxUint64 }
 
 // Names of registers: RISC-V ABIs Specification 1.0, 1.1, and the privileged
 // specification's CSR listing.
@@ -96,11 +41,14 @@ var (
 
 const csrSATP = 0x180
 
+// errOtherKind is of a machine whose processor nobody here can read.
+var errOtherKind error = fault.New(fault.Invalid, "the machine's processor is none that can be printed")
+
 // PrintState writes what a machine's processor holds, and the machine's digest.
 func PrintState(w io.Writer, m *machine.Machine) error {
-	h, err := processorOf(m)
-	if err != nil {
-		return err
+	h := m.Hart()
+	if h == nil {
+		return errOtherKind
 	}
 	p := &columns{w: w}
 	p.line("count     %d", m.Count())
@@ -171,9 +119,9 @@ const (
 // execute next, which it marks. Those before it are a guess where the code has
 // instructions of both lengths.
 func PrintDisassembly(w io.Writer, m *machine.Machine) error {
-	h, err := processorOf(m)
-	if err != nil {
-		return err
+	h := m.Hart()
+	if h == nil {
+		return errOtherKind
 	}
 	satp, _ := h.CSR(csrSATP)
 	t := translator{m.RAM(), satp, h.Mode()}

@@ -258,9 +258,15 @@ const (
 func (l *Live) loop(ctx context.Context) error {
 	idle := false
 	for ctx.Err() == nil {
-		if err := l.deliverAll(); err != nil {
+		came, err := l.deliverAll()
+		if err != nil {
 			return err
 		}
+		if l.m.End() != machine.Running { // by the instruction that a call costs
+			l.dispatchAll()
+			return nil
+		}
+		idle = idle && !came // it may have what it waits for
 		now := bootTime()
 		if err := l.sync(now); err != nil {
 			return err
@@ -288,10 +294,7 @@ func (l *Live) loop(ctx context.Context) error {
 			stop = l.m.RunBusy(l.m.Count() + l.turn())
 			l.pacer.Executed(bootTime() - now)
 		}
-		for _, out := range l.m.Outputs() {
-			l.counters.Outputs++
-			l.dispatch(out)
-		}
+		l.dispatchAll()
 		if stop == machine.StopEnded {
 			return nil
 		}
@@ -351,8 +354,9 @@ func (l *Live) sync(now uint64) error {
 	return l.deliver(&device.Input{Port: machine.PortMachine, Kind: machine.ClockRate, ID: rate})
 }
 
-// deliverAll takes what is in the queue.
-func (l *Live) deliverAll() error {
+// deliverAll takes what is in the queue, and tells whether there was something. It may
+// end the machine, and what was queued is not delivered then.
+func (l *Live) deliverAll() (came bool, err error) {
 	l.mu.Lock()
 	queue, calls := l.queue, l.calls
 	l.queue, l.calls, l.frames, l.typed = nil, nil, 0, 0
@@ -364,21 +368,21 @@ func (l *Live) deliverAll() error {
 			c()
 		}
 		if l.m.End() != machine.Running {
-			return nil // by that instruction: nothing may come after it
+			return false, nil // by that instruction: nothing may come after it
 		}
 	}
 	if l.opt.HashEvery > 0 && l.m.Count() >= l.hashAt && l.opt.Log != nil {
 		l.hashAt = l.m.Count() + l.opt.HashEvery
 		if err := l.opt.Log.Hash(l.m.Count(), l.m.Hash()); err != nil {
-			return err
+			return false, err
 		}
 	}
 	for i := range queue {
 		if err := l.deliver(&queue[i]); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return len(queue) > 0, nil
 }
 
 // deliver logs an input, and then delivers it.
@@ -391,6 +395,14 @@ func (l *Live) deliver(in *device.Input) error {
 		}
 	}
 	return l.m.Deliver(in)
+}
+
+// dispatchAll does in the world all that the machine has asked for.
+func (l *Live) dispatchAll() {
+	for _, out := range l.m.Outputs() {
+		l.counters.Outputs++
+		l.dispatch(out)
+	}
 }
 
 // dispatch does in the world what the machine has asked for.

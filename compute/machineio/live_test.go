@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"sync"
 	"testing"
 	"time"
@@ -19,8 +18,10 @@ import (
 // patience bounds what a test waits for that should take moments.
 const patience = 60 * time.Second
 
-// newObey makes up a machine with machinetest.Obey, its disk the file's.
-func newObey(t *testing.T) *machine.Machine {
+// newObey makes up a machine with machinetest.Obey.
+func newObey(t *testing.T) *machine.Machine { return newGuest(t, machinetest.Obey()) }
+
+func newGuest(t *testing.T, kernel []byte) *machine.Machine {
 	t.Helper()
 	m, err := machine.New(machine.Config{
 		Memory: machinetest.ObeyMemory, Disks: []machine.Disk{{Size: 1 << 20}}, Nets: []machine.Net{{MAC: [6]byte{2}}},
@@ -28,7 +29,7 @@ func newObey(t *testing.T) *machine.Machine {
 	})
 	must(t, err)
 	t.Cleanup(func() { must(t, m.Release()) })
-	must(t, m.Load(machinetest.Obey(), nil))
+	must(t, m.Load(kernel, nil))
 	return m
 }
 
@@ -177,15 +178,52 @@ func TestNothingAfterTheEnd(t *testing.T) {
 	l, err := New(m, Options{Disks: []block.Device{noDisk{}}, Wires: []Wire{nil}, Log: w})
 	must(t, err)
 	called := false
-	l.calls = append(l.calls, func() { called = true })
+	// The call takes so long that the clock's rate is due to be changed, by an input, too.
+	l.calls = append(l.calls, func() { called = true; time.Sleep(machine.SyncEvery * 3 / 2 * time.Nanosecond) })
 	l.Type([]byte("x"))
-	if err := l.deliverAll(); err != nil || !called || m.End() != machine.PoweredOff {
-		t.Fatal(err, called, m.End())
+	end, err := l.Run(t.Context())
+	if err != nil || !called || end != machine.PoweredOff {
+		t.Fatal(err, called, end)
 	}
-	must(t, w.Flush())
 	r, err := machine.ReadLog(&log)
 	must(t, err)
-	if e, err := r.Next(); !errors.Is(err, io.EOF) {
+	if e, err := r.Next(); err != nil || e.Input != nil || e.At != m.Count() {
 		t.Errorf("logged after the end: %+v, %v", e, err)
 	}
+}
+
+// TestWakes: what comes wakes a machine that waits and has no timer, at once: it is not
+// left to wait for the next look at it, which is a second later.
+func TestWakes(t *testing.T) {
+	m := newGuest(t, machinetest.Patient())
+	w := &screen{wrote: make(chan struct{}, 1)}
+	l, err := New(m, Options{Disks: []block.Device{noDisk{}}, Wires: []Wire{nil}, Serial: w})
+	must(t, err)
+	stop, ended := lives(t, l)
+	for idle := false; !idle; {
+		l.Call(func(m *machine.Machine) { idle = m.Hart().Waiting() })
+	}
+	began := time.Now()
+	const keys = 20
+	for range keys {
+		time.Sleep(5 * time.Millisecond) // for it to wait, and for nothing else
+		l.Type([]byte{'.'})
+		within(t, w.wrote)
+	}
+	if took := time.Since(began); took > keys*waitNS/4 {
+		t.Errorf("%d keys took %v", keys, took)
+	}
+	stop()
+	within(t, ended)
+}
+
+// screen tells of each write.
+type screen struct{ wrote chan struct{} }
+
+func (s *screen) Write(p []byte) (int, error) {
+	select {
+	case s.wrote <- struct{}{}:
+	default:
+	}
+	return len(p), nil
 }

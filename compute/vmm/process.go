@@ -37,7 +37,7 @@ type Options struct {
 	Kernel *os.File
 	Initrd *os.File
 	State  *os.File
-	// Disks are open files, one for each disk of the machine: see OpenDisk.
+	// Disks are open files, one for each disk of the machine: see filedisk.OpenFile.
 	Disks []*os.File
 	// Nets is how many network cards the machine has; 0: as many as Config.
 	Nets int
@@ -357,29 +357,4 @@ func (w *lastWords) last() string {
 		return ""
 	}
 	return ":\n" + string(text)
-}
-
-// OpenDisk opens a file as a machine's disk and locks it against other machines, for as
-// long as it, or a process that has it, lives. It returns the file's size in bytes. Fails
-// with fault.NotFound, fault.Denied, or fault.Busy when another machine has it.
-func OpenDisk(name string, readOnly bool) (f *os.File, bytes int64, err error) {
-	flags, lock := os.O_RDWR, unix.LOCK_EX
-	if readOnly {
-		flags, lock = os.O_RDONLY, unix.LOCK_SH
-	}
-	f, err = os.OpenFile(name, flags, 0)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil, 0, fault.Wrap(fault.NotFound, err, "a disk's file")
-	case err != nil:
-		return nil, 0, fault.Wrap(fault.Denied, err, "a disk's file")
-	}
-	if err := unix.Flock(int(f.Fd()), lock|unix.LOCK_NB); err != nil {
-		return nil, 0, errors.Join(fault.New(fault.Busy, "%s is in use by another machine", name), f.Close())
-	}
-	bytes, err = f.Seek(0, 2)
-	if err != nil {
-		return nil, 0, errors.Join(fault.Wrap(fault.Invalid, err, "a disk's file"), f.Close())
-	}
-	return f, bytes, nil
 }

@@ -12,7 +12,7 @@
 // go past the core where that is as good: see direct.go.
 //
 // Locks: Group.pins.mu is above the store's; Group.mu (requests), inbox.mu and link.mu (its queue) are leaves; Group.direct is
-// held while a read goes past the core.
+// held while a client reads past the core, or stores its own write; never while the core is stepped.
 package mirrorio
 
 import (
@@ -116,7 +116,7 @@ type Group struct {
 
 	serves atomic.Int64 // until when the owner may answer; see ServesUntil
 	reads  atomic.Int64 // and until when without a question, never later
-	direct sync.RWMutex // held for reading by who reads past the core
+	direct sync.RWMutex // held for reading by a client that is at the store itself
 	under  underWay     // what may be on one node only
 	sample atomic.Uint64
 	rate   rate
@@ -161,7 +161,7 @@ func Start(o Options) *Group {
 func (g *Group) Close() {
 	g.close.Do(func() { close(g.ended) })
 	g.tasks.Wait()
-	g.direct.Lock() // for those who read past the core
+	g.direct.Lock() // for clients that are at the store themselves
 	defer g.direct.Unlock()
 }
 
@@ -300,14 +300,26 @@ func (g *Group) begin(op mirror.Op, r *request) error {
 		g.finish(id, errMoved)
 	}
 	if own.apply != nil {
-		r := g.hold(id)
-		a := g.apply(*own.apply, r)
-		a.ID = id
-		g.put(a)
-		g.release(r)
+		g.applyOwn(own.apply, r)
 	}
 	<-r.done
 	return r.err
+}
+
+// applyOwn stores what the caller's operation has to store, unless the group has ended:
+// Close waits for it.
+func (g *Group) applyOwn(e *mirror.Apply, r *request) {
+	g.direct.RLock()
+	select {
+	case <-g.ended:
+		g.direct.RUnlock()
+		return
+	default:
+	}
+	a := g.apply(*e, r)
+	g.direct.RUnlock()
+	a.ID = e.ID
+	g.put(a)
 }
 
 // hold returns the request of an operation, if it is a client's, for as long as

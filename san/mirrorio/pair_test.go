@@ -500,3 +500,35 @@ func TestFull(t *testing.T) {
 		})
 	}
 }
+
+// TestCloseWaits: the end of a group waits for the store, which a client may be at itself:
+// who closes the group gives the volumes to others.
+func TestCloseWaits(t *testing.T) {
+	p := newPair(t)
+	here, there := p.disks["a"].(*memory), p.disks["b"].(*memory)
+	v := p.volume("a")
+	here.mu.Lock() // it hangs
+	wrote := make(chan error, 1)
+	go func() { wrote <- v.WriteAt(bytes.Repeat([]byte("late"), BlockSize/4), 0, 0) }()
+	p.await("the other node has it", func() bool {
+		there.mu.Lock()
+		defer there.mu.Unlock()
+		return there.data[0] == 'l'
+	})
+	time.Sleep(20 * time.Millisecond) // for the write to be at the store here
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		p.groups["a"].Close()
+	}()
+	select {
+	case <-closed:
+		t.Error("the group is closed, and its store is at a write")
+	case <-time.After(200 * time.Millisecond):
+	}
+	here.mu.Unlock()
+	<-closed
+	if err := <-wrote; err != nil && !fault.Is(err, fault.Fenced) {
+		t.Error(err)
+	}
+}

@@ -5,11 +5,17 @@ const EchoMask = 0xfffff8
 
 // Echo is a guest that computes, stores all over its memory, waits for interrupts, and
 // answers what comes on the serial port by its own state's bytes. It never ends.
-func Echo() []byte {
+func Echo() []byte { return echo(1<<5 | 1<<9) }
+
+// Patient is Echo without a timer: only what is typed ends its waiting.
+func Patient() []byte { return echo(1 << 9) }
+
+// echo is the guest with some interrupts.
+func echo(interrupts uint32) []byte {
 	c := newCode()
 	c.address(t0, "trap")
 	c.csrw(stvec, t0)
-	c.li(t1, 1<<5|1<<9)
+	c.li(t1, interrupts)
 	c.csrw(sie, t1)
 	c.li(t0, plicBase+4*uartLine)
 	c.addi(t1, zero, 1)

@@ -2,7 +2,6 @@ package standalone
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"io"
 	"net"
@@ -12,7 +11,9 @@ import (
 	"sync"
 	"time"
 
+	"steadfast/compute/filedisk"
 	"steadfast/compute/machine"
+	"steadfast/compute/machineio"
 	"steadfast/compute/usernet"
 	"steadfast/compute/vmm"
 	"steadfast/fault"
@@ -27,9 +28,6 @@ const (
 	// words, once it was ended by force.
 	readPatience = time.Second
 )
-
-// seedBytes is how much of the host's randomness a guest begins with.
-const seedBytes = 64
 
 // Options describe a machine.
 type Options struct {
@@ -144,11 +142,15 @@ func (m *Machine) openFiles() (err error) {
 		}
 	}
 	for _, d := range m.o.Disks {
-		f, bytes, err := vmm.OpenDisk(d.File, d.ReadOnly)
+		f, err := filedisk.OpenFile(d.File, d.ReadOnly)
 		if err != nil {
 			return err
 		}
 		m.disks = append(m.disks, f)
+		bytes, err := f.Seek(0, io.SeekEnd)
+		if err != nil {
+			return fault.Wrap(fault.Invalid, err, "a disk's file")
+		}
 		m.cfg.Disks = append(m.cfg.Disks, machine.Disk{Size: bytes, ReadOnly: d.ReadOnly})
 	}
 	return nil
@@ -246,8 +248,7 @@ func (m *Machine) Run(ctx context.Context) (end machine.End, err error) {
 // config is what a life begins as.
 func (m *Machine) config() machine.Config {
 	cfg := m.cfg
-	cfg.Seed = make([]byte, seedBytes)
-	_, _ = rand.Read(cfg.Seed) // never fails
+	cfg.Seed = machineio.Seed()
 	cfg.Wall = uint64(time.Now().UnixNano())
 	return cfg
 }
