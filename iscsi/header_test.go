@@ -21,8 +21,10 @@ func TestHeaderFields(t *testing.T) {
 	h.SetCmdSN(0x31323334)
 	h.SetExpStatSN(0x41424344)
 	copy(h.CDB(), "sixteen byte CDB")
-	want := Header{0x41, 0xa1, 0, 0, 2, 0x12, 0x34, 0x56, 1, 2, 3, 4, 5, 6, 7, 8,
-		0x11, 0x12, 0x13, 0x14, 0x21, 0x22, 0x23, 0x24, 0x31, 0x32, 0x33, 0x34, 0x41, 0x42, 0x43, 0x44}
+	want := Header{
+		0x41, 0xa1, 0, 0, 2, 0x12, 0x34, 0x56, 1, 2, 3, 4, 5, 6, 7, 8,
+		0x11, 0x12, 0x13, 0x14, 0x21, 0x22, 0x23, 0x24, 0x31, 0x32, 0x33, 0x34, 0x41, 0x42, 0x43, 0x44,
+	}
 	copy(want[32:], "sixteen byte CDB")
 	if diff := cmp.Diff(want, h); diff != "" {
 		t.Error(diff)
@@ -188,9 +190,11 @@ func TestNames(t *testing.T) {
 			t.Errorf("%s: %q, %v", in, got, err)
 		}
 	}
-	for _, in := range []string{"", "iqn", "iqn.", "iqn.2001-13.com", "iqn.2001-04.", "iqn.2001-04.:x", "iqn.201-04.com.x", "eui.123",
+	for _, in := range []string{
+		"", "iqn", "iqn.", "iqn.2001-13.com", "iqn.2001-04.", "iqn.2001-04.:x", "iqn.201-04.com.x", "eui.123",
 		"naa.12", "disk", "iqn.2001-04.com.example:a b", "iqn.2001-04.com.example:a,b", "iqn.2001-04.com.example:\x00", "iqn.2001-04.com/x",
-		"iqn.2001-04.com.example:" + string(make([]byte, 220)), "iqn.2001-04.com.\xff"} {
+		"iqn.2001-04.com.example:" + string(make([]byte, 220)), "iqn.2001-04.com.\xff",
+	} {
 		if got, err := NormalizeName(in); err == nil {
 			t.Errorf("%q accepted as %q", in, got)
 		}

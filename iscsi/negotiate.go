@@ -48,24 +48,34 @@ var keys = map[string]keySpec{
 	"MaxConnections": {rule: ruleMin, leading: true, noDiscover: true, low: 1, high: 65535, number: func(p *Params) *int { return &p.MaxConnections }},
 	"InitialR2T":     {rule: ruleOr, leading: true, noDiscover: true, boolean: func(p *Params) *bool { return &p.InitialR2T }},
 	"ImmediateData":  {rule: ruleAnd, leading: true, noDiscover: true, boolean: func(p *Params) *bool { return &p.ImmediateData }},
-	"MaxRecvDataSegmentLength": {rule: ruleDeclare, low: MinSegmentLength, high: MaxSegmentLength,
-		number: func(p *Params) *int { return &p.MaxSendLength }},
-	"MaxBurstLength": {rule: ruleMin, leading: true, noDiscover: true, low: MinSegmentLength, high: MaxSegmentLength,
-		number: func(p *Params) *int { return &p.MaxBurstLength }},
-	"FirstBurstLength": {rule: ruleMin, leading: true, noDiscover: true, low: MinSegmentLength, high: MaxSegmentLength,
-		number: func(p *Params) *int { return &p.FirstBurstLength }},
+	"MaxRecvDataSegmentLength": {
+		rule: ruleDeclare, low: MinSegmentLength, high: MaxSegmentLength,
+		number: func(p *Params) *int { return &p.MaxSendLength },
+	},
+	"MaxBurstLength": {
+		rule: ruleMin, leading: true, noDiscover: true, low: MinSegmentLength, high: MaxSegmentLength,
+		number: func(p *Params) *int { return &p.MaxBurstLength },
+	},
+	"FirstBurstLength": {
+		rule: ruleMin, leading: true, noDiscover: true, low: MinSegmentLength, high: MaxSegmentLength,
+		number: func(p *Params) *int { return &p.FirstBurstLength },
+	},
 	"DefaultTime2Wait":   {rule: ruleMax, leading: true, low: 0, high: 3600, number: func(p *Params) *int { return &p.DefaultTime2Wait }},
 	"DefaultTime2Retain": {rule: ruleMin, leading: true, low: 0, high: 3600, number: func(p *Params) *int { return &p.DefaultTime2Retain }},
 	"MaxOutstandingR2T":  {rule: ruleMin, leading: true, noDiscover: true, low: 1, high: 65535, number: func(p *Params) *int { return &p.MaxOutstandingR2T }},
 	"DataPDUInOrder":     {rule: ruleOr, leading: true, noDiscover: true, boolean: func(p *Params) *bool { return &p.DataPDUInOrder }},
-	"DataSequenceInOrder": {rule: ruleOr, leading: true, noDiscover: true,
-		boolean: func(p *Params) *bool { return &p.DataSequenceInOrder }},
+	"DataSequenceInOrder": {
+		rule: ruleOr, leading: true, noDiscover: true,
+		boolean: func(p *Params) *bool { return &p.DataSequenceInOrder },
+	},
 	"ErrorRecoveryLevel": {rule: ruleMin, leading: true, low: 0, high: 2, number: func(p *Params) *int { return &p.ErrorRecoveryLevel }},
 	"TaskReporting":      {rule: ruleList, leading: true, noDiscover: true, text: "RFC3720"},
 	// RFC 7143, 13.24, and RFC 7144, 7.1. Level 1 is RFC 7143; the SAM-4
 	// features of level 2 are not here.
-	"iSCSIProtocolLevel": {rule: ruleMin, leading: true, noDiscover: true, low: 0, high: 31,
-		number: func(p *Params) *int { return &p.ProtocolLevel }},
+	"iSCSIProtocolLevel": {
+		rule: ruleMin, leading: true, noDiscover: true, low: 0, high: 31,
+		number: func(p *Params) *int { return &p.ProtocolLevel },
+	},
 	// RFC 7143, 13.25: never NotUnderstood; "No" is what old peers read best.
 	"IFMarker":    {rule: ruleConst, leading: true, text: "No"},
 	"OFMarker":    {rule: ruleConst, leading: true, text: "No"},

@@ -77,14 +77,22 @@ func TestSense(t *testing.T) {
 		fixed, withDes string
 	}{
 		{"plain", Fail(5, 0x20, 0), "70 00 05 00000000 0a 00000000 20 00 00 000000", "72 05 20 00 000000 00"},
-		{"LBA", OutOfRange(0x12345678), "f0 00 05 12345678 0a 00000000 21 00 00 000000",
-			"72 05 21 00 000000 0c 00 0a 80 00 0000000012345678"},
-		{"LBA too great for fixed format", OutOfRange(1 << 40), "70 00 05 00000000 0a 00000000 21 00 00 000000",
-			"72 05 21 00 000000 0c 00 0a 80 00 0000010000000000"},
-		{"field of the CDB", InvalidCDB(1, 7), "70 00 05 00000000 0a 00000000 24 00 00 cf0001",
-			"72 05 24 00 000000 08 02 06 00 00 cf0001 00"},
-		{"field of the list", InvalidData(300, -1), "70 00 05 00000000 0a 00000000 26 00 00 80012c",
-			"72 05 26 00 000000 08 02 06 00 00 80012c 00"},
+		{
+			"LBA", OutOfRange(0x12345678), "f0 00 05 12345678 0a 00000000 21 00 00 000000",
+			"72 05 21 00 000000 0c 00 0a 80 00 0000000012345678",
+		},
+		{
+			"LBA too great for fixed format", OutOfRange(1 << 40), "70 00 05 00000000 0a 00000000 21 00 00 000000",
+			"72 05 21 00 000000 0c 00 0a 80 00 0000010000000000",
+		},
+		{
+			"field of the CDB", InvalidCDB(1, 7), "70 00 05 00000000 0a 00000000 24 00 00 cf0001",
+			"72 05 24 00 000000 08 02 06 00 00 cf0001 00",
+		},
+		{
+			"field of the list", InvalidData(300, -1), "70 00 05 00000000 0a 00000000 26 00 00 80012c",
+			"72 05 26 00 000000 08 02 06 00 00 80012c 00",
+		},
 	} {
 		for _, descriptors := range []bool{false, true} {
 			want := unhex(t, c.fixed)
@@ -308,17 +316,23 @@ func TestLayouts(t *testing.T) {
 		{"READ RESERVATION, none", AppendReservation(nil, 3, 0, 0), "00000003 00000000"},
 		{"READ RESERVATION", AppendReservation(nil, 3, 6, 9), "00000003 00000010 0000000000000009 00000000 00 06 0000"},
 		{"REPORT CAPABILITIES", AppendCapabilities(nil, true), "0008 1d 81 ea01 0000"},
-		{"RTPG", AppendPortGroups(nil, []PortGroup{{1, ActiveOptimized, true, []uint16{1, 2}}}, false),
-			"00000010 80 8f 0001 00 02 00 02 0000 0001 0000 0002"},
+		{
+			"RTPG", AppendPortGroups(nil, []PortGroup{{1, ActiveOptimized, true, []uint16{1, 2}}}, false),
+			"00000010 80 8f 0001 00 02 00 02 0000 0001 0000 0002",
+		},
 		{"COPY STATUS", AppendCopyStatus(nil, CopyResult{Segments: 2, Bytes: 1 << 33}), "00000008 01 0002 01 00800000"},
 		{"NAA designator", AppendDesignator(nil, CodeBinary, OfUnit, DesignatorNAA, []byte{0x6a, 1}), "01 03 00 02 6a01"},
 		{"name designator", AppendNameDesignator(nil, OfTarget, "iqn"), "53 a8 00 04 69716e00"},
 		{"name designator, padded", AppendNameDesignator(nil, OfTarget, "iqn."), "53 a8 00 08 69716e2e00000000"},
 		{"one command, unknown", AppendSupportedOne(nil, nil, true), "00 01 0000"},
-		{"one command", AppendSupportedOne(nil, &Supported{Usage: []byte{0, 0xff}, Timeout: 60}, true),
-			"00 83 0002 00ff 000a 0000 00000000 0000003c"},
-		{"all commands", AppendSupportedAll(nil, []Supported{{Opcode: 0x9e, Action: 0x10, HasAction: true, Usage: make([]byte, 16)}}, false),
-			"00000008 9e 00 0010 00 01 0010"},
+		{
+			"one command", AppendSupportedOne(nil, &Supported{Usage: []byte{0, 0xff}, Timeout: 60}, true),
+			"00 83 0002 00ff 000a 0000 00000000 0000003c",
+		},
+		{
+			"all commands", AppendSupportedAll(nil, []Supported{{Opcode: 0x9e, Action: 0x10, HasAction: true, Usage: make([]byte, 16)}}, false),
+			"00000008 9e 00 0010 00 01 0010",
+		},
 	} {
 		if want := unhex(t, c.want); !bytes.Equal(c.got, want) {
 			t.Errorf("%s:\n got % x\nwant % x", c.name, c.got, want)

@@ -117,9 +117,20 @@ var toyOps = map[string]reflect.Type{}
 // register makes toyOps; the list of operations is here and nowhere else.
 func register() {
 	for _, op := range []storetest.Op{
-		storetest.Write{}, storetest.Clear{}, storetest.Copy{}, storetest.CreateVolume{}, storetest.ChangeVolume{},
-		storetest.DeleteVolume{}, storetest.CreateSnapshot{}, storetest.DeleteSnapshot{}, storetest.Rollback{},
-		storetest.Clone{}, storetest.SetAttribute{}, storetest.SetThresholds{}, storetest.SetBase{}, storetest.ClearBase{},
+		storetest.Write{},
+		storetest.Clear{},
+		storetest.Copy{},
+		storetest.CreateVolume{},
+		storetest.ChangeVolume{},
+		storetest.DeleteVolume{},
+		storetest.CreateSnapshot{},
+		storetest.DeleteSnapshot{},
+		storetest.Rollback{},
+		storetest.Clone{},
+		storetest.SetAttribute{},
+		storetest.SetThresholds{},
+		storetest.SetBase{},
+		storetest.ClearBase{},
 	} {
 		toyOps[fmt.Sprintf("%T", op)] = reflect.TypeOf(op)
 	}
@@ -226,7 +237,8 @@ func (p *toy) SetThresholds(percent []int) error {
 
 func (p *toy) AddDrive(store.NamedDrive) error { return nil }
 func (p *toy) EvacuateDrive(string) error      { return fault.New(fault.Full, "a toy keeps its drives") }
-func (p *toy) RemoveDrive(string) error        { return fault.New(fault.Full, "a toy keeps its drives") }
+
+func (p *toy) RemoveDrive(string) error { return fault.New(fault.Full, "a toy keeps its drives") }
 
 func (p *toy) CreateVolume(spec store.VolumeSpec) (store.VolumeStatus, error) {
 	if p.state.Volumes[spec.Name] != nil {

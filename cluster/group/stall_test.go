@@ -13,8 +13,10 @@ func TestStall(t *testing.T) {
 	a, b := quorum.Incarnation{Member: "a", Boot: 1}, quorum.Incarnation{Member: "b", Boot: 1}
 	state := quorum.NewState()
 	for i, c := range []quorum.Command{
-		{Kind: quorum.KindBoot, By: a}, {Kind: quorum.KindBoot, By: b},
-		{Kind: quorum.KindCreate, Group: "g", By: a}, {Kind: quorum.KindAdmit, Group: "g", By: a, Who: b, Revision: 1},
+		{Kind: quorum.KindBoot, By: a},
+		{Kind: quorum.KindBoot, By: b},
+		{Kind: quorum.KindCreate, Group: "g", By: a},
+		{Kind: quorum.KindAdmit, Group: "g", By: a, Who: b, Revision: 1},
 	} {
 		if err := state.Apply(uint64(i+1), c); err != nil {
 			t.Fatal(err)

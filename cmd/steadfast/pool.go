@@ -311,8 +311,13 @@ nothing. Name all drives of the pool. While a node runs, use
 			}
 			if a.output == "json" {
 				err = a.printJSON(object{
-					{"pool", fmt.Sprintf("%x", report.Pool[:])}, {"blocks", report.Blocks}, {"nodes", report.Nodes}, {"volumes", report.Volumes},
-					{"snapshots", report.Snapshots}, {"log_tail", report.LogTail}, {"problems", problems},
+					{"pool", fmt.Sprintf("%x", report.Pool[:])},
+					{"blocks", report.Blocks},
+					{"nodes", report.Nodes},
+					{"volumes", report.Volumes},
+					{"snapshots", report.Snapshots},
+					{"log_tail", report.LogTail},
+					{"problems", problems},
 				})
 			} else {
 				for _, p := range report.Problems {

@@ -75,8 +75,10 @@ func Steadfast() Rules {
 			"cmd":  {"cmd"},
 			"node": {"node", "cmd", "test"},
 		},
-		Pure: []string{"scsi", "iscsi", "fault", "san/lun/reserve", "san/store/format", "cluster/quorum", "cluster/group", "san/mirror", "san/alias",
-			"compute/device", "compute/riscv", "compute/riscv/softfloat", "compute/riscv/boot", "compute/virtio", "compute/devices", "compute/machine"},
+		Pure: []string{
+			"scsi", "iscsi", "fault", "san/lun/reserve", "san/store/format", "cluster/quorum", "cluster/group", "san/mirror", "san/alias",
+			"compute/device", "compute/riscv", "compute/riscv/softfloat", "compute/riscv/boot", "compute/virtio", "compute/devices", "compute/machine",
+		},
 		// time is judged by what is used of it: see durationOnly.
 		Impure: []string{
 			"net", "os", "sync", "context", "math/rand", "math/rand/v2",

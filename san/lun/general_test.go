@@ -239,8 +239,10 @@ func TestSmallCommands(t *testing.T) {
 		{"START", cdb(scsi.OpStartStopUnit, 4, uint8(1)), "good", ""},
 		{"STOP", cdb(scsi.OpStartStopUnit, 4, uint8(0)), "good", ""},
 		{"EJECT", cdb(scsi.OpStartStopUnit, 4, uint8(2)), "5h/24h/00h", ""},
-		{"RTPG", cdb(scsi.OpMaintenanceIn, 1, uint8(scsi.ActionReportTargetPortGroups), 6, uint32(64)), "good",
-			"0000000c" + "008f0001" + "00020001" + "00000001"},
+		{
+			"RTPG", cdb(scsi.OpMaintenanceIn, 1, uint8(scsi.ActionReportTargetPortGroups), 6, uint32(64)), "good",
+			"0000000c" + "008f0001" + "00020001" + "00000001",
+		},
 		{"RTPG, extended", cdb(scsi.OpMaintenanceIn, 1, uint8(0x20|scsi.ActionReportTargetPortGroups), 6, uint32(8)), "good", "00000010" + "10000000"},
 		{"RTPG, unknown format", cdb(scsi.OpMaintenanceIn, 1, uint8(0x40|scsi.ActionReportTargetPortGroups), 6, uint32(8)), "5h/24h/00h", ""},
 	} {

@@ -49,13 +49,27 @@ func TestRanges(t *testing.T) {
 		out     []byte
 		protect bool // has a protection field
 	}{
-		{scsi.OpRead6, nil, false}, {scsi.OpRead10, nil, true}, {scsi.OpRead12, nil, true}, {scsi.OpRead16, nil, true},
-		{scsi.OpWrite6, two, false}, {scsi.OpWrite10, two, true}, {scsi.OpWrite12, two, true}, {scsi.OpWrite16, two, true},
-		{scsi.OpVerify10, nil, true}, {scsi.OpVerify12, nil, true}, {scsi.OpVerify16, nil, true},
-		{scsi.OpWriteVerify10, two, true}, {scsi.OpWriteVerify12, two, true}, {scsi.OpWriteVerify16, two, true},
-		{scsi.OpOrWrite16, two, true}, {scsi.OpWriteSame10, two[:512], true}, {scsi.OpWriteSame16, two[:512], true},
-		{scsi.OpPrefetch10, nil, false}, {scsi.OpPrefetch16, nil, false},
-		{scsi.OpSynchronizeCache10, nil, false}, {scsi.OpSynchronizeCache16, nil, false},
+		{scsi.OpRead6, nil, false},
+		{scsi.OpRead10, nil, true},
+		{scsi.OpRead12, nil, true},
+		{scsi.OpRead16, nil, true},
+		{scsi.OpWrite6, two, false},
+		{scsi.OpWrite10, two, true},
+		{scsi.OpWrite12, two, true},
+		{scsi.OpWrite16, two, true},
+		{scsi.OpVerify10, nil, true},
+		{scsi.OpVerify12, nil, true},
+		{scsi.OpVerify16, nil, true},
+		{scsi.OpWriteVerify10, two, true},
+		{scsi.OpWriteVerify12, two, true},
+		{scsi.OpWriteVerify16, two, true},
+		{scsi.OpOrWrite16, two, true},
+		{scsi.OpWriteSame10, two[:512], true},
+		{scsi.OpWriteSame16, two[:512], true},
+		{scsi.OpPrefetch10, nil, false},
+		{scsi.OpPrefetch16, nil, false},
+		{scsi.OpSynchronizeCache10, nil, false},
+		{scsi.OpSynchronizeCache16, nil, false},
 	} {
 		h.ok(plainLUN, transfer(c.op, last-1, 2), c.out)
 		h.want(plainLUN, transfer(c.op, last, 2), c.out, "5h/21h/00h")
@@ -332,8 +346,11 @@ func TestVolumeErrors(t *testing.T) {
 		kind fault.Kind
 		want string
 	}{
-		{fault.Corrupt, "3h/11h/00h"}, {fault.Full, "7h/27h/07h"}, {fault.Failed, "4h/44h/00h"},
-		{fault.ReadOnly, "7h/27h/00h"}, {fault.Fenced, "2h/04h/0ah"},
+		{fault.Corrupt, "3h/11h/00h"},
+		{fault.Full, "7h/27h/07h"},
+		{fault.Failed, "4h/44h/00h"},
+		{fault.ReadOnly, "7h/27h/00h"},
+		{fault.Fenced, "2h/04h/0ah"},
 	} {
 		r.plain.Fail = func(op string, off, n int64) error {
 			if off+n > 20*512 {

@@ -523,8 +523,10 @@ func (v *Volume) copyRun(dst uint64, from *Volume, src, n uint64, durable bool) 
 	if err := v.p.admit(need); err != nil {
 		return err
 	}
-	o := &op{vol: v.vol, from: from, durable: durable, reserve: need,
-		records: []format.Record{{Kind: format.RecordCopy, LBA: dst, N: n, SrcLBA: src}}}
+	o := &op{
+		vol: v.vol, from: from, durable: durable, reserve: need,
+		records: []format.Record{{Kind: format.RecordCopy, LBA: dst, N: n, SrcLBA: src}},
+	}
 	return v.p.commit(o)
 }
 
