@@ -9,10 +9,12 @@ import (
 	"os/signal"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"steadfast/fault"
+	"steadfast/internal/logline"
 	"steadfast/node"
 	"steadfast/node/config"
 	"steadfast/node/guard"
@@ -47,6 +49,9 @@ once, which loses nothing that was acknowledged.`,
 	return c
 }
 
+// logPatience is how long the end of a node waits for a log that hangs.
+const logPatience = 2 * time.Second
+
 // serve runs a node until a signal.
 func (a *app) serve(ctx context.Context, cfg config.Config) error {
 	ctx, stop := a.signals(ctx)
@@ -59,7 +64,9 @@ func (a *app) serve(ctx context.Context, cfg config.Config) error {
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "this program's path")
 	}
-	n, err := node.Start(ctx, node.Options{Config: cfg, Version: version, Log: newLogger(a.errs, cfg.Log), Getenv: a.getenv, Exit: exit, Guard: self})
+	log := logline.New(a.errs)
+	defer log.Close(logPatience)
+	n, err := node.Start(ctx, node.Options{Config: cfg, Version: version, Log: newLogger(log, cfg.Log), Getenv: a.getenv, Exit: exit, Guard: self})
 	if err != nil {
 		return err
 	}

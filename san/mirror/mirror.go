@@ -61,7 +61,6 @@ package mirror
 
 import (
 	"slices"
-	"time"
 
 	"steadfast/cluster/group"
 	"steadfast/cluster/quorum"
@@ -100,6 +99,8 @@ type Mirror struct {
 	totals  totals
 	now     group.Instant
 	out     []Effect
+	touched []uint64 // operations that something has become of since the last look
+	footed  footing  // at that look
 	scratch []uint64
 }
 
@@ -189,7 +190,7 @@ func (m *Mirror) Step(now group.Instant, in Input) []Effect {
 	}
 	m.restand()
 	m.greet()
-	m.advance()
+	m.advance(concernsFew(in))
 	return m.out
 }
 
@@ -298,19 +299,6 @@ func (m *Mirror) sorted() []uint64 {
 	return ids
 }
 
-// owned returns those of the operations that did not come from the other node.
-func (m *Mirror) owned() []uint64 {
-	ids := m.scratch[:0]
-	for id, o := range m.ops {
-		if o.from == nil {
-			ids = append(ids, id)
-		}
-	}
-	slices.Sort(ids)
-	m.scratch = ids
-	return ids
-}
-
 func (m *Mirror) forget(o *operation) {
 	m.locks.drop(o.id)
 	delete(m.ops, o.id)
@@ -392,7 +380,7 @@ func (m *Mirror) abort(id uint64) {
 }
 
 // advance does what has become possible.
-func (m *Mirror) advance() {
+func (m *Mirror) advance(few bool) {
 	if m.at.Serving && len(m.held) > 0 {
 		held := m.held
 		m.held = nil
@@ -404,12 +392,13 @@ func (m *Mirror) advance() {
 	m.prepare()
 	m.look()
 	m.grant()
-	for _, id := range m.owned() {
-		if o := m.ops[id]; o != nil {
+	for _, id := range m.concerned(few) {
+		if o := m.ops[id]; o != nil && o.from == nil {
 			m.finish(o)
 		}
 	}
 	m.settle()
+	m.grant() // who waited for the blocks of what has ended
 	if m.at.Role == group.Owner && !m.at.Serving && !m.busy() {
 		m.relay(m.agent.Step(m.now, group.Drained{}))
 	}
@@ -438,6 +427,7 @@ func (m *Mirror) busy() bool {
 // granted begins an operation whose turn has come.
 func (m *Mirror) granted(o *operation) {
 	o.granted = true
+	m.touched = append(m.touched, o.id)
 	if o.from != nil {
 		m.grantedInbound(o)
 		return
@@ -486,6 +476,7 @@ func (m *Mirror) applied(a Applied) {
 	if o == nil {
 		return
 	}
+	m.touched = append(m.touched, o.id)
 	if o.dead {
 		m.forget(o) // its blocks are free now
 		return
@@ -589,85 +580,6 @@ func (m *Mirror) through() {
 	}
 }
 
-// finish ends an owner's operation that is complete.
-func (m *Mirror) finish(o *operation) {
-	if o.damage.bad.Count > 0 && m.at.Role == group.Owner {
-		m.heal(o)
-	}
-	if m.at.Role != group.Owner || !o.granted || !o.local || !m.reached(o) {
-		return
-	}
-	switch {
-	case o.op.Kind == Read && !m.agent.MayRead(m.now, o.asked) && !m.cfg.Fault.has(pastLease):
-		return
-	case o.op.changes() && !o.op.Durable && len(m.at.Others) == 0 && !m.cfg.Fault.has(memoryOfOne):
-		// The others went while it was under way: one memory is not enough.
-		if !o.through {
-			o.through, o.local = true, false
-			m.do(Sync{o.id})
-		}
-		return
-	}
-	if (o.refused || o.refusedThere) && m.restore(o) || o.damage.any() && m.rejoin(o) {
-		return
-	}
-	m.answer(o)
-	m.forget(o)
-}
-
-// answer tells who waits for an operation that it is complete.
-func (m *Mirror) answer(o *operation) {
-	switch o.op.Kind {
-	case Barrier:
-		m.ledger.complete(o.id)
-		m.took(o)
-	case Write:
-		m.ledger.complete(o.id)
-	case Flush:
-		m.save(m.ledger.flushed(o.id))
-	case copied, stepping, ending:
-		m.ended(o)
-	default: // a read leaves nothing, and a compare is one or a write by now
-	}
-	switch {
-	case o.aborted:
-		m.do(Aborted{o.id})
-	case o.client && (o.refused || o.refusedThere) && o.op.Kind == Write && o.damage.heals > 0:
-		m.do(Refuse{ID: o.id, Damaged: true}) // what was healed is what it wrote
-	case o.client && (o.refused || o.refusedThere):
-		r := Refuse{ID: o.id}
-		if o.op.Kind == Barrier {
-			r.Why = o.was
-		}
-		m.do(r)
-	case o.client && o.damage.spoiled:
-		m.do(Refuse{ID: o.id, Damaged: true})
-	case o.client:
-		m.govern.feel(m, o.op.Kind, o.op.Count, time.Duration(m.now-o.began))
-		m.do(Done{o.id})
-	}
-}
-
-// reached tells whether an operation is where it has to be.
-func (m *Mirror) reached(o *operation) bool {
-	if o.op.Kind == Read || m.cfg.Fault.has(ackEarly) && o.op.changes() {
-		return true
-	}
-	for _, e := range m.at.Others {
-		if !slices.Contains(o.acks, e) {
-			return false
-		}
-	}
-	s := m.stream
-	switch {
-	case o.op.own():
-		return s != nil && slices.Contains(o.acks, s.to)
-	case s != nil && (s.phase >= phaseEnding && o.number >= s.firm || o.awaits):
-		return slices.Contains(o.acks, s.to)
-	}
-	return true
-}
-
 // settle looks for a position now and then: of all that is on both in memory,
 // and, by a flush of its own, of what is stable.
 func (m *Mirror) settle() {
@@ -675,7 +587,6 @@ func (m *Mirror) settle() {
 	if m.at.Role == group.Owner && m.at.Serving && m.ledger.candidate > m.position && m.now >= m.flushed.Add(4*m.cfg.Settle) {
 		m.flushed = m.now
 		m.start(m.own(Op{Kind: Flush}))
-		m.grant()
 	}
 }
 

@@ -356,6 +356,7 @@ func (m *Mirror) acknowledged(p Packet) {
 		return
 	}
 	delete(s.sent, p.Sequence)
+	m.touched = append(m.touched, w.id)
 	o := m.ops[w.id]
 	if o != nil && o.damage.fetch == p.Sequence {
 		m.fetched(o, p)

@@ -265,6 +265,9 @@ func (n *node) step(in mirror.Input) {
 		return
 	}
 	effects := n.mirror.Step(n.time(), in)
+	if k := n.mirror.Overlooked(); k > 0 {
+		n.world.fail("%s: %d operations are complete after %T and have not ended", memberOf(n.index), k, in)
+	}
 	n.shut()
 	n.world.serves(n)
 	life := n.life

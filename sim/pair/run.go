@@ -247,6 +247,10 @@ func (w *world) choose(mutants []string) {
 	for _, m := range mutants {
 		w.cfg.mirror.Fault |= mirror.Mutations()[m]
 	}
+	if w.cfg.mutant("old-list") { // no list is old where they are answered at once
+		w.cfg.lists = 3 * time.Second
+		w.cfg.stall = max(w.cfg.stall, time.Second)
+	}
 	w.net.drop = []float64{0, 0.01, 0.1}[w.rand.IntN(3)]
 	if w.chance(0.3) {
 		w.net.slow = w.between(time.Millisecond, 100*time.Millisecond)
