@@ -27,6 +27,10 @@ const (
 	busyPause   = 10 * time.Millisecond
 )
 
+// givenTime bounds how long an operation that this node could not answer waits for
+// its unit to be on standby. A host gives a command 30 s.
+const givenTime = 2 * time.Second
+
 // Grant is how long an alias stays open without being refreshed. It is shorter than
 // Silence: an owner that is alone asks nobody, and a member that it has just admitted
 // may succeed it after that much silence.
@@ -47,6 +51,8 @@ type service struct {
 	state  *statevol.State
 	former []statevol.Session // clients of who served the group before
 	tidied atomic.Bool        // what comparisons have left is deleted, or is being
+
+	given chan struct{} // closed when the units of a group with several paths are on standby
 
 	mu    sync.Mutex
 	units map[uint32]*unit // by number
@@ -82,7 +88,7 @@ func (g *Group) follow() error {
 // looked at next; logins wait meanwhile.
 func (g *Group) serve(st group.Standing, spec *Spec) error {
 	began := time.Now()
-	s := &service{g: g, epoch: st.Epoch, began: began, tag: spec.Tag(), spec: spec, units: map[uint32]*unit{}, held: map[netip.Addr]bool{}}
+	s := &service{g: g, epoch: st.Epoch, began: began, tag: spec.Tag(), spec: spec, given: make(chan struct{}), units: map[uint32]*unit{}, held: map[netip.Addr]bool{}}
 	s.ctx, s.stop = context.WithCancel(g.ctx)
 	g.mu.Lock()
 	g.opens = s
@@ -135,7 +141,23 @@ func (g *Group) leaveAs(s *service) {
 	for _, a := range s.spec.Aliases {
 		s.release(a.Address.Addr())
 	}
+	if s.spec.Multipath { // now, for tasks wait for it that DropPortalGroup waits for
+		g.giveUnits(s)
+	}
+	close(s.given)
 	g.cfg.Targets.DropPortalGroup(s.tag)
+	g.giveUnits(s)
+	s.tasks.Wait()
+	g.mu.Lock()
+	g.opens = nil
+	g.mu.Unlock()
+	if s.state != nil {
+		s.state.Close()
+	}
+}
+
+// giveUnits ends serving the service's units.
+func (g *Group) giveUnits(s *service) {
 	s.mu.Lock()
 	units := s.units
 	s.units = map[uint32]*unit{}
@@ -145,12 +167,23 @@ func (g *Group) leaveAs(s *service) {
 			g.cfg.Log.Error("a unit cannot be taken away", "group", g.name, "volume", u.Name(), "error", err)
 		}
 	}
-	s.tasks.Wait()
-	g.mu.Lock()
-	g.opens = nil
-	g.mu.Unlock()
-	if s.state != nil {
-		s.state.Close()
+}
+
+// awaitGiven returns when initiators that come by this node's own portals are told
+// to go to the other node's, or soon: at once, where a group has no such paths.
+func (s *service) awaitGiven() {
+	s.mu.Lock()
+	several := s.spec.Multipath
+	s.mu.Unlock()
+	if !several {
+		return
+	}
+	t := time.NewTimer(givenTime)
+	defer t.Stop()
+	select {
+	case <-s.given:
+	case <-s.g.ctx.Done(): // the units go
+	case <-t.C:
 	}
 }
 

@@ -93,9 +93,14 @@ func (u *unit) follow(v Volume) {
 
 // fenced mutes the group's connections before an initiator hears that this
 // node may not serve it any more: the other one will, and I/O goes on there.
+//
+// Those of this node's own portals stay. They hear of it when the unit is on
+// standby here, for then their next try is told to go elsewhere. An access state in
+// transition would have Linux try five times at once, and then a second later.
 func (u *unit) fenced(err error) error {
 	if fault.Is(err, fault.Fenced) {
 		u.s.g.cfg.Targets.Mute(u.s.tag)
+		u.s.awaitGiven()
 	}
 	return err
 }

@@ -73,9 +73,9 @@ func TestGrow(t *testing.T) {
 }
 
 // TestAttentionOrder: conditions are reported one by one, the gravest first;
-// INQUIRY and REPORT LUNS are performed in spite of them, REQUEST SENSE
-// returns them as data, and REPORT LUNS answers that of the list. SPC-4, 6.33
-// and 6.39; SAM-5, 5.14.
+// INQUIRY and REPORT LUNS are performed in spite of them, and so is REPORT TARGET
+// PORT GROUPS, which takes none away; REQUEST SENSE returns them as data, and
+// REPORT LUNS answers that of the list. SPC-4, 6.33 and 6.39; SAM-5, 5.14.
 func TestAttentionOrder(t *testing.T) {
 	r := newRig(t)
 	h := r.login(hostA, 1)
@@ -84,6 +84,7 @@ func TestAttentionOrder(t *testing.T) {
 	r.view(append(mappings(r), lun.Mapping{LUN: 9, Volume: r.plain.ID()})...)
 	h.ok(plainLUN, cdb(scsi.OpInquiry, 3, uint16(96)), nil)
 	h.ok(plainLUN, cdb(scsi.OpReportLUNs, 6, uint32(256)), nil)
+	h.ok(plainLUN, cdb(scsi.OpMaintenanceIn, 1, uint8(scsi.ActionReportTargetPortGroups), 6, uint32(64)), nil)
 	// An unknown command comes after the attention as well.
 	h.want(plainLUN, []byte{0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, nil, "6h/29h/00h")
 	sense, _ := scsi.DecodeSense(h.ok(plainLUN, cdb(scsi.OpRequestSense, 4, uint8(252)), nil))

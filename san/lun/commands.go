@@ -82,7 +82,11 @@ func generalCommands() []command {
 		plain(scsi.OpStartStopUnit, 0, timeoutLong, usage(0x01, 0, 0x0f, 0xf7, 0x04), (*task).startStop),
 		plain(scsi.OpReadDefectData10, reads, timeoutShort, usage(0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0x04), (*task).readDefects),
 		plain(scsi.OpReadDefectData12, reads, timeoutShort, usage(0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04), (*task).readDefects),
-		action(scsi.OpMaintenanceIn, scsi.ActionReportTargetPortGroups, free, timeoutShort,
+		// SAM-5, 5.14 has it end with a unit attention like any other command. But it is
+		// the answer to the attention that access states have changed, and Linux (up to
+		// 6.1 at least, scsi_dh_alua) waits 2 s after each one that it meets there,
+		// before it uses the path that has become active. They stay for other commands.
+		action(scsi.OpMaintenanceIn, scsi.ActionReportTargetPortGroups, free|attentionFree, timeoutShort,
 			usage(0xe0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04), (*task).reportPortGroups),
 		action(scsi.OpMaintenanceIn, scsi.ActionReportOpcodes, reads|standbyFree, timeoutShort,
 			usage(0, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04), (*task).reportOpcodes),

@@ -17,8 +17,8 @@ type kind struct {
 	// request. 0: nothing was promised.
 	goal time.Duration
 	// linux is the goal for the kernel's initiator, which waits 2 s after it lost a
-	// connection, unless it was told not to. Its guest is emulated: below what that
-	// costs nothing is promised.
+	// connection, unless it was told not to, and with several paths 1 s before it
+	// takes another. Its guest is emulated: below what that costs nothing is promised.
 	linux time.Duration
 	// drives: the nodes' pools must be on drives that can fail.
 	drives bool
@@ -50,7 +50,7 @@ const linuxGoal = 3500 * time.Millisecond
 
 // goalOf is a client's goal; 0: none.
 func (k kind) goalOf(client string) time.Duration {
-	if client == "linux" {
+	if isGuest(client) {
 		return k.linux
 	}
 	return k.goal

@@ -10,23 +10,24 @@ import (
 )
 
 // The clients that load a pair.
-var clientNames = []string{"qemu", "libiscsi", "linux"}
+var clientNames = []string{"qemu", "libiscsi", "linux", multipathClient}
 
 // clientsBy returns the clients that a flag's value means. Both are those that
-// are processes here; the third is a guest, and takes its minutes.
+// are processes here; the third is a guest, and takes its minutes. The fourth is
+// such a guest, too, and wants a group that is reached by several paths.
 func clientsBy(value string) ([]string, error) {
 	switch value {
 	case "both":
 		return clientNames[:2], nil
 	case "all":
-		return clientNames, nil
+		return clientNames[:3], nil
 	}
 	for _, name := range clientNames {
 		if name == value {
 			return []string{name}, nil
 		}
 	}
-	return nil, fmt.Errorf("no client %q: qemu, libiscsi, linux, both (the first two) or all", value)
+	return nil, fmt.Errorf("no client %q: qemu, libiscsi, linux, multipath, both (the first two) or all (the first three)", value)
 }
 
 // load is one client's volume under load.
@@ -123,9 +124,9 @@ func (r *runner) startLoads(ctx context.Context) error {
 		l := &load{client: r.clients[i], volume: v}
 		r.loads = append(r.loads, l)
 		var err error
-		if l.client == "linux" {
+		if isGuest(l.client) {
 			var g *guest
-			if g, err = r.startGuest(ctx, uint32(i+1), v); err == nil {
+			if g, err = r.startGuest(ctx, l.client, uint32(i+1), v); err == nil {
 				l.loader, l.delays = g, true
 			}
 		} else {

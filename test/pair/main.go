@@ -6,7 +6,8 @@
 //	-rounds  run until this many rounds of each kind are in the results file
 //	         for this build; what is there already is not run again
 //	-client  who loads: qemu (its block layer), libiscsi, both of these, linux
-//	         (the kernel of an emulated guest: minutes to start), or all
+//	         (the kernel of an emulated guest: minutes to start), all of these, or
+//	         multipath (that guest with dm-multipath over both nodes' own portals)
 //	-prove   try the harness itself: a right node must pass, a wrong one not
 //	-list    only print the kinds, or the results so far (-summary)
 //
@@ -54,7 +55,7 @@ func main() {
 	var spanMiB int64
 	flag.StringVar(&kind, "kind", "all", "kinds of rounds, with commas; -list tells them")
 	flag.IntVar(&r.rounds, "rounds", 1, "rounds of each kind that shall be in the results")
-	flag.StringVar(&client, "client", "both", "qemu, libiscsi, both, linux or all")
+	flag.StringVar(&client, "client", "both", "qemu, libiscsi, both, linux, all or multipath")
 	flag.StringVar(&r.product, "product", "pair", "pair; or a stand-in: node, plain, standby, standby-silent, rollback")
 	flag.StringVar(&r.results, "results", "bin/pair-results.jsonl", "file that rounds are appended to")
 	flag.StringVar(&r.parent, "dir", "/var/tmp", "folder on a disk to make files in")
@@ -73,6 +74,7 @@ func main() {
 		r.iscsid = append(r.iscsid, line)
 		return nil
 	})
+	flag.BoolVar(&r.trace, "trace", false, "have the Linux client's iscsid say all, and keep its packets (client-*.pcap)")
 	flag.StringVar(&r.guestCache, "cache", ".cache/guest", "folder for the Linux client's kernel")
 	flag.BoolVar(&r.logsAlways, "keep-logs", false, "keep logs also of rounds that were good")
 	flag.BoolVar(&prove, "prove", false, "try the harness itself")
@@ -203,9 +205,13 @@ func (r *run) missing() string {
 		return "network namespaces need root"
 	}
 	names, group := []string{"qemu-nbd", "gcc", "mkfs.ext4"}, "pair"
-	if slices.Contains(r.clients, "linux") {
+	if slices.ContainsFunc(r.clients, isGuest) {
 		names = append(names, "qemu-system-x86_64", "busybox", "cpio", "depmod", "iscsid")
 		group += " guest"
+	}
+	if slices.Contains(r.clients, multipathClient) {
+		names = append(names, "multipathd", "dmsetup", "udevadm")
+		group += " multipath"
 	}
 	for _, name := range names {
 		if _, err := exec.LookPath(name); err != nil {

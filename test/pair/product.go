@@ -32,12 +32,14 @@ type product struct {
 	world  *world
 	bin    string
 	volume []Volume
-	procs  map[Member]*testbed.Proc
-	apis   map[Member]steadfastv1connect.GroupServiceClient
+	// paths: the group is reached through the nodes' own portals, too.
+	paths bool
+	procs map[Member]*testbed.Proc
+	apis  map[Member]steadfastv1connect.GroupServiceClient
 }
 
-func newProduct(w *world, bin string, volumes int, size int64) *product {
-	p := &product{world: w, bin: bin, procs: map[Member]*testbed.Proc{}, apis: map[Member]steadfastv1connect.GroupServiceClient{}}
+func newProduct(w *world, bin string, volumes int, size int64, paths bool) *product {
+	p := &product{world: w, bin: bin, paths: paths, procs: map[Member]*testbed.Proc{}, apis: map[Member]steadfastv1connect.GroupServiceClient{}}
 	for range volumes {
 		p.volume = append(p.volume, Volume{Size: size})
 	}
@@ -57,10 +59,12 @@ func (p *product) command(m Member) []string {
 }
 
 // settings is a node's configuration file. Its own portal is not the group's,
-// which is on the alias.
+// which is on the alias, but for groups with several paths: then each node's has a
+// tag of its own.
 func (p *product) settings(m Member) string {
-	return fmt.Sprintf("data_dir = %q\nsocket = %q\ncache_size = \"64M\"\n[[portal]]\naddress = \"%s:3260\"\n",
-		filepath.Join(p.world.dir(m), "data"), p.socket(m), address(m, front))
+	tag := map[Member]int{NodeA: 1, NodeB: 2}[m]
+	return fmt.Sprintf("data_dir = %q\nsocket = %q\ncache_size = \"64M\"\n[[portal]]\naddress = \"%s:3260\"\ngroup = %d\n",
+		filepath.Join(p.world.dir(m), "data"), p.socket(m), address(m, front), tag)
 }
 
 // cluster makes one cluster of the three: a begins, the others join.
@@ -89,8 +93,11 @@ func (p *product) storage(ctx context.Context) error {
 			return err
 		}
 	}
-	_, err := p.cli(ctx, NodeA, "group", "create", groupName, "--nodes", "a,b", "--pool", poolName, "--alias", aliasAddress+"/24%"+front)
-	if err != nil {
+	create := []string{"group", "create", groupName, "--nodes", "a,b", "--pool", poolName, "--alias", aliasAddress + "/24%" + front}
+	if p.paths {
+		create = append(create, "--multipath")
+	}
+	if _, err := p.cli(ctx, NodeA, create...); err != nil {
 		return err
 	}
 	if _, err := p.cli(ctx, NodeA, "initiator", "add", initiatorName); err != nil {

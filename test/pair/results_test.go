@@ -145,7 +145,7 @@ func TestKinds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for client, want := range map[string]string{"qemu": want, "libiscsi": want, "linux": linux} {
+	for client, want := range map[string]string{"qemu": want, "libiscsi": want, "linux": linux, "multipath": linux} {
 		var got []string
 		for _, k := range all {
 			got = append(got, fmt.Sprintf("%s %v", k.name, k.goalOf(client)))

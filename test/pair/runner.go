@@ -28,6 +28,7 @@ type settings struct {
 	calm    time.Duration
 	env     []string // of the clients' processes
 	iscsid  []string // lines that the Linux client's iscsid.conf ends with
+	trace   bool     // of the Linux client: iscsid says all, packets are kept
 	// guestCache is the folder that keeps the Linux client's kernel.
 	guestCache string
 	results    string
@@ -94,7 +95,7 @@ func newRunner(ctx context.Context, s settings, drives bool) (r *runner, err err
 		}
 	}
 	if s.product == "pair" {
-		r.pair = newProduct(r.world, s.bin, len(s.clients), s.span)
+		r.pair = newProduct(r.world, s.bin, len(s.clients), s.span, slices.Contains(s.clients, multipathClient))
 	} else {
 		r.pair = newStandin(r.world, s.bin, s.product, len(s.clients), s.span)
 	}
@@ -307,6 +308,11 @@ func (r *runner) keepLogs() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	packets, err := filepath.Glob(r.world.path("*.pcap"))
+	if err != nil {
+		return "", err
+	}
+	logs = append(logs, packets...)
 	dir := filepath.Join(r.logsKept, time.Now().Format("20060102-150405"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err

@@ -3,8 +3,8 @@
 //
 //	guest load PORT DISK  does on a disk what the host asks on a serial port
 //	                      (test/pair/remote)
-//	guest stamp           copies lines, and says before each how long the machine
-//	                      is up, as the kernel does in its log
+//	guest stamp           copies lines, in a while, and says before each how long the
+//	                      machine was up, as the kernel does in its log
 //
 // It reads and writes past the page cache, so that every answer is the storage's.
 package main
@@ -83,26 +83,44 @@ func openPort(path string) (*os.File, error) {
 // writes does not wait: it may be the daemon whose times are measured.
 const linesMax = 4096
 
-// stamp copies lines with their time.
+// lineDelay is how long a line waits. An emulated console takes the processor's
+// time for each letter, and the lock that the emulated network card waits for: to
+// write what iscsid says while it reconnects would make it miss its connection.
+const lineDelay = 2 * time.Second
+
+// line is one that waits.
+type line struct {
+	text string
+	due  time.Time
+}
+
+// stamp copies lines with their time, after lineDelay, or at the end of in.
 func stamp(in io.Reader, out io.Writer) error {
-	lines := make(chan string, linesMax)
+	lines := make(chan line, linesMax)
+	ended := make(chan struct{})
 	done := make(chan error, 1)
 	go func() {
 		var err error
 		for l := range lines {
-			if err == nil {
-				_, err = io.WriteString(out, l)
+			if err != nil {
+				continue
 			}
+			select {
+			case <-ended:
+			case <-time.After(time.Until(l.due)):
+			}
+			_, err = io.WriteString(out, l.text)
 		}
 		done <- err
 	}()
 	scan := bufio.NewScanner(in)
 	for scan.Scan() {
 		select {
-		case lines <- fmt.Sprintf("[%12.6f] %s\n", uptime().Seconds(), scan.Text()):
+		case lines <- line{fmt.Sprintf("[%12.6f] %s\n", uptime().Seconds(), scan.Text()), time.Now().Add(lineDelay)}:
 		default:
 		}
 	}
+	close(ended)
 	close(lines)
 	if err := <-done; err != nil {
 		return err
