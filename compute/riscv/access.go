@@ -146,7 +146,10 @@ func (h *Hart) store(va, size, v uint64, i int) outcome {
 	changed := h.willStore(pa, size)
 	page := h.pageAt(pa)
 	putLittle(page[pa&pageMask:], size, v)
-	h.writable(va, pa)
+	if !changed {
+		// Else it may have been a store to the very entry that this translation came from.
+		h.writable(va, pa)
+	}
 	return h.leaveIf(changed, i)
 }
 

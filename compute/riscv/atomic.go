@@ -114,7 +114,7 @@ const cboBlock = 64
 // cboZero: the modes above say by menvcfg and senvcfg whether it is there; menvcfg
 // allows it where there is no M mode.
 func (h *Hart) cboZero(o *op, i int) outcome {
-	if h.bare && h.mode < modeM && h.menvcfg&envCBZE == 0 || h.mode == modeU && h.senvcfg&envCBZE == 0 {
+	if h.mode < modeM && h.environment()&envCBZE == 0 || h.mode == modeU && h.senvcfg&envCBZE == 0 {
 		h.fault = exception{causeIllegal, uint64(opcodeCboZero) | uint64(o.rs1)<<15}
 		return faulted
 	}

@@ -1,11 +1,15 @@
 package riscv
 
-import "testing"
+import (
+	"testing"
+
+	"steadfast/compute/riscv/asm"
+)
 
 // TestReservation is the policy of LR and SC, row by row.
 func TestReservation(t *testing.T) {
 	const at = testBase + 0x2000
-	begin, end := lr(3, 3, 1), sc(3, 4, 1, 2)
+	begin, end := asm.Lr(3, 3, 1), asm.Sc(3, 4, 1, 2)
 	for _, c := range []struct {
 		name    string
 		between []uint32
@@ -14,22 +18,22 @@ func TestReservation(t *testing.T) {
 		held    bool
 	}{
 		{"nothing between", nil, nil, end, true},
-		{"loads and arithmetic", []uint32{ld(6, 1, 0), addi(6, 6, 1)}, nil, end, true},
-		{"a store to the same bytes", []uint32{sd(3, 1, 0)}, nil, end, false},
-		{"a store to the same 64 bytes", []uint32{sd(3, 1, 56)}, nil, end, false},
-		{"a store just behind", []uint32{sd(3, 1, 64)}, nil, end, true},
-		{"a store just before", []uint32{sd(3, 1, -8)}, nil, end, true},
-		{"a misaligned store that reaches in", []uint32{sd(3, 1, -4)}, nil, end, false},
-		{"an AMO there", []uint32{amo(0, 3, 0, 1, 0)}, nil, end, false},
-		{"a floating-point store", []uint32{asmS(0x27, 3, 1, 0, 0)}, nil, end, false},
-		{"another SC", []uint32{sc(3, 6, 5, 2)}, nil, end, false},
-		{"another LR", []uint32{lr(3, 6, 5)}, nil, end, false},
-		{"another size", nil, nil, sc(2, 4, 1, 2), false},
-		{"another address", nil, nil, sc(3, 4, 5, 2), false},
+		{"loads and arithmetic", []uint32{asm.Ld(6, 1, 0), asm.Addi(6, 6, 1)}, nil, end, true},
+		{"a store to the same bytes", []uint32{asm.Sd(3, 1, 0)}, nil, end, false},
+		{"a store to the same 64 bytes", []uint32{asm.Sd(3, 1, 56)}, nil, end, false},
+		{"a store just behind", []uint32{asm.Sd(3, 1, 64)}, nil, end, true},
+		{"a store just before", []uint32{asm.Sd(3, 1, -8)}, nil, end, true},
+		{"a misaligned store that reaches in", []uint32{asm.Sd(3, 1, -4)}, nil, end, false},
+		{"an AMO there", []uint32{asm.Amo(0, 3, 0, 1, 0)}, nil, end, false},
+		{"a floating-point store", []uint32{asm.S(0x27, 3, 1, 0, 0)}, nil, end, false},
+		{"another SC", []uint32{asm.Sc(3, 6, 5, 2)}, nil, end, false},
+		{"another LR", []uint32{asm.Lr(3, 6, 5)}, nil, end, false},
+		{"another size", nil, nil, asm.Sc(2, 4, 1, 2), false},
+		{"another address", nil, nil, asm.Sc(3, 4, 5, 2), false},
 		{"a device stores there", nil, func(h *Hart) { h.ram.Write([]byte{1}, at+63) }, end, false},
 		{"a device stores behind", nil, func(h *Hart) { h.ram.Write([]byte{1}, at+64) }, end, true},
 		{"a device stores before", nil, func(h *Hart) { h.ram.Write([]byte{1}, at-1) }, end, true},
-		{"a trap", []uint32{ebreak}, nil, end, false},
+		{"a trap", []uint32{asm.Ebreak}, nil, end, false},
 		{"an interrupt", nil, func(h *Hart) {
 			h.mie, h.soft, h.mstatus = irqSSI, irqSSI, h.mstatus|statusSIE
 			h.interrupt()
@@ -37,8 +41,8 @@ func TestReservation(t *testing.T) {
 		}, end, false},
 	} {
 		h, _ := newTest(t, 1<<20, Options{})
-		put(h, testBase, append(append([]uint32{sd(0, 1, 64), begin}, c.between...), c.end)...)
-		put(h, testBase+0x100, csrrs(7, csrSepc, 0), addi(7, 7, 4), csrrw(0, csrSepc, 7), sretWord)
+		put(h, testBase, append(append([]uint32{asm.Sd(0, 1, 64), begin}, c.between...), c.end)...)
+		put(h, testBase+0x100, asm.Csrrs(7, csrSepc, 0), asm.Addi(7, 7, 4), asm.Csrrw(0, csrSepc, 7), asm.Sret)
 		h.Reset(testBase, 0, 0)
 		h.stvec, h.mstatus = testBase+0x100, statusFS|statusSPP
 		h.x[1], h.x[2], h.x[5] = at, 99, at+0x40
@@ -65,7 +69,7 @@ func TestReservation(t *testing.T) {
 // TestStoreOfReserved: stores that go directly to a page are seen as well.
 func TestStoreOfReserved(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
-	put(h, testBase, sd(0, 1, 0), sd(0, 1, 0), lr(3, 3, 1), sd(2, 1, 8), sc(3, 4, 1, 2))
+	put(h, testBase, asm.Sd(0, 1, 0), asm.Sd(0, 1, 0), asm.Lr(3, 3, 1), asm.Sd(2, 1, 8), asm.Sc(3, 4, 1, 2))
 	h.Reset(testBase, 0, 0)
 	h.x[1] = testBase + 0x2000
 	h.Run(5)
@@ -81,15 +85,15 @@ func TestAtomicFaults(t *testing.T) {
 		at    uint64
 		cause uint64
 	}{
-		{amo(0, 2, 3, 1, 2), testPage + 2, causeStoreMisaligned},
-		{amo(0, 3, 3, 1, 2), testPage + 4, causeStoreMisaligned},
-		{lr(3, 3, 1), testPage + 4, causeLoadMisaligned},
-		{sc(3, 3, 1, 2), testPage + 4, causeStoreMisaligned},
-		{amo(0, 2, 3, 1, 2), testPage + 4, causeStorePage},
-		{lr(2, 3, 1), testPage + 4, causeLoadPage},
-		{amo(0, 2, 3, 1, 2), testBase + 1<<20, causeStoreAccess},
-		{lr(2, 3, 1), testBase + 1<<20, causeLoadAccess},
-		{sc(2, 3, 1, 2), testPage + 4, 0}, // nothing is reserved: it fails and touches nothing
+		{asm.Amo(0, 2, 3, 1, 2), testPage + 2, causeStoreMisaligned},
+		{asm.Amo(0, 3, 3, 1, 2), testPage + 4, causeStoreMisaligned},
+		{asm.Lr(3, 3, 1), testPage + 4, causeLoadMisaligned},
+		{asm.Sc(3, 3, 1, 2), testPage + 4, causeStoreMisaligned},
+		{asm.Amo(0, 2, 3, 1, 2), testPage + 4, causeStorePage},
+		{asm.Lr(2, 3, 1), testPage + 4, causeLoadPage},
+		{asm.Amo(0, 2, 3, 1, 2), testBase + 1<<20, causeStoreAccess},
+		{asm.Lr(2, 3, 1), testBase + 1<<20, causeLoadAccess},
+		{asm.Sc(2, 3, 1, 2), testPage + 4, 0}, // nothing is reserved: it fails and touches nothing
 	} {
 		h, _ := paged(t, modeS, 0, c.word)
 		h.x[1], h.x[3] = c.at, 5
@@ -124,7 +128,7 @@ func TestAMO(t *testing.T) {
 		{28, 2, 0x11111111_80000000, 0x00000001_7fffffff, 0x11111111_80000000},
 	} {
 		put64(h, at, c.memory)
-		word := amo(c.f5, c.size, 3, 1, 2)
+		word := asm.Amo(c.f5, c.size, 3, 1, 2)
 		got := run1(h, word, at, c.with)
 		want := c.memory
 		if c.size == 2 {

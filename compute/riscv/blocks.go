@@ -12,9 +12,13 @@ import (
 const (
 	// blockOps bounds a block's instructions.
 	blockOps = 64
-	// decodedMax bounds all blocks together; then all are dropped, and made again as
-	// they are needed. It is about 64 MiB.
-	decodedMax = 2 << 20
+	// decodedMax bounds all blocks together, in ops, of which blockCost are what a block
+	// is without any; then all are dropped, and made again as they are needed. It is 64 MiB.
+	decodedMax = 4 << 20
+	blockCost  = 6
+	// chainMax bounds how many blocks lie at one place of the hash: code that was laid out
+	// for that makes itself slow, and no instruction of it takes long.
+	chainMax = 256
 
 	hashSize = 1 << 15
 	jumpSize = 1 << 12
@@ -53,7 +57,7 @@ type blocks struct {
 	hash  [hashSize]*block
 	jumps [jumpSize]jump
 	pages map[uint32]*codePage
-	// decoded is how many instructions all blocks hold.
+	// decoded is what all blocks in the hash cost: see decodedMax.
 	decoded int
 }
 
@@ -70,8 +74,12 @@ func (h *Hart) lookup(pc uint64) *block {
 		return nil
 	}
 	var b *block
-	for b = h.hash[hashOf(pa)]; b != nil && b.pa != pa; {
+	steps := 0
+	for b = h.hash[hashOf(pa)]; b != nil && b.pa != pa; steps++ {
 		b = b.next
+	}
+	if b == nil && steps >= chainMax {
+		h.dropAllCode()
 	}
 	if b == nil {
 		if b = h.decode(pc, pa); b == nil {
@@ -132,7 +140,7 @@ func (h *Hart) decode(pc, pa uint64) *block {
 	b.next, h.hash[hashOf(pa)] = h.hash[hashOf(pa)], b
 	p := h.keepCode(pa, at-start)
 	b.sibling, p.first = p.first, b
-	h.decoded += n
+	h.decoded += n + blockCost
 	return b
 }
 
@@ -186,7 +194,7 @@ func (h *Hart) dropCode(page uint32) {
 	}
 	for b := p.first; b != nil; b = b.sibling {
 		h.unhash(b)
-		h.decoded -= len(b.ops)
+		h.decoded -= len(b.ops) + blockCost
 	}
 	delete(h.pages, page)
 	h.newKey()

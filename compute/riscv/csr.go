@@ -32,52 +32,23 @@ const (
 	csrSip        = 0x144
 	csrStimecmp   = 0x14d
 	csrSatp       = 0x180
-	csrMstatus    = 0x300
-	csrMisa       = 0x301
-	csrMedeleg    = 0x302
-	csrMideleg    = 0x303
-	csrMie        = 0x304
-	csrMtvec      = 0x305
-	csrMcounteren = 0x306
-	csrMenvcfg    = 0x30a
-	csrMcountinh  = 0x320
-	csrMscratch   = 0x340
-	csrMepc       = 0x341
-	csrMcause     = 0x342
-	csrMtval      = 0x343
 	csrMip        = 0x344
-	csrPmpcfg0    = 0x3a0
-	csrPmpaddr63  = 0x3ef
-	csrMcycle     = 0xb00
-	csrMinstret   = 0xb02
 	csrCycle      = 0xc00
 	csrTime       = 0xc01
 	csrInstret    = 0xc02
-	csrMvendorid  = 0xf11
-	csrMarchid    = 0xf12
-	csrMimpid     = 0xf13
-	csrMhartid    = 0xf14
-	csrMconfigptr = 0xf15
 )
 
 const (
 	// sstatusMask is what S mode sees of mstatus besides UXL and SD, and may write.
 	sstatusMask = statusSIE | statusSPIE | statusSPP | statusFS | statusSUM | statusMXR
-	mstatusMask = sstatusMask | statusMIE | statusMPIE | statusMPP | statusMPRV | statusTVM | statusTW | statusTSR
-	// uxl64 is UXL, and sxl64 SXL, of 64 bits.
+	// uxl64 is UXL of 64 bits.
 	uxl64 = 2 << 32
-	sxl64 = 2 << 34
 
-	// medelegMask: what S mode can be given; an ecall from M mode cannot.
-	medelegMask  = 0xb3ff
 	countersMask = 7
 	// envCBZE enables cbo.zero in the mode below, envFIOM is a bit without effect here.
 	envFIOM = 1 << 0
 	envCBZE = 1 << 7
 	envSTCE = 1 << 63
-
-	// misaValue: RV64, and a bit for each letter of ACDFIMSU.
-	misaValue = 2<<62 | 1<<0 | 1<<2 | 1<<3 | 1<<5 | 1<<8 | 1<<12 | 1<<18 | 1<<20
 )
 
 // csr runs the six instructions of Zicsr; false is an illegal instruction.
@@ -139,10 +110,10 @@ func (h *Hart) csrAllowed(n uint32, writes bool) bool {
 	case n == csrSatp:
 		return h.mode != modeS || h.mstatus&statusTVM == 0
 	case n == csrStimecmp:
-		return h.mode == modeM || h.timerOn() && (!h.bare || h.mcounteren>>1&1 != 0)
+		return h.mode == modeM || h.timerOn() && h.counters()>>1&1 != 0
 	case n >= csrCycle && n <= csrInstret:
 		bit := uint64(1) << (n - csrCycle)
-		return h.mode == modeM || (!h.bare || h.mcounteren&bit != 0) && (h.mode == modeS || h.scounteren&bit != 0)
+		return h.mode == modeM || h.counters()&bit != 0 && (h.mode == modeS || h.scounteren&bit != 0)
 	}
 	return true
 }
@@ -187,18 +158,7 @@ func (h *Hart) csrRead(n uint32) (uint64, bool) {
 	case csrTime:
 		return h.clock.Time(h.count), true
 	}
-	if h.bare {
-		return h.csrReadM(n)
-	}
-	return 0, false
-}
-
-// visible are the interrupts that S mode sees.
-func (h *Hart) visible() uint64 {
-	if h.bare {
-		return h.mideleg
-	}
-	return irqS
+	return h.csrReadM(n)
 }
 
 // status is mstatus with SD.
@@ -208,46 +168,6 @@ func (h *Hart) status() uint64 {
 		s |= statusSD
 	}
 	return s
-}
-
-func (h *Hart) csrReadM(n uint32) (uint64, bool) {
-	switch n {
-	case csrMstatus:
-		return h.status() | uxl64 | sxl64, true
-	case csrMisa:
-		return misaValue, true
-	case csrMedeleg:
-		return h.medeleg, true
-	case csrMideleg:
-		return h.mideleg, true
-	case csrMie:
-		return h.mie, true
-	case csrMtvec:
-		return h.mtvec, true
-	case csrMcounteren:
-		return h.mcounteren, true
-	case csrMenvcfg:
-		return h.menvcfg, true
-	case csrMcountinh:
-		return 0, true
-	case csrMscratch:
-		return h.mscratch, true
-	case csrMepc:
-		return h.mepc, true
-	case csrMcause:
-		return h.mcause, true
-	case csrMtval:
-		return h.mtval, true
-	case csrMip:
-		return h.mip(), true
-	case csrMcycle:
-		return h.count + h.cycleOffset, true
-	case csrMinstret:
-		return h.count + h.instretOffset, true
-	case csrMvendorid, csrMarchid, csrMimpid, csrMhartid, csrMconfigptr:
-		return 0, true
-	}
-	return 0, n >= csrPmpcfg0 && n <= csrPmpaddr63
 }
 
 // csrWrite writes a register that was read before. What cannot be is left out, as the
@@ -293,48 +213,6 @@ func (h *Hart) csrWrite(n uint32, v uint64) {
 		h.setSatp(v)
 	default:
 		h.csrWriteM(n, v)
-	}
-}
-
-func (h *Hart) csrWriteM(n uint32, v uint64) {
-	h.attention = true
-	switch n {
-	case csrMstatus:
-		if v&statusMPP == 2<<statusMPPShift {
-			v = v&^statusMPP | h.mstatus&statusMPP
-		}
-		h.setStatus(v, mstatusMask)
-	case csrMedeleg:
-		h.medeleg = v & medelegMask
-	case csrMideleg:
-		h.mideleg = v & irqS
-	case csrMie:
-		h.mie = v & (irqS | irqM)
-	case csrMtvec:
-		if v&3 < 2 {
-			h.mtvec = v
-		}
-	case csrMcounteren:
-		h.mcounteren = v & countersMask
-	case csrMenvcfg:
-		h.menvcfg = v & (envFIOM | envCBZE | envSTCE)
-	case csrMcountinh:
-		// Counters always count.
-	case csrMscratch:
-		h.mscratch = v
-	case csrMepc:
-		h.mepc = v &^ 1
-	case csrMcause:
-		h.mcause = v
-	case csrMtval:
-		h.mtval = v
-	case csrMip:
-		h.soft = v & irqS
-	case csrMcycle:
-		// The written value is what the next instruction reads.
-		h.cycleOffset = v - h.count - 1
-	case csrMinstret:
-		h.instretOffset = v - h.count - 1
 	}
 }
 

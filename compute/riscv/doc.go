@@ -37,6 +37,9 @@
 //   - wfi waits if nothing is pending that is enabled in sie; it is illegal in U mode.
 //   - U mode may read the counters after Reset, cbo.zero works in S mode.
 //
+// Machine mode is for the programs of test suites only (Options.Bare, package bare); all
+// of it is in mmode.go, and a guest finds nothing of it.
+//
 // # Engine
 //
 // Code is decoded to blocks of small structures, which one switch executes

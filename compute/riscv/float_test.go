@@ -1,6 +1,10 @@
 package riscv
 
-import "testing"
+import (
+	"testing"
+
+	"steadfast/compute/riscv/asm"
+)
 
 const (
 	oneS = boxed | 0x3f800000
@@ -28,15 +32,15 @@ func TestBoxing(t *testing.T) {
 		a, b uint64
 		want uint64
 	}{
-		{float(0, 0, 0, 3, 1, 2), oneS, oneS, twoS},
-		{float(0, 0, 0, 3, 1, 2), oneS & 0xffffffff, oneS, nanS},
-		{float(0, 0, 0, 3, 1, 2), oneS &^ (1 << 32), oneS, nanS},
-		{float(4, 0, 0, 3, 1, 2), oneS, 0x80000000, oneS},            // fsgnj.s: the sign of a NaN
-		{float(4, 0, 0, 3, 1, 2), oneS, boxed | 1<<31, oneS | 1<<31}, // of -0
-		{float(4, 1, 0, 3, 1, 2), 5, 6, 5},                           // fsgnj.d
-		{float(8, 0, 0, 3, 1, 1), oneD, 0, oneS},                     // fcvt.s.d
-		{float(8, 1, 0, 3, 1, 0), oneS, 0, oneD},                     // fcvt.d.s
-		{float(8, 1, 0, 3, 1, 0), oneD, 0, nanD},                     // of what is not boxed
+		{asm.Float(0, 0, 0, 3, 1, 2), oneS, oneS, twoS},
+		{asm.Float(0, 0, 0, 3, 1, 2), oneS & 0xffffffff, oneS, nanS},
+		{asm.Float(0, 0, 0, 3, 1, 2), oneS &^ (1 << 32), oneS, nanS},
+		{asm.Float(4, 0, 0, 3, 1, 2), oneS, 0x80000000, oneS},            // fsgnj.s: the sign of a NaN
+		{asm.Float(4, 0, 0, 3, 1, 2), oneS, boxed | 1<<31, oneS | 1<<31}, // of -0
+		{asm.Float(4, 1, 0, 3, 1, 2), 5, 6, 5},                           // fsgnj.d
+		{asm.Float(8, 0, 0, 3, 1, 1), oneD, 0, oneS},                     // fcvt.s.d
+		{asm.Float(8, 1, 0, 3, 1, 0), oneS, 0, oneD},                     // fcvt.d.s
+		{asm.Float(8, 1, 0, 3, 1, 0), oneD, 0, nanD},                     // of what is not boxed
 	} {
 		runFloat(h, c.word, c.a, c.b)
 		if h.f[3] != c.want || h.count != 1 {
@@ -46,11 +50,11 @@ func TestBoxing(t *testing.T) {
 			t.Errorf("%s did not make FS dirty", Mnemonic(c.word))
 		}
 	}
-	runFloat(h, float(0x1c, 0, 0, 3, 1, 0), 0x1234567887654321, 0) // fmv.x.w
+	runFloat(h, asm.Float(0x1c, 0, 0, 3, 1, 0), 0x1234567887654321, 0) // fmv.x.w
 	if h.x[3] != 0xffffffff87654321 || h.mstatus&statusFS != 1<<13 {
 		t.Errorf("fmv.x.w: %x, status %x", h.x[3], h.mstatus)
 	}
-	runFloat(h, float(0x14, 0, 2, 3, 1, 2), boxed|0x7f800001, oneS) // feq.s with a signaling NaN
+	runFloat(h, asm.Float(0x14, 0, 2, 3, 1, 2), boxed|0x7f800001, oneS) // feq.s with a signaling NaN
 	if h.x[3] != 0 || h.fflags != 16 || h.mstatus&statusFS != statusFS {
 		t.Errorf("feq.s: %x, flags %x, status %x", h.x[3], h.fflags, h.mstatus)
 	}
@@ -59,7 +63,7 @@ func TestBoxing(t *testing.T) {
 // TestFloatMemory: fsw and flw move bits; flw boxes.
 func TestFloatMemory(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
-	put(h, testBase, asmS(0x27, 2, 1, 1, 0), asmI(0x07, 2, 3, 1, 0), asmI(0x07, 3, 4, 1, 0), asmI(0x07, 3, 5, 1, 1))
+	put(h, testBase, asm.S(0x27, 2, 1, 1, 0), asm.I(0x07, 2, 3, 1, 0), asm.I(0x07, 3, 4, 1, 0), asm.I(0x07, 3, 5, 1, 1))
 	h.Reset(testBase, 0, 0)
 	h.mstatus, h.f[1], h.x[1] = 1<<13, 0x1122334455667788, testBase+0x2000
 	put64(h, testBase+0x2000, 0xaaaaaaaabbbbbbbb)
@@ -90,7 +94,7 @@ func TestRoundingModes(t *testing.T) {
 		{7, 6, 0, false},
 		{7, 7, 0, false},
 	} {
-		word := float(0x18, 1, c.rm, 3, 1, 0)
+		word := asm.Float(0x18, 1, c.rm, 3, 1, 0)
 		put(h, testBase, word)
 		h.Reset(testBase, 0, 0)
 		h.dropAllCode()
@@ -106,7 +110,7 @@ func TestRoundingModes(t *testing.T) {
 func TestFloatOff(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
 	for _, word := range []uint32{
-		float(0, 0, 0, 3, 1, 2), asmI(0x07, 2, 3, 1, 0), asmS(0x27, 3, 1, 1, 0), float(0x1c, 1, 0, 3, 1, 0), asmR(0x43, 0, 0, 3, 1, 2), 0x2188, 0xa188,
+		asm.Float(0, 0, 0, 3, 1, 2), asm.I(0x07, 2, 3, 1, 0), asm.S(0x27, 3, 1, 1, 0), asm.Float(0x1c, 1, 0, 3, 1, 0), asm.R(0x43, 0, 0, 3, 1, 2), 0x2188, 0xa188,
 	} {
 		runFloat(h, word, 0, 0)
 		h.Reset(testBase, 0, 0)

@@ -114,6 +114,9 @@ type Hart struct {
 
 	mmu
 	blocks
+
+	// pmp is of a bare hart only, and a part of its state.
+	pmp pmp
 }
 
 // exception is a synchronous cause and what goes with it.
@@ -140,7 +143,7 @@ func New(ram *memory.RAM, bus Bus, clock Clock, calls Calls, o Options) *Hart {
 // firmware leaves it, U mode may read the counters until S mode says otherwise: Linux
 // relies on it for the clock of its vDSO.
 func (h *Hart) Reset(pc, a0, a1 uint64) {
-	h.x, h.f, h.csrs = [256]uint64{}, [32]uint64{}, csrs{}
+	h.x, h.f, h.csrs, h.pmp = [256]uint64{}, [32]uint64{}, csrs{}, pmp{}
 	h.x[10], h.x[11] = a0, a1
 	h.pc, h.count = pc, 0
 	h.mode, h.scounteren = modeS, countersMask

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math"
 	"testing"
+
+	"steadfast/compute/riscv/asm"
 )
 
 // run1 runs one instruction at the base of RAM with x1 and x2 set, and returns x3.
@@ -24,10 +26,10 @@ const (
 // TestIntegers: results from the manuals' text, above all where a rule is needed.
 func TestIntegers(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
-	r := func(f3, f7 uint32) uint32 { return asmR(0x33, f3, f7, 3, 1, 2) }
-	w := func(f3, f7 uint32) uint32 { return asmR(0x3b, f3, f7, 3, 1, 2) }
-	i := func(f3 uint32, imm int32) uint32 { return asmI(0x13, f3, 3, 1, imm) }
-	iw := func(f3 uint32, imm int32) uint32 { return asmI(0x1b, f3, 3, 1, imm) }
+	r := func(f3, f7 uint32) uint32 { return asm.R(0x33, f3, f7, 3, 1, 2) }
+	w := func(f3, f7 uint32) uint32 { return asm.R(0x3b, f3, f7, 3, 1, 2) }
+	i := func(f3 uint32, imm int32) uint32 { return asm.I(0x13, f3, 3, 1, imm) }
+	iw := func(f3 uint32, imm int32) uint32 { return asm.I(0x1b, f3, 3, 1, imm) }
 	for _, c := range []struct {
 		word       uint32
 		a, b, want uint64
@@ -57,7 +59,7 @@ func TestIntegers(t *testing.T) {
 		{iw(0, -1), 0x80000000, 0, 0x7fffffff},
 		{iw(1, 31), 1, 0, 0xffffffff80000000},
 		{iw(5, 0x400|4), 0xf0000000, 0, 0xffffffffff000000},
-		{lui(3, 0x80000), 0, 0, 0xffffffff80000000},
+		{asm.Lui(3, 0x80000), 0, 0, 0xffffffff80000000},
 		{0x80000<<12 | 3<<7 | 0x17, 0, 0, 0x0000000000000000}, // auipc at 0x80000000
 
 		// M: divisions by zero, and the one overflow.
@@ -91,7 +93,7 @@ func TestIntegers(t *testing.T) {
 		{w(2, 0x10), all, 0, 0x1fffffffe},
 		{w(4, 0x10), all, 0, 0x3fffffffc},
 		{w(6, 0x10), all, 1, 0x7fffffff9},
-		{asmI(0x1b, 1, 3, 1, 0x080|4), all, 0, 0xffffffff0},
+		{asm.I(0x1b, 1, 3, 1, 0x080|4), all, 0, 0xffffffff0},
 		{r(7, 0x20), 0xff, 0x0f, 0xf0},
 		{r(6, 0x20), 0xf0, all - 1, 0xf1},
 		{r(4, 0x20), 5, 5, all},
@@ -136,8 +138,8 @@ func TestIntegers(t *testing.T) {
 // TestZero: x0 stays zero whatever is written to it, a load included.
 func TestZero(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
-	for _, word := range []uint32{addi(0, 1, 5), asmR(0x33, 0, 0, 0, 1, 1), ld(0, 1, 0), asmJ(0, 8), csrrs(0, csrSscratch, 0), amo(0, 3, 0, 1, 1), float(0x1c, 1, 0, 0, 1, 0)} {
-		put(h, testBase, word, asmR(0x33, 0, 0, 3, 0, 0), asmR(0x33, 0, 0, 3, 0, 0))
+	for _, word := range []uint32{asm.Addi(0, 1, 5), asm.R(0x33, 0, 0, 0, 1, 1), asm.Ld(0, 1, 0), asm.Jal(0, 8), asm.Csrrs(0, csrSscratch, 0), asm.Amo(0, 3, 0, 1, 1), asm.Float(0x1c, 1, 0, 0, 1, 0)} {
+		put(h, testBase, word, asm.R(0x33, 0, 0, 3, 0, 0), asm.R(0x33, 0, 0, 3, 0, 0))
 		h.Reset(testBase, 0, 0)
 		h.dropAllCode()
 		h.mstatus |= statusFS
@@ -174,7 +176,7 @@ func TestBranches(t *testing.T) {
 	} {
 		for _, off := range []int32{-8, 8, 0x7fe, -0x800} {
 			at := uint64(testBase + 0x1000)
-			put(h, at, asmB(c.f3, 1, 2, off))
+			put(h, at, asm.B(c.f3, 1, 2, off))
 			h.Reset(at, 0, 0)
 			h.dropAllCode()
 			h.x[1], h.x[2] = c.a, c.b
@@ -188,8 +190,8 @@ func TestBranches(t *testing.T) {
 			}
 		}
 	}
-	put(h, testBase, asmJ(1, 0x100))
-	put(h, testBase+0x100, jalr(1, 1, 0x201))
+	put(h, testBase, asm.Jal(1, 0x100))
+	put(h, testBase+0x100, asm.Jalr(1, 1, 0x201))
 	h.Reset(testBase, 0, 0)
 	h.dropAllCode()
 	h.Run(2)
@@ -264,10 +266,10 @@ func TestCompressed(t *testing.T) {
 func TestIllegal(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
 	for _, word := range []uint32{
-		0xffffffff, 0x0000707f, asmR(0x33, 1, 0x20, 3, 1, 2), asmR(0x3b, 2, 0, 3, 1, 2), asmI(0x1b, 1, 3, 1, 0x020), asmI(0x13, 1, 3, 1, 0x7c0),
-		asmI(0x67, 1, 3, 1, 0), asmB(2, 1, 2, 8), asmI(0x03, 7, 3, 1, 0), asmS(0x23, 4, 1, 2, 0), amo(5, 2, 3, 1, 2), amo(2, 2, 3, 1, 2), amo(0, 1, 3, 1, 2),
-		mretWord, 0x7b200073, csrrs(3, 0x300, 0), csrrs(3, 0xc03, 0), csrrw(0, 0xc00, 1), csrrs(3, 0x105|0x400, 0), asmI(0x0f, 2, 0, 1, 0), asmI(0x0f, 3, 0, 1, 0),
-		float(0, 2, 0, 3, 1, 2), float(0x1c, 0, 2, 3, 1, 0), float(0x18, 0, 0, 3, 1, 4), float(0xb, 0, 0, 3, 1, 1), asmR(0x43, 0, 2, 3, 1, 2), asmI(0x07, 1, 3, 1, 0),
+		0xffffffff, 0x0000707f, asm.R(0x33, 1, 0x20, 3, 1, 2), asm.R(0x3b, 2, 0, 3, 1, 2), asm.I(0x1b, 1, 3, 1, 0x020), asm.I(0x13, 1, 3, 1, 0x7c0),
+		asm.I(0x67, 1, 3, 1, 0), asm.B(2, 1, 2, 8), asm.I(0x03, 7, 3, 1, 0), asm.S(0x23, 4, 1, 2, 0), asm.Amo(5, 2, 3, 1, 2), asm.Amo(2, 2, 3, 1, 2), asm.Amo(0, 1, 3, 1, 2),
+		asm.Mret, 0x7b200073, asm.Csrrs(3, 0x300, 0), asm.Csrrs(3, 0xc03, 0), asm.Csrrw(0, 0xc00, 1), asm.Csrrs(3, 0x105|0x400, 0), asm.I(0x0f, 2, 0, 1, 0), asm.I(0x0f, 3, 0, 1, 0),
+		asm.Float(0, 2, 0, 3, 1, 2), asm.Float(0x1c, 0, 2, 3, 1, 0), asm.Float(0x18, 0, 0, 3, 1, 4), asm.Float(0xb, 0, 0, 3, 1, 1), asm.R(0x43, 0, 2, 3, 1, 2), asm.I(0x07, 1, 3, 1, 0),
 	} {
 		put(h, testBase, word)
 		h.Reset(testBase, 0, 0)
@@ -300,7 +302,7 @@ func oneAccess(t *testing.T, h *Hart, at uint64, f3 uint32) {
 	for i := range uint64(16) {
 		h.bytes[at-testBase+i] = 0x55
 	}
-	put(h, testBase, asmS(0x23, f3&3, 1, 2, 0), asmI(0x03, f3, 3, 1, 0))
+	put(h, testBase, asm.S(0x23, f3&3, 1, 2, 0), asm.I(0x03, f3, 3, 1, 0))
 	h.Reset(testBase, 0, 0)
 	h.dropAllCode()
 	h.x[1], h.x[2] = at, pattern

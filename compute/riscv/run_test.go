@@ -2,12 +2,14 @@ package riscv
 
 import (
 	"testing"
+
+	"steadfast/compute/riscv/asm"
 )
 
 // TestLimit: a run ends exactly at its limit, wherever in a block that is, and however it is
 // cut nothing else changes.
 func TestLimit(t *testing.T) {
-	code := []uint32{addi(1, 1, 1), addi(2, 2, 2), sd(1, 5, 0), ld(3, 5, 0), asmB(1, 1, 4, -16), addi(6, 6, 1), asmJ(0, -24)}
+	code := []uint32{asm.Addi(1, 1, 1), asm.Addi(2, 2, 2), asm.Sd(1, 5, 0), asm.Ld(3, 5, 0), asm.B(1, 1, 4, -16), asm.Addi(6, 6, 1), asm.Jal(0, -24)}
 	whole, _ := newTest(t, 1<<20, Options{})
 	for _, step := range []uint64{1, 2, 3, 5, 7, 1000} {
 		h, _ := newTest(t, 1<<20, Options{})
@@ -35,8 +37,8 @@ func TestLimit(t *testing.T) {
 // retires nothing; a device is told the same.
 func TestCounters(t *testing.T) {
 	h, w := newTest(t, 1<<20, Options{})
-	put(h, testBase, nop, nop, csrrs(3, csrCycle, 0), nop, csrrs(4, csrInstret, 0), ebreak)
-	put(h, testBase+0x100, csrrs(5, csrInstret, 0), nop, ld(6, 1, 0), sd(6, 1, 8), csrrs(7, csrTime, 0))
+	put(h, testBase, asm.Nop, asm.Nop, asm.Csrrs(3, csrCycle, 0), asm.Nop, asm.Csrrs(4, csrInstret, 0), asm.Ebreak)
+	put(h, testBase+0x100, asm.Csrrs(5, csrInstret, 0), asm.Nop, asm.Ld(6, 1, 0), asm.Sd(6, 1, 8), asm.Csrrs(7, csrTime, 0))
 	h.Reset(testBase, 0, 0)
 	h.stvec, h.x[1] = testBase+0x100, testDevice
 	h.Run(10)
@@ -55,16 +57,16 @@ func TestBusFaults(t *testing.T) {
 		at    uint64
 		cause uint64
 	}{
-		{ld(3, 1, 0), testDevice + 0x1000, causeLoadAccess},
-		{sd(3, 1, 0), testDevice + 0x1000, causeStoreAccess},
-		{ld(3, 1, 0), testDevice + 4, causeLoadAccess},
-		{sd(3, 1, 0), testDevice + 4, causeStoreAccess},
-		{ld(3, 1, 0), testBase - 4, causeLoadAccess},
-		{sd(3, 1, 0), testBase + 1<<20 - 4, causeStoreAccess},
-		{jalr(0, 1, 0), testDevice, causeFetchAccess},
+		{asm.Ld(3, 1, 0), testDevice + 0x1000, causeLoadAccess},
+		{asm.Sd(3, 1, 0), testDevice + 0x1000, causeStoreAccess},
+		{asm.Ld(3, 1, 0), testDevice + 4, causeLoadAccess},
+		{asm.Sd(3, 1, 0), testDevice + 4, causeStoreAccess},
+		{asm.Ld(3, 1, 0), testBase - 4, causeLoadAccess},
+		{asm.Sd(3, 1, 0), testBase + 1<<20 - 4, causeStoreAccess},
+		{asm.Jalr(0, 1, 0), testDevice, causeFetchAccess},
 	} {
 		h, _ := newTest(t, 1<<20, Options{})
-		put(h, testBase, nop, c.word)
+		put(h, testBase, asm.Nop, c.word)
 		h.Reset(testBase, 0, 0)
 		h.stvec, h.x[1] = testBase+0x100, c.at
 		h.Step()
@@ -81,8 +83,8 @@ func TestBusFaults(t *testing.T) {
 // TestTimer: the interrupt comes at the first count at which the time is stimecmp's.
 func TestTimer(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
-	put(h, testBase, asmJ(0, 0))
-	put(h, testBase+0x100, nop)
+	put(h, testBase, asm.Jal(0, 0))
+	put(h, testBase+0x100, asm.Nop)
 	h.Reset(testBase, 0, 0)
 	h.stvec, h.mie, h.mstatus = testBase+0x100, irqSTI, statusSIE
 	h.csrWrite(csrStimecmp, 7)
@@ -97,7 +99,7 @@ func TestTimer(t *testing.T) {
 	h.Reset(testBase, 0, 0)
 	h.stvec, h.mie, h.mstatus = testBase+0x100, irqSTI, statusSIE
 	h.csrWrite(csrStimecmp, 7)
-	put(h, testBase+0x100, csrrs(3, csrInstret, 0), asmJ(0, 0))
+	put(h, testBase+0x100, asm.Csrrs(3, csrInstret, 0), asm.Jal(0, 0))
 	h.dropAllCode()
 	h.Run(1000)
 	if h.x[3] != 70 {
@@ -115,7 +117,7 @@ func TestTimer(t *testing.T) {
 // TestExternal: a line that a store to a device raises is seen before the next instruction.
 func TestExternal(t *testing.T) {
 	h, w := newTest(t, 1<<20, Options{})
-	put(h, testBase, nop, sd(2, 1, 0), addi(3, 3, 1), addi(3, 3, 1))
+	put(h, testBase, asm.Nop, asm.Sd(2, 1, 0), asm.Addi(3, 3, 1), asm.Addi(3, 3, 1))
 	h.Reset(testBase, 0, 0)
 	h.stvec, h.mie, h.mstatus, h.x[1] = testBase+0x101, irqSEI|irqSSI, statusSIE, testDevice
 	h.soft = 0
@@ -168,7 +170,7 @@ func TestPriority(t *testing.T) {
 // instruction that allows it.
 func TestEnable(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
-	put(h, testBase, addi(3, 3, 1), csrrs(0, csrSstatus, 1), addi(3, 3, 1))
+	put(h, testBase, asm.Addi(3, 3, 1), asm.Csrrs(0, csrSstatus, 1), asm.Addi(3, 3, 1))
 	h.Reset(testBase, 0, 0)
 	h.stvec, h.mie, h.soft, h.x[1] = testBase+0x100, irqSSI, irqSSI, statusSIE
 	h.Run(2)
@@ -188,7 +190,7 @@ func TestEnable(t *testing.T) {
 // TestWFI: waits when nothing pends, wakes when something does, enabled by SIE or not.
 func TestWFI(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
-	put(h, testBase, nop, wfiWord, addi(3, 3, 1))
+	put(h, testBase, asm.Nop, asm.Wfi, asm.Addi(3, 3, 1))
 	h.Reset(testBase, 0, 0)
 	h.mie = irqSTI
 	h.csrWrite(csrStimecmp, 100)
@@ -224,7 +226,7 @@ func TestWFI(t *testing.T) {
 	h.mode, h.stvec = modeU, testBase+0x100
 	h.Step()
 	h.Step()
-	if h.scause != causeIllegal || h.stval != wfiWord {
+	if h.scause != causeIllegal || h.stval != asm.Wfi {
 		t.Errorf("wfi in U: cause %d", h.scause)
 	}
 }
@@ -232,7 +234,7 @@ func TestWFI(t *testing.T) {
 // TestStop: from a device, before the next instruction.
 func TestStop(t *testing.T) {
 	h, w := newTest(t, 1<<20, Options{})
-	put(h, testBase, sd(2, 1, 0), addi(3, 3, 1), asmJ(0, -4))
+	put(h, testBase, asm.Sd(2, 1, 0), asm.Addi(3, 3, 1), asm.Jal(0, -4))
 	h.Reset(testBase, 0, 0)
 	h.x[1] = testDevice
 	w.onStore = func(uint64, uint64) { h.Stop() }
@@ -248,7 +250,7 @@ func TestStop(t *testing.T) {
 // machine for ever, and goes on when what is wrong is repaired.
 func TestWedged(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
-	put(h, testBase, nop, ebreak)
+	put(h, testBase, asm.Nop, asm.Ebreak)
 	h.Reset(testBase, 0, 0)
 	h.stvec = testDevice
 	for range 3 {
@@ -271,8 +273,8 @@ func TestWedged(t *testing.T) {
 // TestTraps: what sret and traps make of mode and status, and that ecall from U comes to S.
 func TestTraps(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
-	put(h, testBase, sretWord)
-	put(h, testBase+0x40, ecall)
+	put(h, testBase, asm.Sret)
+	put(h, testBase+0x40, asm.Ecall)
 	h.Reset(testBase, 0, 0)
 	h.stvec, h.sepc, h.mstatus = testBase+0x100, testBase+0x40, statusSPIE|statusSPP
 	h.Step()
@@ -301,24 +303,24 @@ func TestCSRAccess(t *testing.T) {
 		set  func(h *Hart)
 		ok   bool
 	}{
-		{"sstatus from U", modeU, csrrs(3, csrSstatus, 0), nil, false},
-		{"sstatus from S", modeS, csrrs(3, csrSstatus, 0), nil, true},
-		{"mstatus from S", modeS, csrrs(3, csrMstatus, 0), nil, false},
-		{"mhartid from S", modeS, csrrs(3, csrMhartid, 0), nil, false},
-		{"time from U at first", modeU, csrrs(3, csrTime, 0), nil, true},
-		{"time from U", modeU, csrrs(3, csrTime, 0), func(h *Hart) { h.scounteren = 0 }, false},
-		{"time from U, allowed", modeU, csrrs(3, csrTime, 0), func(h *Hart) { h.scounteren = 2 }, true},
-		{"cycle from U, time allowed", modeU, csrrs(3, csrCycle, 0), func(h *Hart) { h.scounteren = 2 }, false},
-		{"cycle from S", modeS, csrrs(3, csrCycle, 0), nil, true},
-		{"a write of cycle", modeS, csrrw(0, csrCycle, 1), nil, false},
-		{"a set of nothing in cycle", modeS, csrrs(3, csrCycle, 0), nil, true},
-		{"stimecmp from S", modeS, csrrw(3, csrStimecmp, 1), nil, true},
-		{"stimecmp from U", modeU, csrrw(3, csrStimecmp, 1), nil, false},
-		{"fcsr with F off", modeS, csrrs(3, csrFcsr, 0), nil, false},
-		{"fcsr", modeU, csrrs(3, csrFcsr, 0), func(h *Hart) { h.mstatus |= statusFS }, true},
-		{"satp from S", modeS, csrrw(3, csrSatp, 0), nil, true},
-		{"hpmcounter3", modeS, csrrs(3, 0xc03, 0), nil, false},
-		{"none", modeS, csrrs(3, 0x555, 0), nil, false},
+		{"sstatus from U", modeU, asm.Csrrs(3, csrSstatus, 0), nil, false},
+		{"sstatus from S", modeS, asm.Csrrs(3, csrSstatus, 0), nil, true},
+		{"mstatus from S", modeS, asm.Csrrs(3, csrMstatus, 0), nil, false},
+		{"mhartid from S", modeS, asm.Csrrs(3, csrMhartid, 0), nil, false},
+		{"time from U at first", modeU, asm.Csrrs(3, csrTime, 0), nil, true},
+		{"time from U", modeU, asm.Csrrs(3, csrTime, 0), func(h *Hart) { h.scounteren = 0 }, false},
+		{"time from U, allowed", modeU, asm.Csrrs(3, csrTime, 0), func(h *Hart) { h.scounteren = 2 }, true},
+		{"cycle from U, time allowed", modeU, asm.Csrrs(3, csrCycle, 0), func(h *Hart) { h.scounteren = 2 }, false},
+		{"cycle from S", modeS, asm.Csrrs(3, csrCycle, 0), nil, true},
+		{"a write of cycle", modeS, asm.Csrrw(0, csrCycle, 1), nil, false},
+		{"a set of nothing in cycle", modeS, asm.Csrrs(3, csrCycle, 0), nil, true},
+		{"stimecmp from S", modeS, asm.Csrrw(3, csrStimecmp, 1), nil, true},
+		{"stimecmp from U", modeU, asm.Csrrw(3, csrStimecmp, 1), nil, false},
+		{"fcsr with F off", modeS, asm.Csrrs(3, csrFcsr, 0), nil, false},
+		{"fcsr", modeU, asm.Csrrs(3, csrFcsr, 0), func(h *Hart) { h.mstatus |= statusFS }, true},
+		{"satp from S", modeS, asm.Csrrw(3, csrSatp, 0), nil, true},
+		{"hpmcounter3", modeS, asm.Csrrs(3, 0xc03, 0), nil, false},
+		{"none", modeS, asm.Csrrs(3, 0x555, 0), nil, false},
 	} {
 		h, _ := newTest(t, 1<<20, Options{})
 		put(h, testBase, c.word)

@@ -39,6 +39,7 @@ func (h *Hart) Save(e *device.Encoder) {
 	e.U64(h.reserved)
 	e.Bool(h.waiting)
 	e.Bool(h.external)
+	h.saveM(e)
 }
 
 // Restore takes a saved state; RAM is to hold what it held then. It errs with
@@ -64,6 +65,7 @@ func (h *Hart) Restore(d *device.Decoder) error {
 	h.reserved = d.U64()
 	h.waiting = d.Bool()
 	h.external = d.Bool()
+	h.restoreM(d)
 	h.asked = false
 	h.judge(d)
 	if err := d.Err(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"steadfast/compute/device"
+	"steadfast/compute/riscv/asm"
 )
 
 // saved is what a hart saves.
@@ -41,7 +42,7 @@ func random(h *Hart, r *rand.Rand) {
 		put(h, testBase+uint64(off), word)
 	}
 	// The handler goes on behind what trapped.
-	put(h, testBase+0x100, csrrs(31, csrSepc, 0), addi(31, 31, 4), csrrw(0, csrSepc, 31), lui(31, 0x6), csrrs(0, csrSstatus, 31), sretWord)
+	put(h, testBase+0x100, asm.Csrrs(31, csrSepc, 0), asm.Addi(31, 31, 4), asm.Csrrw(0, csrSepc, 31), asm.Lui(31, 0x6), asm.Csrrs(0, csrSstatus, 31), asm.Sret)
 	put64(h, testRoot+8*2, testBase>>2|leafAll)
 	h.Reset(testBase+0x200, 0, 0)
 	h.stvec = testBase + 0x100
@@ -91,11 +92,11 @@ func TestSave(t *testing.T) {
 // TestRestoreInPlace: a hart that is restored with another RAM runs what is there now.
 func TestRestoreInPlace(t *testing.T) {
 	h, _ := newTest(t, 1<<18, Options{})
-	put(h, testBase, addi(3, 3, 1), asmJ(0, -4))
+	put(h, testBase, asm.Addi(3, 3, 1), asm.Jal(0, -4))
 	h.Reset(testBase, 0, 0)
 	begin := saved(h)
 	h.Run(10)
-	put(h, testBase, addi(3, 3, 100))
+	put(h, testBase, asm.Addi(3, 3, 100))
 	if err := h.Restore(device.NewDecoder(begin)); err != nil {
 		t.Fatal(err)
 	}

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"math"
 	"testing"
+
+	"steadfast/compute/riscv/asm"
 )
 
 // call makes one SBI call.
 func call(h *Hart, extension, function uint64, args ...uint64) (err int64, value uint64) {
-	put(h, testBase, ecall)
+	put(h, testBase, asm.Ecall)
 	h.pc, h.mode = testBase, modeS
 	h.x[17], h.x[16] = extension, function
 	h.x[10], h.x[11], h.x[12] = 0, 0, 0
@@ -99,7 +101,7 @@ func TestSBIConsole(t *testing.T) {
 
 func TestSBIReset(t *testing.T) {
 	h, w := newTest(t, 1<<20, Options{})
-	put(h, testBase, ecall, asmJ(0, 0))
+	put(h, testBase, asm.Ecall, asm.Jal(0, 0))
 	h.Reset(testBase, 0, 0)
 	h.x[17], h.x[10] = sbiSRST, uint64(ResetCold)
 	if stop := h.Run(100); stop != StopAsked || len(w.resets) != 1 || w.resets[0] != ResetCold || h.count != 1 {

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"steadfast/compute/memory"
+	"steadfast/compute/riscv/asm"
 )
 
 // The tests' address space: code at its physical address for both modes, and one page
@@ -41,7 +42,7 @@ func paged(t *testing.T, m mode, leaf uint64, code ...uint32) (*Hart, *world) {
 
 // TestPageFaults: the cause and the address of each kind, and that A and D are set.
 func TestPageFaults(t *testing.T) {
-	load, store, fetch := ld(3, 1, 8), sd(2, 1, 8), jalr(0, 1, 8)
+	load, store, fetch := asm.Ld(3, 1, 8), asm.Sd(2, 1, 8), asm.Jalr(0, 1, 8)
 	const target = testTarget >> 2
 	for _, c := range []struct {
 		name   string
@@ -75,7 +76,7 @@ func TestPageFaults(t *testing.T) {
 		h, _ := paged(t, c.mode, c.leaf, c.word)
 		h.mstatus |= c.status
 		h.setContext()
-		put(h, testTarget+8, nop)
+		put(h, testTarget+8, asm.Nop)
 		h.Step()
 		if c.word == fetch {
 			h.Step()
@@ -109,7 +110,7 @@ func TestUpperLevels(t *testing.T) {
 		{"not canonical", 1 << 38, testRoot, 0, causeLoadPage, 0},
 		{"the highest", all &^ 7, testRoot + 8*511, testBase>>2 | leafAll, causeLoadAccess, 0},
 	} {
-		h, _ := paged(t, modeS, 0, ld(3, 1, 0))
+		h, _ := paged(t, modeS, 0, asm.Ld(3, 1, 0))
 		put64(h, c.at, c.pte)
 		put64(h, testTarget+8, 77)
 		h.x[1] = c.va
@@ -139,7 +140,7 @@ func TestNeverStale(t *testing.T) {
 		}, 0, 2},
 		{"satp", func(h *Hart) { h.csrWrite(csrSatp, 8<<60|(testRoot+0x5000)>>12) }, causeLoadPage, 1},
 	} {
-		h, _ := paged(t, modeS, testTarget>>2|leafAll, ld(3, 1, 8), nop, ld(3, 1, 8))
+		h, _ := paged(t, modeS, testTarget>>2|leafAll, asm.Ld(3, 1, 8), asm.Nop, asm.Ld(3, 1, 8))
 		put64(h, testRoot+0x5000+8*2, testBase>>2|leafAll)
 		put64(h, testTarget+8, 1)
 		put64(h, other+8, 2)
@@ -158,15 +159,49 @@ func TestNeverStale(t *testing.T) {
 
 // guestStore has the hart itself store, by an instruction at testBase+4 whose page maps to itself.
 func guestStore(h *Hart, pa, v uint64) {
-	put(h, testBase+0x9000, sd(6, 5, 0))
+	put(h, testBase+0x9000, asm.Sd(6, 5, 0))
 	h.pc, h.x[5], h.x[6] = testBase+0x9000, pa, v
 	h.Run(h.count + 1)
+}
+
+// TestStoreToItsOwnEntry: a store by a translation to the very entry that it came from is
+// the last one by it.
+func TestStoreToItsOwnEntry(t *testing.T) {
+	const moved = testTarget>>2 | leafAll
+	for _, c := range []struct {
+		name string
+		code []uint32
+		leaf uint64
+	}{
+		{"sd", []uint32{asm.Sd(6, 1, 0)}, moved},
+		{"sd of an entry that is not valid", []uint32{asm.Sd(0, 1, 0)}, 0},
+		{"sw", []uint32{asm.Sw(6, 1, 0)}, moved},
+		{"misaligned", []uint32{asm.Sw(7, 1, 1)}, moved},
+		{"fsd", []uint32{asm.S(0x27, 3, 1, 6, 0)}, moved},
+		{"amoswap.d", []uint32{asm.Amo(1, 3, 0, 1, 6)}, moved},
+		{"sc.d", []uint32{asm.Lr(3, 0, 1), asm.Sc(3, 0, 1, 6)}, moved},
+		{"cbo.zero", []uint32{opcodeCboZero | 1<<15}, 0},
+	} {
+		// The page is the table that maps it. A store before has it known for stores.
+		before := asm.Sd(2, 1, 0x200)
+		h, _ := paged(t, modeS, testLeaf>>2|leafAll, append(append([]uint32{before}, c.code...), asm.Sd(2, 1, 8))...)
+		h.x[6], h.x[7], h.f[6], h.mstatus = moved, moved>>8, moved, statusFS
+		h.Run(uint64(1 + len(c.code)))
+		if got := get64(h, testLeaf); got != c.leaf || h.scause != 0 {
+			t.Fatalf("%s: the entry is %x, cause %d", c.name, got, h.scause)
+		}
+		h.Step()
+		faulted := h.scause == causeStorePage && h.stval == testPage+8
+		if stale := get64(h, testLeaf+8) != 0; stale || faulted != (c.leaf == 0) || !faulted && get64(h, testTarget+8) != 0x1234 {
+			t.Errorf("%s: the next store went to the old page: %v; cause %d", c.name, stale, h.scause)
+		}
+	}
 }
 
 // TestInvalidEntries: a store over an entry that is not valid leaves what is known alone;
 // one over a valid entry does not.
 func TestInvalidEntries(t *testing.T) {
-	h, _ := paged(t, modeS, testTarget>>2|leafAll, ld(3, 1, 8))
+	h, _ := paged(t, modeS, testTarget>>2|leafAll, asm.Ld(3, 1, 8))
 	h.Run(1)
 	key := h.key
 	guestStore(h, testLeaf+8, testTarget>>2|leafAll)
@@ -184,7 +219,7 @@ func TestInvalidEntries(t *testing.T) {
 // TestMisalignedFaults: over the end of a page nothing is stored unless all can be, and the
 // fault tells the half that cannot.
 func TestMisalignedFaults(t *testing.T) {
-	h, _ := paged(t, modeS, testTarget>>2|leafAll, sd(2, 1, 0), ld(3, 1, 0))
+	h, _ := paged(t, modeS, testTarget>>2|leafAll, asm.Sd(2, 1, 0), asm.Ld(3, 1, 0))
 	h.x[1] = testPage + 0xffc
 	h.Step()
 	if h.scause != causeStorePage || h.stval != testPage+0x1000 || get64(h, testTarget+0xff8) != 0 {
@@ -217,17 +252,17 @@ func TestCodeNeverStale(t *testing.T) {
 		start uint64
 		store func(h *Hart, at uint64)
 	}{
-		{"by the hart", code, func(h *Hart, at uint64) { guestStore(h, at, nop<<32|uint64(addi(3, 3, 100))) }},
+		{"by the hart", code, func(h *Hart, at uint64) { guestStore(h, at, asm.Nop<<32|uint64(asm.Addi(3, 3, 100))) }},
 		{"by a device", code, func(h *Hart, at uint64) {
-			h.ram.Write(binary.LittleEndian.AppendUint32(nil, addi(3, 3, 100)), at)
+			h.ram.Write(binary.LittleEndian.AppendUint32(nil, asm.Addi(3, 3, 100)), at)
 		}},
-		{"on two pages, by the hart", code + 0xffe, func(h *Hart, at uint64) { guestStore(h, at, nop<<32|uint64(addi(3, 3, 100))) }},
+		{"on two pages, by the hart", code + 0xffe, func(h *Hart, at uint64) { guestStore(h, at, asm.Nop<<32|uint64(asm.Addi(3, 3, 100))) }},
 		{"on two pages, the second by a device", code + 0xffe, func(h *Hart, at uint64) {
-			h.ram.Write(binary.LittleEndian.AppendUint16(nil, uint16(addi(3, 3, 100)>>16)), at+2)
+			h.ram.Write(binary.LittleEndian.AppendUint16(nil, uint16(asm.Addi(3, 3, 100)>>16)), at+2)
 		}},
 	} {
 		h, _ := paged(t, modeS, 0)
-		put(h, c.start, addi(3, 3, 1), nop)
+		put(h, c.start, asm.Addi(3, 3, 1), asm.Nop)
 		for range 3 {
 			h.pc = c.start
 			h.Run(h.count + 2)
@@ -247,9 +282,9 @@ func TestCodeNeverStale(t *testing.T) {
 // TestStoreAhead: a store changes the very next instruction of its own block.
 func TestStoreAhead(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
-	put(h, testBase, sw(2, 1, 0), sw(2, 1, 4), addi(3, 3, 1), addi(3, 3, 1), addi(3, 3, 1))
+	put(h, testBase, asm.Sw(2, 1, 0), asm.Sw(2, 1, 4), asm.Addi(3, 3, 1), asm.Addi(3, 3, 1), asm.Addi(3, 3, 1))
 	h.Reset(testBase, 0, 0)
-	h.x[1], h.x[2] = testBase+8, uint64(addi(3, 3, 100))
+	h.x[1], h.x[2] = testBase+8, uint64(asm.Addi(3, 3, 100))
 	h.Run(5)
 	if h.x[3] != 201 || h.count != 5 {
 		t.Errorf("x3 is %d after %d", h.x[3], h.count)
@@ -259,8 +294,8 @@ func TestStoreAhead(t *testing.T) {
 // TestStraddlingFetch: the fault of an instruction whose second half cannot be fetched
 // tells that half's address.
 func TestStraddlingFetch(t *testing.T) {
-	h, _ := paged(t, modeS, testTarget>>2|leafAll, jalr(0, 1, 0))
-	put16(h, testTarget+0xffe, uint16(addi(3, 0, 5)&0xffff))
+	h, _ := paged(t, modeS, testTarget>>2|leafAll, asm.Jalr(0, 1, 0))
+	put16(h, testTarget+0xffe, uint16(asm.Addi(3, 0, 5)&0xffff))
 	h.x[1] = testPage + 0xffe
 	h.Step()
 	h.Step()
@@ -269,7 +304,7 @@ func TestStraddlingFetch(t *testing.T) {
 	}
 	// The same bytes under another translation of the second page are another instruction.
 	for i, imm := range []uint32{5, 6} {
-		put16(h, testTarget+0x1000+uint64(i)<<12, uint16(addi(3, 0, int32(imm))>>16))
+		put16(h, testTarget+0x1000+uint64(i)<<12, uint16(asm.Addi(3, 0, int32(imm))>>16))
 	}
 	for i, want := range []uint64{5, 6} {
 		guestStore(h, testLeaf+8, (testTarget+0x1000+uint64(i)<<12)>>2|leafAll)
@@ -284,7 +319,7 @@ func TestStraddlingFetch(t *testing.T) {
 // TestWatchedPages: after Clean a direct store marks its page again.
 func TestWatchedPages(t *testing.T) {
 	h, _ := newTest(t, 1<<20, Options{})
-	put(h, testBase, sd(2, 1, 0), asmJ(0, -4))
+	put(h, testBase, asm.Sd(2, 1, 0), asm.Jal(0, -4))
 	h.Reset(testBase, 0, 0)
 	h.x[1] = testBase + 0x5000
 	for range 3 {
@@ -303,8 +338,8 @@ func TestJumpBetweenAliases(t *testing.T) {
 	h, _ := paged(t, modeS, testTarget>>2|leafAll)
 	const other = testTarget + 0x1000
 	put64(h, testLeaf+8, testTarget>>2|leafAll)
-	put(h, testTarget, asmJ(0, 0x1010), nop, nop, nop, addi(3, 3, 1), nop)
-	put(h, other+16, addi(3, 3, 100), nop)
+	put(h, testTarget, asm.Jal(0, 0x1010), asm.Nop, asm.Nop, asm.Nop, asm.Addi(3, 3, 1), asm.Nop)
+	put(h, other+16, asm.Addi(3, 3, 100), asm.Nop)
 	for range 3 {
 		h.pc = testPage
 		h.Run(h.count + 3)
@@ -318,9 +353,9 @@ func TestJumpBetweenAliases(t *testing.T) {
 	// The same across a block's end without a jump.
 	h.x[3] = 0
 	guestStore(h, testLeaf+8, testTarget>>2|leafAll)
-	put(h, testTarget+0xffc, addi(3, 3, 1))
-	put(h, testTarget, addi(3, 3, 2), asmJ(0, 0))
-	put(h, other, addi(3, 3, 100), asmJ(0, 0))
+	put(h, testTarget+0xffc, asm.Addi(3, 3, 1))
+	put(h, testTarget, asm.Addi(3, 3, 2), asm.Jal(0, 0))
+	put(h, other, asm.Addi(3, 3, 100), asm.Jal(0, 0))
 	h.dropAllCode()
 	for _, at := range []uint64{testTarget, other} {
 		guestStore(h, testLeaf+8, at>>2|leafAll)

@@ -75,7 +75,7 @@ func (h *Hart) mip() uint64 {
 
 // timerOn tells whether stimecmp drives the timer's interrupt (Sstc). Only M mode of a
 // bare hart can have it off.
-func (h *Hart) timerOn() bool { return !h.bare || h.menvcfg&envSTCE != 0 }
+func (h *Hart) timerOn() bool { return h.environment()&envSTCE != 0 }
 
 // interrupt takes the interrupt that is due, if one is, and ends the waiting of WFI if one
 // is pending at all.
@@ -100,14 +100,10 @@ func (h *Hart) interrupt() bool {
 
 // due are the interrupts of those pending that the mode takes.
 func (h *Hart) due(pending uint64) uint64 {
-	delegated := uint64(irqS)
-	if h.bare {
-		delegated = h.mideleg
-		if m := pending &^ h.mideleg; m != 0 && (h.mode < modeM || h.mstatus&statusMIE != 0) {
-			return m
-		}
+	if m := h.dueM(pending); m != 0 {
+		return m
 	}
-	if s := pending & delegated; h.mode < modeS || h.mode == modeS && h.mstatus&statusSIE != 0 {
+	if s := pending & h.visible(); h.mode < modeS || h.mode == modeS && h.mstatus&statusSIE != 0 {
 		return s
 	}
 	return 0
@@ -126,7 +122,7 @@ func (h *Hart) trap() {
 // enter goes to the handler.
 func (h *Hart) enter(e exception) {
 	h.unreserve()
-	if h.bare && !h.delegated(e.cause) {
+	if h.entersM(e.cause) {
 		h.enterM(e)
 	} else {
 		h.scause, h.stval, h.sepc = e.cause, e.tval, h.pc
@@ -141,28 +137,6 @@ func (h *Hart) enter(e exception) {
 		h.pc = vector(h.stvec, e.cause)
 	}
 	h.setContext()
-}
-
-// delegated tells whether S mode of a bare hart takes a trap.
-func (h *Hart) delegated(cause uint64) bool {
-	if h.mode == modeM {
-		return false
-	}
-	if cause&causeInterrupt != 0 {
-		return h.mideleg>>(cause&63)&1 != 0
-	}
-	return h.medeleg>>cause&1 != 0
-}
-
-func (h *Hart) enterM(e exception) {
-	h.mcause, h.mtval, h.mepc = e.cause, e.tval, h.pc
-	s := h.mstatus &^ (statusMPIE | statusMPP | statusMIE)
-	if h.mstatus&statusMIE != 0 {
-		s |= statusMPIE
-	}
-	h.mstatus = s | uint64(h.mode)<<statusMPPShift
-	h.mode = modeM
-	h.pc = vector(h.mtvec, e.cause)
 }
 
 // vector is the handler's address. Mode 1 of tvec gives each interrupt its own.
@@ -188,26 +162,6 @@ func (h *Hart) sret() bool {
 		s |= statusSIE
 	}
 	h.mstatus, h.mode, h.pc = s|statusSPIE, to, h.sepc
-	h.attention = true
-	h.setContext()
-	return true
-}
-
-// mret returns from a trap to M mode; false if the mode may not.
-func (h *Hart) mret() bool {
-	if h.mode != modeM {
-		return false
-	}
-	s := h.mstatus
-	to := mode(s >> statusMPPShift & 3)
-	s &^= statusMIE | statusMPP
-	if s&statusMPIE != 0 {
-		s |= statusMIE
-	}
-	if to != modeM {
-		s &^= statusMPRV
-	}
-	h.mstatus, h.mode, h.pc = s|statusMPIE, to, h.mepc
 	h.attention = true
 	h.setContext()
 	return true

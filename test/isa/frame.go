@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/binary"
 	"math/rand/v2"
+
+	"steadfast/compute/riscv/asm"
 )
 
 // Where things are. The code runs in M and U mode at its physical address and in S mode
@@ -132,99 +134,95 @@ func (m *image) tables(r *rand.Rand) {
 // handler writes a trap handler: it goes on behind the instruction that trapped, or at x1
 // if that could not be fetched. An ecall changes the mode, and ends the program
 // when x4 is 0.
-func handler(base uint64, machine bool) *text {
-	t := newText(base)
+func handler(base uint64, machine bool) []uint32 {
+	t := asm.NewText(base)
 	scratch, epc, cause, ip, from := uint32(0x340), uint32(0x341), uint32(0x342), uint32(0x344), int32(31)
 	if !machine {
 		scratch, epc, cause, ip, from = 0x140, 0x141, 0x142, 0x144, 30
 	}
-	t.emit(csrrw(31, scratch, 31), sd(30, 31, 0), sd(29, 31, 8), csrrs(30, cause, 0))
-	t.bltz(30, "interrupt")
-	t.emit(addi(30, 30, -1))
-	t.beqz(30, "fetch")
-	t.emit(addi(30, 30, -11))
-	t.beqz(30, "fetch")
-	t.emit(addi(30, 30, 4))
-	t.beqz(30, "ecall")
-	t.emit(addi(30, 30, -1))
-	t.beqz(30, "ecall")
-	t.emit(addi(30, 30, -2))
-	t.beqz(30, "ecall")
+	t.Emit(asm.Csrrw(31, scratch, 31), asm.Sd(30, 31, 0), asm.Sd(29, 31, 8), asm.Csrrs(30, cause, 0))
+	t.Branch(asm.Less, 30, 0, "interrupt")
+	t.Emit(asm.Addi(30, 30, -1))
+	t.Branch(asm.Equal, 30, 0, "fetch")
+	t.Emit(asm.Addi(30, 30, -11))
+	t.Branch(asm.Equal, 30, 0, "fetch")
+	t.Emit(asm.Addi(30, 30, 4))
+	t.Branch(asm.Equal, 30, 0, "ecall")
+	t.Emit(asm.Addi(30, 30, -1))
+	t.Branch(asm.Equal, 30, 0, "ecall")
+	t.Emit(asm.Addi(30, 30, -2))
+	t.Branch(asm.Equal, 30, 0, "ecall")
 	// The length of what is at epc, read where the handler can.
-	t.emit(csrrs(30, epc, 0), slli(30, 30, 34), srli(30, 30, 34), addi(29, 0, 1), slli(29, 29, from), or(30, 30, 29))
-	t.emit(lhu(30, 30, 0), andi(30, 30, 3), addi(30, 30, -3), sltiu(30, 30, 1), slli(30, 30, 1), addi(30, 30, 2))
-	t.emit(csrrs(29, epc, 0), add(30, 30, 29), csrrw(0, epc, 30))
-	t.label("out")
-	t.emit(ld(29, 31, 8), ld(30, 31, 0), csrrw(31, scratch, 31))
+	t.Emit(asm.Csrrs(30, epc, 0), asm.Slli(30, 30, 34), asm.Srli(30, 30, 34), asm.Addi(29, 0, 1), asm.Slli(29, 29, from), asm.Or(30, 30, 29))
+	t.Emit(asm.Lhu(30, 30, 0), asm.Andi(30, 30, 3), asm.Addi(30, 30, -3), asm.Sltiu(30, 30, 1), asm.Slli(30, 30, 1), asm.Addi(30, 30, 2))
+	t.Emit(asm.Csrrs(29, epc, 0), asm.Add(30, 30, 29), asm.Csrrw(0, epc, 30))
+	t.Label("out")
+	t.Emit(asm.Ld(29, 31, 8), asm.Ld(30, 31, 0), asm.Csrrw(31, scratch, 31))
 	if machine {
-		t.emit(mret)
+		t.Emit(asm.Mret)
 	} else {
-		t.emit(sret)
+		t.Emit(asm.Sret)
 	}
-	t.label("interrupt")
-	t.emit(addi(30, 0, 0x222), csrrc(0, ip, 30))
-	t.j("out")
-	t.label("fetch")
-	t.emit(csrrw(0, epc, 1))
-	t.j("out")
-	t.label("ecall")
-	t.beqz(4, "finish")
-	t.emit(ld(30, 31, 16), addi(30, 30, 1), sd(30, 31, 16))
+	t.Label("interrupt")
+	t.Emit(asm.Addi(30, 0, 0x222), asm.Csrrc(0, ip, 30))
+	t.J("out")
+	t.Label("fetch")
+	t.Emit(asm.Csrrw(0, epc, 1))
+	t.J("out")
+	t.Label("ecall")
+	t.Branch(asm.Equal, 4, 0, "finish")
+	t.Emit(asm.Ld(30, 31, 16), asm.Addi(30, 30, 1), asm.Sd(30, 31, 16))
 	if machine {
 		turnM(t)
 	} else {
 		turnS(t)
 	}
 	// epc: 4 behind the ecall, in the space of the new mode, whose bit is in x29.
-	t.emit(csrrs(30, epc, 0), addi(30, 30, 4), slli(30, 30, 34), srli(30, 30, 34), or(30, 30, 29), csrrw(0, epc, 30))
-	t.j("out")
-	t.label("finish")
+	t.Emit(asm.Csrrs(30, epc, 0), asm.Addi(30, 30, 4), asm.Slli(30, 30, 34), asm.Srli(30, 30, 34), asm.Or(30, 30, 29), asm.Csrrw(0, epc, 30))
+	t.J("out")
+	t.Label("finish")
 	if machine {
 		finish(t)
 	} else {
-		t.emit(ecall)
+		t.Emit(asm.Ecall)
 	}
-	t.done()
-	return t
+	return t.Done()
 }
 
 // turnM makes MPP the next of U, S, M, S by the count in x30, and x29 its space.
-func turnM(t *text) {
-	t.emit(andi(30, 30, 3), addi(29, 30, -2), sltiu(29, 29, 1), add(30, 30, 29)) // 0 1 3 3
-	t.emit(addi(29, 0, 3), slli(29, 29, 11), csrrc(0, 0x300, 29), slli(29, 30, 11), csrrs(0, 0x300, 29))
-	t.emit(addi(29, 30, -1), sltiu(29, 29, 1))                // 1 in S
-	t.emit(addi(30, 0, 1), slli(30, 30, 31), srl(29, 30, 29)) // 1<<30 or 1<<31
+func turnM(t *asm.Text) {
+	t.Emit(asm.Andi(30, 30, 3), asm.Addi(29, 30, -2), asm.Sltiu(29, 29, 1), asm.Add(30, 30, 29)) // 0 1 3 3
+	t.Emit(asm.Addi(29, 0, 3), asm.Slli(29, 29, 11), asm.Csrrc(0, 0x300, 29), asm.Slli(29, 30, 11), asm.Csrrs(0, 0x300, 29))
+	t.Emit(asm.Addi(29, 30, -1), asm.Sltiu(29, 29, 1))                    // 1 in S
+	t.Emit(asm.Addi(30, 0, 1), asm.Slli(30, 30, 31), asm.Srl(29, 30, 29)) // 1<<30 or 1<<31
 }
 
-// srl shifts rs1 right by rs2.
-func srl(rd, rs1, rs2 uint32) uint32 { return rtype(0x33, 5, 0, rd, rs1, rs2) }
-
 // turnS makes SPP the lowest bit of x30, and x29 its space.
-func turnS(t *text) {
-	t.emit(andi(30, 30, 1), addi(29, 0, 0x100), csrrc(0, 0x100, 29), slli(29, 30, 8), csrrs(0, 0x100, 29))
-	t.emit(addi(29, 0, 1), slli(29, 29, 31), srl(29, 29, 30))
+func turnS(t *asm.Text) {
+	t.Emit(asm.Andi(30, 30, 1), asm.Addi(29, 0, 0x100), asm.Csrrc(0, 0x100, 29), asm.Slli(29, 30, 8), asm.Csrrs(0, 0x100, 29))
+	t.Emit(asm.Addi(29, 0, 1), asm.Slli(29, 29, 31), asm.Srl(29, 29, 30))
 }
 
 // finish reads the page tables, for what A and D have become, and ends the machine.
-func finish(t *text) {
-	t.emit(li(29, ramBase+leavesAt)...)
+func finish(t *asm.Text) {
+	t.Emit(asm.Li(29, ramBase+leavesAt)...)
 	for off := int32(oddAt >> 9); off < oddAt>>9+8*32; off += 8 {
-		t.emit(ld(30, 29, off))
+		t.Emit(asm.Ld(30, 29, off))
 	}
 	for off := int32(dataAt >> 9); off < dataAt>>9+8*dataPages; off += 8 {
-		t.emit(ld(30, 29, off))
+		t.Emit(asm.Ld(30, 29, off))
 	}
-	t.emit(li(29, finisher)...)
-	t.emit(li(30, 0x5555)...)
-	t.emit(sw(30, 29, 0), jtype(0, 0))
+	t.Emit(asm.Li(29, finisher)...)
+	t.Emit(asm.Li(30, 0x5555)...)
+	t.Emit(asm.Sw(30, 29, 0), asm.Jal(0, 0))
 }
 
 // start writes what runs first: control registers, then all others from the table.
 func (m *image) start(r *rand.Rand) {
-	t := newText(ramBase + startAt)
+	t := asm.NewText(ramBase + startAt)
 	set := func(csr uint32, v uint64) {
-		t.emit(li(5, v)...)
-		t.emit(csrrw(0, csr, 5))
+		t.Emit(asm.Li(5, v)...)
+		t.Emit(asm.Csrrw(0, csr, 5))
 	}
 	set(0x3b0, 1<<54-1) // pmpaddr0: everything
 	set(0x3a0, 0x1f)
@@ -241,14 +239,14 @@ func (m *image) start(r *rand.Rand) {
 	user := uint64(r.IntN(2))
 	set(0x300, 3<<13|1<<18|(1-user)<<11|uint64(r.IntN(2))<<7)
 	set(0x341, alias<<user+bodyAt)
-	t.emit(li(31, ramBase+tableAt)...)
+	t.Emit(asm.Li(31, ramBase+tableAt)...)
 	for n := uint32(0); n < 32; n++ {
-		t.emit(fld(n, 31, int32(256+8*n)))
+		t.Emit(asm.Fld(n, 31, int32(256+8*n)))
 	}
 	for n := uint32(1); n < 32; n++ {
-		t.emit(ld(n, 31, int32(8*n)))
+		t.Emit(asm.Ld(n, 31, int32(8*n)))
 	}
-	m.begin = t.here()
-	t.emit(mret)
-	m.put32(startAt, t.done()...)
+	m.begin = t.Here()
+	t.Emit(asm.Mret)
+	m.put32(startAt, t.Done()...)
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/binary"
 	"math/rand/v2"
+
+	"steadfast/compute/riscv/asm"
 )
 
 // Registers that the body leaves alone: x2, x8 and x9 point into data, x3 to the
@@ -39,8 +41,8 @@ func makeProgram(seed uint64, size, rounds int) *image {
 	img := &image{bytes: make([]byte, patchable)}
 	img.tables(m.r)
 	img.start(m.r)
-	img.put32(handlersM, handler(ramBase+handlersM, true).words...)
-	img.put32(handlersS, handler(alias+handlersS, false).words...)
+	img.put32(handlersM, handler(ramBase+handlersM, true)...)
+	img.put32(handlersS, handler(alias+handlersS, false)...)
 	for at := uint64(dataAt); at < oddAt+uint64(len(odd))<<12; at += 8 {
 		img.put64(at, m.value())
 	}
@@ -67,11 +69,11 @@ func (m *maker) body(size int) {
 	for range size {
 		m.random()
 	}
-	m.add(addi(regCount, regCount, -1))
+	m.add(asm.Addi(regCount, regCount, -1))
 	m.linked(2, func(at uint32, slots []slot) []uint32 {
-		return []uint32{btype(0, regCount, 0, 8), jtype(0, -int32(at+4-bodyAt))}
+		return []uint32{asm.B(0, regCount, 0, 8), asm.Jal(0, -int32(at+4-bodyAt))}
 	})
-	m.add(ecall, jtype(0, -4))
+	m.add(asm.Ecall, asm.Jal(0, -4))
 }
 
 // layout places the slots and writes them.

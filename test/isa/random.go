@@ -1,5 +1,7 @@
 package main
 
+import "steadfast/compute/riscv/asm"
+
 // What the body is made of.
 
 // random adds one slot.
@@ -16,7 +18,7 @@ func (m *maker) random() {
 		for rd == 0 {
 			rd = m.to()
 		}
-		m.add(itype(0x13, 6, rd, m.from(), int32(1+m.r.IntN(2047))), itype(0x1b, 1, m.to(), rd, 0x601))
+		m.add(asm.I(0x13, 6, rd, m.from(), int32(1+m.r.IntN(2047))), asm.I(0x1b, 1, m.to(), rd, 0x601))
 	case n < 48:
 		m.memory()
 	case n < 54:
@@ -38,7 +40,7 @@ func (m *maker) random() {
 	case n < 99:
 		m.remap()
 	default:
-		m.add(ecall)
+		m.add(asm.Ecall)
 	}
 }
 
@@ -51,30 +53,30 @@ func (m *maker) plain() uint32 {
 	case 0:
 		return uint32(m.r.IntN(1<<20))<<12 | rd<<7 | one[uint32](m, 0x37, 0x17)
 	case 1, 2:
-		return itype(0x13, one[uint32](m, 0, 2, 3, 4, 6, 7), rd, a, imm)
+		return asm.I(0x13, one[uint32](m, 0, 2, 3, 4, 6, 7), rd, a, imm)
 	case 3:
-		return itype(0x13, one[uint32](m, 1, 5), rd, a, shift)
+		return asm.I(0x13, one[uint32](m, 1, 5), rd, a, shift)
 	case 4:
-		return one(m, itype(0x13, 5, rd, a, shift|0x400), itype(0x1b, 0, rd, a, imm), itype(0x1b, 1, rd, a, word), itype(0x1b, 5, rd, a, word), itype(0x1b, 5, rd, a, word|0x400))
+		return one(m, asm.I(0x13, 5, rd, a, shift|0x400), asm.I(0x1b, 0, rd, a, imm), asm.I(0x1b, 1, rd, a, word), asm.I(0x1b, 5, rd, a, word), asm.I(0x1b, 5, rd, a, word|0x400))
 	case 5:
-		return rtype(0x33, uint32(m.r.IntN(8)), 0, rd, a, b)
+		return asm.R(0x33, uint32(m.r.IntN(8)), 0, rd, a, b)
 	case 6:
-		return one(m, rtype(0x33, one[uint32](m, 0, 5), 0x20, rd, a, b), rtype(0x3b, one[uint32](m, 0, 1, 5), 0, rd, a, b), rtype(0x3b, one[uint32](m, 0, 5), 0x20, rd, a, b))
+		return one(m, asm.R(0x33, one[uint32](m, 0, 5), 0x20, rd, a, b), asm.R(0x3b, one[uint32](m, 0, 1, 5), 0, rd, a, b), asm.R(0x3b, one[uint32](m, 0, 5), 0x20, rd, a, b))
 	case 7:
-		return rtype(0x33, uint32(m.r.IntN(8)), 1, rd, a, b)
+		return asm.R(0x33, uint32(m.r.IntN(8)), 1, rd, a, b)
 	case 8:
-		return rtype(0x3b, one[uint32](m, 0, 4, 5, 6, 7), 1, rd, a, b)
+		return asm.R(0x3b, one[uint32](m, 0, 4, 5, 6, 7), 1, rd, a, b)
 	case 9:
-		return one(m, itype(0x13, 1, rd, a, one[int32](m, 0x600, 0x601, 0x602, 0x604, 0x605)), itype(0x1b, 1, rd, a, one[int32](m, 0x600, 0x602)),
-			itype(0x13, 5, rd, a, one[int32](m, 0x287, 0x6b8)), rtype(0x3b, 4, 4, rd, a, 0), itype(0x1b, 5, rd, a, 0x600|word), itype(0x1b, 1, rd, a, 0x080|shift))
+		return one(m, asm.I(0x13, 1, rd, a, one[int32](m, 0x600, 0x601, 0x602, 0x604, 0x605)), asm.I(0x1b, 1, rd, a, one[int32](m, 0x600, 0x602)),
+			asm.I(0x13, 5, rd, a, one[int32](m, 0x287, 0x6b8)), asm.R(0x3b, 4, 4, rd, a, 0), asm.I(0x1b, 5, rd, a, 0x600|word), asm.I(0x1b, 1, rd, a, 0x080|shift))
 	case 10:
-		return itype(0x13, one[uint32](m, 1, 5), rd, a, one[int32](m, 0x480, 0x680)|shift)
+		return asm.I(0x13, one[uint32](m, 1, 5), rd, a, one[int32](m, 0x480, 0x680)|shift)
 	}
 	pick := one(m, [3]uint32{0x33, 2, 0x10}, [3]uint32{0x33, 4, 0x10}, [3]uint32{0x33, 6, 0x10}, [3]uint32{0x33, 7, 0x20}, [3]uint32{0x33, 6, 0x20}, [3]uint32{0x33, 4, 0x20},
 		[3]uint32{0x33, 4, 5}, [3]uint32{0x33, 5, 5}, [3]uint32{0x33, 6, 5}, [3]uint32{0x33, 7, 5}, [3]uint32{0x33, 1, 0x30}, [3]uint32{0x33, 5, 0x30},
 		[3]uint32{0x33, 1, 0x24}, [3]uint32{0x33, 5, 0x24}, [3]uint32{0x33, 1, 0x34}, [3]uint32{0x33, 1, 0x14},
 		[3]uint32{0x3b, 0, 4}, [3]uint32{0x3b, 2, 0x10}, [3]uint32{0x3b, 4, 0x10}, [3]uint32{0x3b, 6, 0x10}, [3]uint32{0x3b, 1, 0x30}, [3]uint32{0x3b, 5, 0x30})
-	return rtype(pick[0], pick[1], pick[2], rd, a, b)
+	return asm.R(pick[0], pick[1], pick[2], rd, a, b)
 }
 
 // compressed is a random instruction of two bytes that neither jumps nor writes one of the
@@ -127,13 +129,13 @@ func (m *maker) memory() {
 	}
 	switch m.r.IntN(8) {
 	case 0, 1, 2:
-		m.add(itype(0x03, f3, m.to(), base, imm))
+		m.add(asm.I(0x03, f3, m.to(), base, imm))
 	case 3, 4:
-		m.add(stype(0x23, f3&3, base, m.from(), imm))
+		m.add(asm.S(0x23, f3&3, base, m.from(), imm))
 	case 5, 6:
-		m.add(itype(0x07, 2+f3&1, m.from(), base, imm))
+		m.add(asm.I(0x07, 2+f3&1, m.from(), base, imm))
 	default:
-		m.add(stype(0x27, 2+f3&1, base, m.from(), imm))
+		m.add(asm.S(0x27, 2+f3&1, base, m.from(), imm))
 	}
 }
 
@@ -147,26 +149,26 @@ func (m *maker) atomic() {
 	size := uint32(2 + m.r.IntN(2))
 	imm := int32(m.r.IntN(512)-256) * 8
 	base := one[uint32](m, regData, regNear)
-	words := []uint32{addi(at, base, imm)}
+	words := []uint32{asm.Addi(at, base, imm)}
 	switch n := m.r.IntN(10); {
 	case n < 6:
 		if m.r.IntN(12) == 0 {
-			words[0] = addi(at, base, imm+1+int32(m.r.IntN(7)))
+			words[0] = asm.Addi(at, base, imm+1+int32(m.r.IntN(7)))
 		}
-		words = append(words, amo(one[uint32](m, 0, 1, 4, 8, 0xc, 0x10, 0x14, 0x18, 0x1c), size, m.to(), at, m.from()))
+		words = append(words, asm.Amo(one[uint32](m, 0, 1, 4, 8, 0xc, 0x10, 0x14, 0x18, 0x1c), size, m.to(), at, m.from()))
 	case n < 9:
 		rd := m.other(at)
-		words = append(words, amo(2, size, rd, at, 0))
+		words = append(words, asm.Amo(2, size, rd, at, 0))
 		if m.r.IntN(4) == 0 {
-			words = append(words, addi(rd, rd, 1))
+			words = append(words, asm.Addi(rd, rd, 1))
 		}
 		if m.r.IntN(6) == 0 && rd != 0 {
 			// One that surely changes the word makes the SC fail.
-			words = append(words, addi(rd, 0, 1), amo(0, size, 0, at, rd))
+			words = append(words, asm.Addi(rd, 0, 1), asm.Amo(0, size, 0, at, rd))
 		}
-		words = append(words, amo(3, size, m.other(at), at, m.from()))
+		words = append(words, asm.Amo(3, size, m.other(at), at, m.from()))
 	default:
-		words = append(words, amo(3, size, m.to(), at, m.from()))
+		words = append(words, asm.Amo(3, size, m.to(), at, m.from()))
 	}
 	m.add(words...)
 }
@@ -189,14 +191,14 @@ func (m *maker) float() {
 		rm = one[uint32](m, 5, 6)
 	}
 	var w uint32
-	op := func(f5, f3, rd, rs2 uint32) uint32 { return rtype(0x53, f3, f5<<2|fmt, rd, a, rs2) }
+	op := func(f5, f3, rd, rs2 uint32) uint32 { return asm.R(0x53, f3, f5<<2|fmt, rd, a, rs2) }
 	switch m.r.IntN(13) {
 	case 0, 1, 2:
 		w = op(one[uint32](m, 0, 1, 2, 3), rm, rd, b)
 	case 3:
 		w = op(0xb, rm, rd, 0)
 	case 4, 5:
-		w = fma(one[uint32](m, 0x43, 0x47, 0x4b, 0x4f), fmt, rd, a, b, c, rm)
+		w = asm.Fma(one[uint32](m, 0x43, 0x47, 0x4b, 0x4f), fmt, rd, a, b, c, rm)
 	case 6:
 		w = op(4, uint32(m.r.IntN(3)), rd, b)
 	case 7:
@@ -206,21 +208,21 @@ func (m *maker) float() {
 	case 9:
 		w = op(0x18, rm, m.to(), uint32(m.r.IntN(4)))
 	case 10:
-		w = rtype(0x53, rm, 0x1a<<2|fmt, rd, m.from(), uint32(m.r.IntN(4)))
+		w = asm.R(0x53, rm, 0x1a<<2|fmt, rd, m.from(), uint32(m.r.IntN(4)))
 	case 11:
 		w = op(8, rm, rd, 1-fmt)
 	default:
-		w = one(m, op(0x1c, uint32(m.r.IntN(2)), m.to(), 0), rtype(0x53, 0, 0x1e<<2|fmt, rd, m.from(), 0))
+		w = one(m, op(0x1c, uint32(m.r.IntN(2)), m.to(), 0), asm.R(0x53, 0, 0x1e<<2|fmt, rd, m.from(), 0))
 	}
 	var words []uint32
 	if m.r.IntN(3) == 0 {
 		// Fresh operands: without them all registers are NaNs before long.
 		at := m.other(0)
-		words = append(li(at, ramBase+poolAt+uint64(1-fmt)<<12+uint64(m.r.IntN(500))*8), fld(a, at, 0), fld(b, at, 8), fld(c, at, 16))
+		words = append(asm.Li(at, ramBase+poolAt+uint64(1-fmt)<<12+uint64(m.r.IntN(500))*8), asm.Fld(a, at, 0), asm.Fld(b, at, 8), asm.Fld(c, at, 16))
 	}
 	words = append(words, w)
 	if m.r.IntN(3) == 0 {
-		words = append(words, csrrs(m.to(), 3, 0))
+		words = append(words, asm.Csrrs(m.to(), 3, 0))
 	}
 	m.add(words...)
 }
@@ -233,13 +235,13 @@ func (m *maker) branch() {
 	target := func(slots []slot) int32 { return int32(slots[min(from+over, len(slots)-3)].at) }
 	switch m.r.IntN(8) {
 	case 0:
-		m.linked(1, func(at uint32, slots []slot) []uint32 { return []uint32{jtype(rd, target(slots)-int32(at))} })
+		m.linked(1, func(at uint32, slots []slot) []uint32 { return []uint32{asm.Jal(rd, target(slots)-int32(at))} })
 	case 1:
 		for rd == 0 {
 			rd = m.to()
 		}
 		m.linked(2, func(at uint32, slots []slot) []uint32 {
-			return []uint32{rd<<7 | 0x17, jalr(one(m, rd, 0, 1), rd, target(slots)-int32(at))}
+			return []uint32{rd<<7 | 0x17, asm.Jalr(one(m, rd, 0, 1), rd, target(slots)-int32(at))}
 		})
 	case 2, 3: // c.beqz, c.bnez or c.j, then something to fill the word
 		near, kind := m.from()&7, m.r.IntN(3)
@@ -251,7 +253,7 @@ func (m *maker) branch() {
 			return []uint32{compressedJump(kind, near, uint32(off)), 1}
 		})
 	default:
-		m.linked(1, func(at uint32, slots []slot) []uint32 { return []uint32{btype(f3, a, b, target(slots)-int32(at))} })
+		m.linked(1, func(at uint32, slots []slot) []uint32 { return []uint32{asm.B(f3, a, b, target(slots)-int32(at))} })
 	}
 }
 
