@@ -14,7 +14,7 @@ FUZZTIME ?= 30s
 SEEDS    ?= 500
 
 .DEFAULT_GOAL := help
-.PHONY: help build up test check format lint sim e2e e2e-guest conformance isa-check machine-check bench scale fuzz generate clean
+.PHONY: help build up test check format lint sim e2e e2e-guest conformance isa-check machine-check nightly bench scale fuzz generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +26,8 @@ build: ## build bin/steadfast
 up: build ## start two storage nodes and a witness on loopback, with verified I/O, no root; Ctrl-C ends them
 	@$(BIN)/steadfast up
 
-test: ## everything CI runs: vet, format, archtest, unit, race, short fuzz and sim, conformance, e2e with tools
-	@test/need test conformance e2e pair || true
+test: ## everything CI runs: vet, format, archtest, unit, race, short fuzz and sim, conformance, e2e with tools, a pair, a guest
+	@test/need test conformance e2e pair image || true
 	@$(GO) run ./test/suite
 
 check: format lint ## format and lint, then archtest, unit, race, short fuzz and short sim (first run compiles the linters: minutes)
@@ -44,7 +44,7 @@ sim: ## the simulated worlds: SEEDS histories of the store (default 500), 50 tim
 	$(GO) run ./test/suite -only sim -seeds $(SEEDS)
 
 e2e: build ## libiscsi tools, qemu-img and a QEMU guest against a node of this tree; PEER=tgt tries them on tgt. ROUNDS=n KIND=k hurts a pair
-	@test/need e2e guest pair $(if $(PEER),peer) || true
+	@test/need e2e guest pair $(if $(PEER),peer) $(if $(filter multipath,$(CLIENT)),multipath) || true
 	@$(if $(ROUNDS)$(KIND),$(GO) run ./test/pair -rounds $(or $(ROUNDS),1) -kind $(or $(KIND),all) $(if $(CLIENT),-client $(CLIENT)),$(GO) run ./test/e2e $(if $(PEER),-peer $(PEER)))
 
 e2e-guest: build ## SLOW (minutes): the Linux kernel initiator in an emulated guest: CHAP, ext4, fio, node restarts; PEER=tgt
@@ -62,6 +62,10 @@ isa-check: ## the processor against QEMU: random programs, all registers after e
 machine-check: ## SLOW (minutes): a Debian guest at work is recorded and lived again from its log, in several ways; SEED, STOPS, LEAK=clock|map
 	@test/need image || true
 	@$(GO) run ./test/machine -stops $(or $(STOPS),1000) $(if $(SEED),-seed $(SEED)) $(if $(LEAK),-leak $(LEAK))
+
+nightly: build ## SLOW (half an hour): Debian guests under load, judged: nginx, PostgreSQL, stress-ng, fio, Redis; TIME of each load (60s), ONLY
+	@test/need image || true
+	@$(GO) run ./test/guestlife -time $(or $(TIME),60s) $(if $(ONLY),-only '$(ONLY)')
 
 bench: build ## SLOW (13 minutes), root: speed against tgt in the same run; BENCH_SECONDS, BENCH_ROUNDS, BENCH_ROWS
 	@test/need bench || true

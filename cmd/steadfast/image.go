@@ -59,7 +59,14 @@ func (a *app) imageStore(dir string) (string, error) {
 }
 
 // imageCache returns the folder of what can be made again.
-func (a *app) imageCache() (string, error) {
+func (a *app) imageCache(dir string) (string, error) {
+	if dir != "" {
+		all, err := absolute(dir)
+		if err != nil {
+			return "", err
+		}
+		return all[0], nil
+	}
 	base := a.getenv("XDG_CACHE_HOME")
 	if base == "" {
 		home := a.getenv("HOME")
@@ -98,15 +105,15 @@ func interruptible(ctx context.Context, do func(context.Context) error) error {
 func (a *app) imageBuild(store openStore) *cobra.Command {
 	var spec image.Spec
 	var bytes sizeFlag
-	var dir, passwordFile string
+	var dir, cache, passwordFile string
 	c := &cobra.Command{
 		Use: "build NAME", Short: "Build a Debian 13 image for riscv64 machines", Args: exactly(1),
 		Long: `Build a Debian 13 (trixie) image for riscv64 machines: kernel, initrd, disk and a
 manifest. No root is needed.
 
 Packages come from the Debian mirror that this host's apt uses, with apt's checks
-of their signatures. They are configured in a machine, once; after that the cache
-has the result, and another image of the same packages and size is a copy of it.
+of their signatures. They are configured in a machine of its own ("steadfast machine"),
+once; after that the cache has the result, and another image of the same packages and size is a copy of it.
 --refresh builds anew, with what the mirror has now.
 
 Root logs in on the console (ttyS0): with the password in --root-password-file, or
@@ -133,11 +140,11 @@ Profiles:
 			if err != nil {
 				return err
 			}
-			cache, err := a.imageCache()
-			if err != nil {
+			b := &image.Builder{Say: image.SayTo(a.errs)}
+			b.Runner = stage{b.Say}
+			if b.Cache, err = a.imageCache(cache); err != nil {
 				return err
 			}
-			b := &image.Builder{Cache: cache, Runner: image.QEMU{}, Say: image.SayTo(a.errs)}
 			return interruptible(cmd.Context(), func(ctx context.Context) error {
 				m, err := b.Build(ctx, spec, to)
 				if err != nil {
@@ -155,6 +162,7 @@ Profiles:
 	c.Flags().StringVar(&spec.Mirror, "mirror", "", "a Debian mirror's URL (default: the one that this host's apt uses)")
 	c.Flags().BoolVar(&spec.Refresh, "refresh", false, "build anew although the cache has it")
 	c.Flags().StringVar(&dir, "dir", "", "make the image in this folder, which must not be there yet, and not in the store")
+	c.Flags().StringVar(&cache, "cache", "", "folder of packages and built disks (default steadfast/images in the user's cache)")
 	a.complete(c, "profile", func(context.Context) []string {
 		var names []string
 		for _, p := range image.Profiles() {

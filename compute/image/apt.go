@@ -57,14 +57,14 @@ func mirrors(ctx context.Context) (main, security string, err error) {
 		}
 	}
 	if main == "" {
-		return "", "", fault.New(fault.NotFound, "this host's apt knows no Debian mirror; name one with --mirror")
+		return "", "", fault.New(fault.Unreachable, "this host's apt knows no Debian mirror; name one with --mirror")
 	}
 	return main, security, nil
 }
 
 // openArchive reads the mirror's index into dir. Security updates are left out, and said to
-// be, if their index cannot be had. Fails with fault.Failed if the archive's cannot, or is not
-// signed with Debian's key.
+// be, if their index cannot be had. Fails with fault.Unreachable if the archive's cannot, and
+// with fault.Failed if it is not signed with Debian's key.
 func openArchive(ctx context.Context, dir, debs, mirror string, say func(string, ...any)) (*archive, error) {
 	security := ""
 	if mirror == "" {
@@ -157,6 +157,18 @@ var wayToMirror = regexp.MustCompile(`^Acquire::(https?|socks|tor|ftp|ForceIPv4|
 
 func (a *archive) conf() string { return filepath.Join(a.dir, "etc", "apt.conf") }
 
+// untrusted are words of apt's complaints about what it could fetch, and would not trust.
+var untrusted = regexp.MustCompile(`(?i)not signed|GPG error|signature|hash sum mismatch|expired|not valid`)
+
+// fetching makes what apt said of a download that failed an error of its own: a mirror that
+// is away is fault.Unreachable, one that is not to be trusted stays fault.Failed.
+func fetching(err error) error {
+	if err == nil || fault.Is(err, fault.Canceled) || untrusted.MatchString(err.Error()) {
+		return err
+	}
+	return fault.Wrap(fault.Unreachable, err, "Debian's archive")
+}
+
 // apt runs apt-get with the archive's configuration.
 func (a *archive) apt(ctx context.Context, args ...string) ([]byte, error) {
 	return command{name: "apt-get", args: args, dir: a.debs, env: []string{"APT_CONFIG=" + a.conf()}}.run(ctx)
@@ -172,7 +184,7 @@ func (a *archive) update(ctx context.Context) error {
 		return err
 	}
 	_, err := a.apt(ctx, "update", "-o", "APT::Update::Error-Mode=any")
-	return err
+	return fetching(err)
 }
 
 // readDate takes the newest date at which an index was signed.
@@ -244,14 +256,14 @@ func debFile(p Package) string {
 	return p.Name + "_" + strings.NewReplacer(":", "%3a", "_", "%5f").Replace(p.Version) + "_" + p.Architecture + ".deb"
 }
 
-// fetch downloads packages that are not there yet; apt checks them all.
+// fetch downloads packages that are not there yet; apt checks them all. Fails as openArchive.
 func (a *archive) fetch(ctx context.Context, debs []deb) error {
 	args := []string{"download", "--"}
 	for _, d := range debs {
 		args = append(args, d.Name+":"+d.Architecture+"="+d.Version)
 	}
 	if _, err := a.apt(ctx, args...); err != nil {
-		return err
+		return fetching(err)
 	}
 	for _, d := range debs {
 		if _, err := os.Stat(d.path); err != nil {

@@ -143,11 +143,6 @@ func (b *Builder) built(ctx context.Context, spec Spec, p Profile) (string, erro
 
 // make builds into a folder that is being made.
 func (b *Builder) make(ctx context.Context, spec Spec, p Profile, key, dir string) error {
-	if r, ok := b.Runner.(readier); ok {
-		if err := r.Ready(); err != nil {
-			return err
-		}
-	}
 	a := &assembly{dir: filepath.Join(dir, "work"), profile: p, size: spec.SizeBytes, key: key, say: b.Say}
 	if err := os.Mkdir(a.dir, 0o755); err != nil {
 		return err

@@ -7,7 +7,7 @@ import (
 
 // builderVersion is part of every key of the cache: it goes up with each change to what
 // a build makes.
-const builderVersion = 1
+const builderVersion = 2
 
 // Debian's release and architecture that are built.
 const (
@@ -40,9 +40,6 @@ type Boot struct {
 	// Console takes what the machine prints on its first serial port.
 	Console io.Writer
 }
-
-// readier is a Runner that can tell beforehand what it lacks.
-type readier interface{ Ready() error }
 
 // RunnerFunc makes a function a Runner.
 type RunnerFunc func(ctx context.Context, m Boot) error

@@ -17,7 +17,7 @@ import (
 // toolPackages names the Debian package that brings each tool of the host.
 var toolPackages = map[string]string{
 	"apt-get": "apt", "apt-config": "apt", "dpkg-deb": "dpkg", "mke2fs": "e2fsprogs", "debugfs": "e2fsprogs",
-	"e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs", "depmod": "kmod", "xz": "xz-utils", "qemu-system-riscv64": "qemu-system-misc",
+	"e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs", "depmod": "kmod", "xz": "xz-utils",
 }
 
 // errorBytesMax bounds how much of a tool's complaint is shown.

@@ -39,6 +39,7 @@ func stages() []stage {
 		{"conformance", conformance},
 		{"e2e", endToEnd},
 		{"pair", pair},
+		{"guests", guests},
 	}
 }
 

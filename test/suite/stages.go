@@ -186,6 +186,12 @@ func pair(ctx context.Context, s *suite) (tally, error) {
 	return s.harness(ctx, "qemu-nbd", "qemu-utils", "./test/pair", "-rounds", "1", "-goals=false", "-rate", pairRate, "-results", s.tmp+"/pair.jsonl")
 }
 
+// guests boots a Debian guest in the machine, built from the archive that this host's apt
+// knows the first time, and has it serve Redis.
+func guests(ctx context.Context, s *suite) (tally, error) {
+	return s.harness(ctx, "apt-get", "apt", "./test/guestlife", "-short")
+}
+
 // harness runs a program of test/ that ends with a line of counts, and takes
 // the counts over. Without the initiator it drives it is one skip, said.
 func (s *suite) harness(ctx context.Context, tool, pkg string, argv ...string) (tally, error) {
