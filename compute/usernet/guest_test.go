@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -28,6 +29,8 @@ const guestMAC = tcpip.LinkAddress("\x02\x53\x46\x00\x00\x99")
 type guest struct {
 	stack *stack.Stack
 	link  *channel.Endpoint
+	// sent and received are the longest frames.
+	sent, received atomic.Int64
 }
 
 // network starts one, and checks when the test ends that nothing of it is left.
@@ -47,10 +50,14 @@ func network(t testing.TB, o Options) *Network {
 	return n
 }
 
-// attach makes a guest with the network's address for it and carries its frames.
+// attach makes a guest with the network's address for it and carries its frames. On a
+// network with large frames it sends such, too, as a guest does whose card completes them.
 func attach(t testing.TB, n *Network) *guest {
 	t.Helper()
 	g := &guest{link: channel.New(4096, uint32(n.o.MTU)+header.EthernetMinimumSize, guestMAC)}
+	if n.o.Large {
+		g.link.SupportedGSOKind = stack.HostGSOSupported
+	}
 	g.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
@@ -80,8 +87,11 @@ func attach(t testing.TB, n *Network) *guest {
 			if pkt == nil {
 				return
 			}
-			n.Send(pkt.ToView().AsSlice())
+			frame := pkt.ToView().AsSlice()
+			checked(frame, pkt.GSOOptions)
 			pkt.DecRef()
+			g.sent.Store(max(g.sent.Load(), int64(len(frame))))
+			n.Send(frame)
 		}
 	})
 	wg.Go(func() {
@@ -93,6 +103,7 @@ func attach(t testing.TB, n *Network) *guest {
 				if !ok {
 					return
 				}
+				g.received.Store(max(g.received.Load(), int64(len(f))))
 				g.receive(f)
 			}
 		}

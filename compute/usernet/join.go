@@ -16,10 +16,12 @@ func (n *Network) Join(conn net.Conn) error {
 		return nil
 	}
 	defer n.drop(conn)
+	n.joined.Store(&conn)
 	written := make(chan error, 1)
 	done := make(chan struct{})
 	go func() { written <- n.toMachine(conn, done) }()
 	err := n.fromMachine(conn)
+	n.joined.CompareAndSwap(&conn, nil)
 	close(done)
 	n.drop(conn)
 	err = errors.Join(err, <-written)

@@ -10,9 +10,11 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
 	"gvisor.dev/gvisor/pkg/tcpip/link/ethernet"
@@ -35,6 +37,7 @@ const (
 	// framesMax is how many frames wait for the guest before more are dropped, in netstack's
 	// queue, and in Frames.
 	framesMax      = 4096
+	largeShare     = 4 // with large frames it is a fourth of that
 	framesReadyMax = 64
 	// connectionsMax and flowsMax bound TCP connections and UDP flows of a network.
 	connectionsMax = 4096
@@ -75,6 +78,10 @@ type Options struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// MTU is in bytes, 0 for MTUDefault.
 	MTU int
+	// Large lets the frames for the guest be TCP segments larger than the MTU, which its
+	// network card cuts, or takes whole (virtio.NetFrame). From the guest such are always
+	// taken.
+	Large bool
 	// Log takes what is worth telling; nil for nothing.
 	Log *slog.Logger
 }
@@ -94,6 +101,7 @@ type Network struct {
 	link   *channel.Endpoint
 	stack  *stack.Stack
 	frames chan []byte
+	joined atomic.Pointer[net.Conn] // of Join: frames of the stack go there
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -193,7 +201,14 @@ func (o *Options) broadcast() netip.Addr {
 
 // startStack makes the gateway.
 func (n *Network) startStack() error {
-	n.link = channel.New(framesMax, uint32(n.o.MTU)+header.EthernetMinimumSize, gatewayMAC)
+	queued := framesMax
+	if n.o.Large {
+		queued /= largeShare
+	}
+	n.link = channel.New(queued, uint32(n.o.MTU)+header.EthernetMinimumSize, gatewayMAC)
+	if n.o.Large {
+		n.link.SupportedGSOKind = stack.HostGSOSupported
+	}
 	n.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
@@ -232,7 +247,7 @@ func address(a netip.Addr) tcpip.Address { return tcpip.AddrFrom4(a.As4()) }
 // Send takes an Ethernet frame from the guest, without its check sequence, and copies it.
 // What makes no sense is dropped.
 func (n *Network) Send(frame []byte) {
-	if len(frame) < header.EthernetMinimumSize || len(frame) > n.o.MTU+header.EthernetMinimumSize || n.ctx.Err() != nil {
+	if len(frame) < header.EthernetMinimumSize || len(frame) > n.o.MTU+header.EthernetMinimumSize && !segment(frame) || n.ctx.Err() != nil {
 		return
 	}
 	if reply, mine := n.dhcp.answer(frame); mine {
@@ -247,6 +262,16 @@ func (n *Network) Send(frame []byte) {
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(frame)})
 	defer pkt.DecRef()
 	n.link.InjectInbound(0, pkt)
+}
+
+// segment tells whether a frame is TCP over IPv4, which may be larger than the MTU: the stack
+// checks its lengths and checksums as those of any other.
+func segment(frame []byte) bool {
+	if header.Ethernet(frame).Type() != header.IPv4ProtocolNumber {
+		return false
+	}
+	ip := header.IPv4(frame[header.EthernetMinimumSize:])
+	return ip.IsValid(len(ip)) && ip.TransportProtocol() == header.TCPProtocolNumber
 }
 
 // allowed tells whether the gateway is to see a frame. The stack answers an echo request to
@@ -290,7 +315,8 @@ func (n *Network) deliver(frame []byte) {
 	}
 }
 
-// pump brings frames from netstack's queue to the guest.
+// pump brings frames from netstack's queue to the guest: to the socket of Join, if there is
+// one, and else to Frames.
 func (n *Network) pump() {
 	for {
 		pkt := n.link.ReadContext(n.ctx)
@@ -298,15 +324,33 @@ func (n *Network) pump() {
 			return
 		}
 		view := pkt.ToView()
+		checked(view.AsSlice(), pkt.GSOOptions)
+		pkt.DecRef()
+		if conn := n.joined.Load(); conn != nil {
+			// What cannot be sent is lost, as on any network. A machine that has gone is
+			// noticed by who reads.
+			_, _ = (*conn).Write(view.AsSlice())
+			view.Release()
+			continue
+		}
 		frame := append([]byte(nil), view.AsSlice()...)
 		view.Release()
-		pkt.DecRef()
 		select {
 		case n.frames <- frame:
 		case <-n.ctx.Done():
 			return
 		}
 	}
+}
+
+// checked puts the checksum into a TCP segment that netstack has left without: with Large
+// that is each, and what stands in its place is the pseudo header's (RFC 9293, 3.1).
+func checked(frame []byte, gso stack.GSO) {
+	if gso.Type == stack.GSONone || !gso.NeedsCsum {
+		return
+	}
+	tcp := frame[header.EthernetMinimumSize+int(gso.L3HdrLen):]
+	header.TCP(tcp).SetChecksum(^checksum.Checksum(tcp, 0))
 }
 
 // Forwards are the addresses that are listened at, in the order of Options.Forwards.

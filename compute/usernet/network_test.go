@@ -519,6 +519,43 @@ func TestCloseInTheMiddle(t *testing.T) {
 	n.Send(arpRequest(n, "10.0.2.2")) // and nothing happens
 }
 
+// TestLarge: with large frames both ways, what arrives is what was sent; without them, none is
+// larger than the MTU.
+func TestLarge(t *testing.T) {
+	for _, large := range []bool{false, true} {
+		n := network(t, Options{Large: large, Forwards: []Forward{{"127.0.0.1:0", 80}}})
+		g := attach(t, n)
+		l := g.listenTCP(t, n, 80)
+		defer l.Close()
+		go reverser(l)
+		c, err := net.Dial("tcp", n.Forwards()[0].String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		converse(t, c.(*net.TCPConn))
+		c.Close()
+		const most = MTUDefault + header.EthernetMinimumSize
+		for what, longest := range map[string]int64{"sent": g.sent.Load(), "received": g.received.Load()} {
+			if (longest > 4*most) != large || !large && longest > most {
+				t.Errorf("large %v: a frame of %d bytes was %s", large, longest, what)
+			}
+		}
+	}
+}
+
+// TestTooLong: a frame that is longer than the MTU and no segment is not looked at.
+func TestTooLong(t *testing.T) {
+	n := network(t, Options{})
+	long := append(ping(n, "10.0.2.2"), make([]byte, MTUDefault)...)
+	for _, f := range [][]byte{long, append(arpRequest(n, "10.0.2.2"), make([]byte, MTUDefault)...)} {
+		before := n.stack.Stats().IP.PacketsReceived.Value() + n.stack.Stats().ARP.PacketsReceived.Value()
+		n.Send(f)
+		if n.stack.Stats().IP.PacketsReceived.Value()+n.stack.Stats().ARP.PacketsReceived.Value() != before {
+			t.Errorf("a frame of %d bytes went to the stack", len(f))
+		}
+	}
+}
+
 // TestJoin: frames cross a socket, and either end ends it.
 func TestJoin(t *testing.T) {
 	for _, who := range []string{"machine", "network"} {

@@ -10,7 +10,9 @@ import (
 
 // What a network device says and takes by Kind.
 const (
-	// NetFrame is, both ways, an Ethernet frame without its check sequence.
+	// NetFrame is, both ways, an Ethernet frame without its check sequence, and with the
+	// right checksums in it: who makes the Input vouches for them. A TCP segment over IPv4
+	// may be larger than the MTU, up to IPv4's most, both ways.
 	NetFrame uint8 = 1
 	// NetLink is an Input, the link's state: Status 1 up, 0 down.
 	NetLink uint8 = 2
@@ -18,10 +20,31 @@ const (
 
 // Features of a network device. 5.1.3.
 const (
-	netMTU      = 3
-	netMAC      = 5
-	netMrgRxbuf = 15
-	netStatus   = 16
+	netCSUM      = 0 // the driver leaves checksums to the device
+	netGuestCSUM = 1 // the device leaves checksums to the driver, or says that they are right
+	netMTU       = 3
+	netMAC       = 5
+	netGuestTSO4 = 7  // the driver takes TCP segments larger than the MTU
+	netHostTSO4  = 11 // the device does
+	netMrgRxbuf  = 15
+	netStatus    = 16
+
+	netFeatures = 1<<netCSUM | 1<<netGuestCSUM | 1<<netMTU | 1<<netMAC | 1<<netGuestTSO4 | 1<<netHostTSO4 | 1<<netMrgRxbuf | 1<<netStatus
+)
+
+// Of struct virtio_net_hdr. 5.1.6.
+const (
+	headerFlags       = 0
+	headerType        = 1
+	headerLength      = 2
+	headerSegment     = 4
+	headerStart       = 6
+	headerOffset      = 8
+	headerBuffers     = 10
+	flagNeedsChecksum = 1
+	flagValid         = 2
+	segmentsNone      = 0
+	segmentsTCP4      = 1
 )
 
 const (
@@ -53,7 +76,8 @@ type NetCounters struct {
 	TransmitDropped uint64 // no link, no size of a frame, or an offload that was not offered
 }
 
-// Net is a network card with a pair of queues and no offloads. 5.1.
+// Net is a network card with a pair of queues, that computes checksums and takes and gives
+// large TCP segments over IPv4, if its driver wants that. 5.1.
 type Net struct {
 	transport
 	o       NetOptions
@@ -71,7 +95,7 @@ func NewNet(board device.Board, ram *memory.RAM, o NetOptions) (*Net, error) {
 			o.MAC, o.MTU, netMTUMin, NetMTUMax)
 	}
 	n := &Net{o: o}
-	n.begin(n, board, ram, 1, 1<<netMTU|1<<netMAC|1<<netMrgRxbuf|1<<netStatus, netQueueMost, netQueueMost)
+	n.begin(n, board, ram, 1, netFeatures, netQueueMost, netQueueMost)
 	return n, nil
 }
 
@@ -117,19 +141,36 @@ func (n *Net) fits(size uint64) bool {
 	return size >= netFrameLeast && size <= uint64(n.o.MTU)+netFrameLeast+4
 }
 
-// send passes a frame on. The header has nothing to say: no offload is offered, so a
-// frame that asks for one cannot be done right.
+// send passes a frame on, after what the driver left to the device was done. A frame
+// that asks for what was not negotiated cannot be done right, and is dropped.
 func (n *Net) send(c chain) {
 	size := c.from.length() - netHeader
 	var h [netHeader]byte
 	n.gather(h[:], c.from, 0)
-	const needsChecksum = 1
-	if n.down || !n.fits(size) || h[0]&needsChecksum != 0 || h[1] != 0 {
+	needsChecksum, large := h[headerFlags]&flagNeedsChecksum != 0, h[headerType] != segmentsNone
+	ok := !n.down && (!needsChecksum || n.has(netCSUM))
+	if large {
+		ok = ok && needsChecksum && h[headerType] == segmentsTCP4 && n.has(netHostTSO4) && size >= netFrameLeast && size <= frameMost
+	} else {
+		ok = ok && n.fits(size)
+	}
+	if !ok {
 		n.dropped.TransmitDropped++
 		return
 	}
 	frame := make([]byte, size)
 	n.gather(frame, c.from, netHeader)
+	if needsChecksum {
+		start := int(binary.LittleEndian.Uint16(h[headerStart:]))
+		ok = complete(frame, start, start+int(binary.LittleEndian.Uint16(h[headerOffset:])))
+	}
+	if large && ok {
+		_, ok = parseTCP4(frame)
+	}
+	if !ok {
+		n.dropped.TransmitDropped++
+		return
+	}
 	n.board.Emit(device.Output{Kind: NetFrame, Data: frame})
 }
 
@@ -148,22 +189,49 @@ func (n *Net) Deliver(in *device.Input) {
 	}
 }
 
-// receive places a frame behind its header, in one buffer, or in several when that is
-// negotiated (5.1.6.3.1). When they do not hold it they stay for the next frame.
+// receive places a frame, or the pieces of a large one that the driver does not take whole.
 func (n *Net) receive(frame []byte) bool {
 	q := &n.queues[netReceive]
-	if n.down || !n.fits(uint64(len(frame))) || !n.running() || !q.ready {
+	if n.down || !n.running() || !q.ready {
 		return false
 	}
 	packet := make([]byte, netHeader, netHeader+len(frame))
+	if n.has(netGuestCSUM) {
+		packet[headerFlags] = flagValid
+	}
+	if n.fits(uint64(len(frame))) {
+		return n.place(q, append(packet, frame...))
+	}
+	t, ok := parseTCP4(frame)
+	most := t.most(int(n.o.MTU))
+	switch {
+	case !ok || most <= 0:
+		return false
+	case !n.has(netGuestTSO4) || !n.has(netGuestCSUM):
+		return t.cut(most, func(frame []byte) bool { return n.place(q, append(packet[:netHeader], frame...)) })
+	}
 	packet = append(packet, frame...)
+	t.frame = packet[netHeader:]
+	t.setPseudo()
+	le := binary.LittleEndian
+	packet[headerFlags], packet[headerType] = flagNeedsChecksum, segmentsTCP4
+	le.PutUint16(packet[headerLength:], uint16(t.payload))
+	le.PutUint16(packet[headerSegment:], uint16(most))
+	le.PutUint16(packet[headerStart:], uint16(t.tcp))
+	le.PutUint16(packet[headerOffset:], tcpChecksum)
+	return n.place(q, packet)
+}
+
+// place puts a packet in one buffer, or in several when that is negotiated (5.1.6.3.1). When
+// they do not hold it they stay for the next one.
+func (n *Net) place(q *queue, packet []byte) bool {
 	last := q.last
 	buffers, ok := n.buffers(q, uint64(len(packet)))
 	if !ok {
 		q.last = last
 		return false
 	}
-	binary.LittleEndian.PutUint16(packet[10:], uint16(len(buffers)))
+	binary.LittleEndian.PutUint16(packet[headerBuffers:], uint16(len(buffers)))
 	for _, c := range buffers {
 		size := min(c.into.length(), uint64(len(packet)))
 		n.scatter(c.into, 0, packet[:size])
@@ -171,6 +239,34 @@ func (n *Net) receive(frame []byte) bool {
 		packet = packet[size:]
 	}
 	n.settle(q)
+	return true
+}
+
+// Takes tells whether there is room for a frame of so many bytes, or none that is worth
+// waiting for: no driver, or one that makes no sense. It changes nothing, so that it may be
+// asked at any time and how often it is asked is no part of the machine.
+func (n *Net) Takes(size int) bool {
+	q := &n.queues[netReceive]
+	if n.down || !n.running() || !q.ready {
+		return true
+	}
+	left := n.read16(q.avail+2) - q.last
+	if left > q.size-q.taken() {
+		return true
+	}
+	if most := int(n.o.MTU) - ipLeast - tcpLeast - 2*40; size > int(n.o.MTU)+netFrameLeast+4 && !n.has(netGuestTSO4) {
+		return int(left) > size/max(most, 1) // it comes in pieces
+	}
+	for room, at := 0, q.last; room < size+netHeader; at++ {
+		if at-q.last == left {
+			return false
+		}
+		c, ok := n.parse(q, n.read16(q.avail+4+2*uint64(at%q.size)))
+		if !ok || !n.has(netMrgRxbuf) {
+			return true
+		}
+		room += int(min(c.into.length(), frameMost))
+	}
 	return true
 }
 

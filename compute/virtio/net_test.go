@@ -89,8 +89,8 @@ func TestNetTransmit(t *testing.T) {
 		{name: "greatest", p: frame(1518), ok: true},
 		{name: "too short", p: frame(13)},
 		{name: "too long", p: frame(1519)},
-		{name: "wants a checksum", p: frame(60), flags: 1},
-		{name: "wants cutting", p: frame(60), gso: 1},
+		{name: "wants cutting and no checksum", p: frame(60), gso: 1},
+		{name: "wants another cutting", p: frame(60), flags: 1, gso: 4},
 		{name: "no link", p: frame(60), down: true},
 	} {
 		g, dev := newNetGuest(t, wantAll, NetOptions{MAC: mac})

@@ -13,6 +13,7 @@
 //	BENCH_SECONDS  seconds per measurement (2)
 //	BENCH_ROUNDS   rounds (5; 3 of mirrored rows)
 //	BENCH_ROWS     a regular expression of rows to run (all)
+//	BENCH_GUEST    folder with a guest for the machine's rows (that of make machine-check)
 //	BENCH_DIR      folder to measure in (/var/tmp: it lies on a drive)
 //
 // What was promised is a row
@@ -25,7 +26,8 @@
 // who won.
 //
 // Then come the mirrored rows, which are held against a volume of one node and
-// against the link's and the drives' own limits: see pair.go.
+// against the link's and the drives' own limits: see pair.go; and those of the
+// machine, beside QEMU: see machine.go.
 package main
 
 import (
@@ -121,10 +123,6 @@ type bench struct {
 func main() {
 	ours := flag.String("ours", "steadfast", "server to measure; peer tries the harness: its ratios must be near 1")
 	flag.Parse()
-	if os.Geteuid() != 0 {
-		fmt.Println("SKIP bench: tgt's control socket and equal memory limits need root")
-		return
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	b := &bench{ctx: ctx, ours: *ours, limits: map[string]float64{}}
 	started := time.Now()
@@ -171,6 +169,21 @@ func (b *bench) run() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+	if err := b.storage(folder); err != nil {
+		return err
+	}
+	return b.machines()
+}
+
+// storage measures the rows of volumes.
+func (b *bench) storage(folder string) error {
+	if os.Geteuid() != 0 {
+		fmt.Println("SKIP all but machine-*: tgt's control socket and equal memory limits need root")
+		return nil
+	}
+	if !slices.ContainsFunc(modes(), b.asked) && !slices.ContainsFunc(pairRows(), func(r pairRow) bool { return b.wants(r.name) }) {
+		return nil
+	}
 	b.tool = filepath.Join(b.dir, "generator")
 	out, err := exec.CommandContext(b.ctx, "gcc", "-O2", "-o", b.tool, "test/bench/generator/generator.c", "-liscsi").CombinedOutput()
 	if err != nil {

@@ -84,14 +84,25 @@ func (b *bench) atMost(name string, ours, peer float64, who string, goal float64
 }
 
 func (b *bench) judge(name string, ours, peer float64, who, goal string, ok bool) {
-	word := "short"
+	b.count(ok)
+	fmt.Printf("bench %s ours=%.1f peer=%.1f(%s) ratio=%.2f goal=%s %s\n", name, ours, peer, who, ours/peer, goal, word(ok))
+}
+
+// count counts a goal that was reached or missed.
+func (b *bench) count(ok bool) {
 	if ok {
-		word = "ok"
 		b.ok++
 	} else {
 		b.short++
 	}
-	fmt.Printf("bench %s ours=%.1f peer=%.1f(%s) ratio=%.2f goal=%s %s\n", name, ours, peer, who, ours/peer, goal, word)
+}
+
+// word is how the report calls that.
+func word(ok bool) string {
+	if ok {
+		return "ok"
+	}
+	return "short"
 }
 
 // tell prints a figure nobody promised.
