@@ -25,7 +25,7 @@ import (
 func (a *app) machineCommand() *cobra.Command {
 	return group("machine", "Run a machine on this host, record it, and replay it",
 		a.machineRun(), a.machineRecord(), a.machineReplay(),
-		a.machineList(), a.machineShow(), a.machineConsole(), a.machineStop())
+		a.machineList(), a.machineShow(), a.machineConsole(), a.machineStop(), a.machineISATest())
 }
 
 // vmmCommand is the process that a machine runs in.
@@ -116,12 +116,12 @@ func (a *app) machineRecord() *cobra.Command {
 		Use: "record --to DIR", Short: "Run a machine and record all that it is not a function of", Args: exactly(0),
 		Example: "  steadfast machine record --to ./rec --image vm1 --console",
 		Long: `Run a machine as "run" does, and record it in a folder: the machine as it was before
-its first instruction (state), and every input with the count of instructions at which
-it came (log). "steadfast machine replay" has it live again, bit for bit, without
-disks and network.
+its first instruction (state), every input with the count of instructions at which it
+came (log), and what the guest boots from (kernel, initrd). "steadfast machine replay"
+has it live again, bit for bit, without disks and network.
 
-A recording is of one life: it ends where the guest restarts. The log has what the
-guest read from disks and network: keep it as you keep those.`,
+A recording goes on where the guest restarts, unless with --no-restart. The log has
+what the guest read from disks and network: keep it as you keep those.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.recordTo == "" {
 				return fault.New(fault.Invalid, "say where to: --to DIR")

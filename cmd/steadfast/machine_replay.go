@@ -58,7 +58,7 @@ Exit status: 0 when all digests that were compared are equal, 1 when one differs
 				from = filepath.Join(args[0], standalone.RecordedState)
 			}
 			return interruptible(cmd.Context(), func(ctx context.Context) error {
-				return a.replay(ctx, from, filepath.Join(args[0], standalone.RecordedLog), limit, print, save)
+				return a.replay(ctx, from, args[0], limit, print, save)
 			})
 		},
 	}
@@ -71,11 +71,12 @@ Exit status: 0 when all digests that were compared are equal, 1 when one differs
 }
 
 // replay replays, and prints what is wanted of it.
-func (a *app) replay(ctx context.Context, state, log string, limit uint64, print, save string) (err error) {
-	r, err := machineio.OpenRecording(state, log)
+func (a *app) replay(ctx context.Context, state, dir string, limit uint64, print, save string) (err error) {
+	r, err := machineio.OpenRecording(state, filepath.Join(dir, standalone.RecordedLog))
 	if err != nil {
 		return err
 	}
+	r.BootFrom(filepath.Join(dir, standalone.RecordedKernel), filepath.Join(dir, standalone.RecordedInitrd))
 	defer func() { err = errors.Join(err, r.Close()) }()
 	c := r.Contents
 	a.note("the log goes to %s; inputs: %s, digests: %s\n", counted(c.Last), counted(c.Inputs), counted(uint64(len(c.Digests))))

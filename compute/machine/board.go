@@ -2,6 +2,7 @@ package machine
 
 import (
 	"errors"
+	"slices"
 
 	"steadfast/compute/device"
 	"steadfast/compute/devices"
@@ -97,6 +98,9 @@ func (i interpreter) Run(limit uint64) Reason {
 	case riscv.StopAsked:
 		return ReasonAsked
 	case riscv.StopWedged:
+		// Traps have no count: to be wedged has one, so that who comes to the count before
+		// stops before it, and what it left is the state of one count only.
+		i.Pass()
 		return ReasonWedged
 	case riscv.StopLimit:
 	}
@@ -140,7 +144,8 @@ func (m *Machine) addDevices() error {
 	add := func(base uint64, line int, make func(b device.Board) (device.Device, error)) error {
 		d, err := make(&port{m, device.Port(len(m.parts)), line})
 		if err == nil {
-			m.parts = append(m.parts, part{d, base, line})
+			w, _ := d.(worker)
+			m.parts = append(m.parts, part{d, base, line, w})
 		}
 		return err
 	}
@@ -181,19 +186,59 @@ func (m *Machine) addDevices() error {
 // Load puts a kernel and an initial RAM disk (or none) into a machine that New has made
 // up. Fails with fault.Invalid.
 func (m *Machine) Load(kernel, initrd []byte) error {
+	b, start, err := m.fill(kernel, initrd)
+	if err == nil {
+		b.hart.Reset(start.PC, start.Hart, start.Tree)
+	}
+	return err
+}
+
+// fill puts a kernel and its world into memory that is all zeros.
+func (m *Machine) fill(kernel, initrd []byte) (b *riscvBoard, start boot.Start, err error) {
 	b, ok := m.board.(*riscvBoard)
 	if !ok {
-		return fault.New(fault.Internal, "a machine without a processor to load for")
+		return nil, start, fault.New(fault.Internal, "a machine without a processor to load for")
 	}
 	k, err := boot.ParseKernel(kernel)
 	if err != nil {
-		return err
+		return nil, start, err
 	}
-	start, err := boot.Load(m.ram, m.described(), k, initrd, boot.Chosen{Arguments: m.cfg.CommandLine, Seed: m.cfg.Seed})
+	start, err = boot.Load(m.ram, m.described(), k, initrd, boot.Chosen{Arguments: m.cfg.CommandLine, Seed: m.cfg.Seed})
+	return b, start, err
+}
+
+// restart begins the guest anew, as a board's reset line does: memory is zeros, devices are
+// as they are made up, but for what the world owes a disk and what the network is. The
+// count, the guest's time and its wall clock go on.
+func (m *Machine) restart(seed []byte) error {
+	if m.end != Restarts {
+		return nil // it makes no sense
+	}
+	if m.Reload == nil {
+		return fault.New(fault.NotFound, "the guest restarts, and what it begins with is not known")
+	}
+	kernel, initrd, err := m.Reload()
 	if err != nil {
 		return err
 	}
-	b.hart.Reset(start.PC, start.Hart, start.Tree)
+	m.cfg.Seed = slices.Clone(seed)
+	if err := m.cfg.check(); err != nil {
+		return err
+	}
+	m.hash.zero()
+	b, start, err := m.fill(kernel, initrd)
+	if err != nil {
+		return err
+	}
+	b.plic = riscv.NewPLIC(b.hart.SetExternal)
+	m.parts[PortSerial].Device = devices.NewUART(&port{m, PortSerial, uartLine})
+	m.rtc = devices.NewRTC(&port{m, PortRTC, rtcLine})
+	m.parts[PortRTC].Device = m.rtc
+	for i := range m.parts[portDisks:] {
+		virtio.Reset(m.parts[portDisks:][i].Device)
+	}
+	m.end = Running
+	b.hart.Restart(start.PC, start.Hart, start.Tree)
 	return nil
 }
 

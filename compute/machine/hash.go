@@ -44,6 +44,16 @@ func (h *hasher) refresh() {
 	})
 }
 
+// zero makes all of the memory zeros: only what was ever stored to has to be.
+func (h *hasher) zero() {
+	for page := range h.ram.Pages() {
+		if h.pages[page] != (xxh3.Uint128{}) || h.ram.FlagsOf(page)&memory.Dirty != 0 {
+			h.ram.Touch(page)
+			clear(h.ram.Data(page))
+		}
+	}
+}
+
 var zeroPage [memory.PageSize]byte
 
 // pageHash is what a page adds to the sum.

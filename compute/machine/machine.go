@@ -19,6 +19,10 @@ const (
 	StopIdle
 	// StopEnded: the machine has ended; see Machine.End.
 	StopEnded
+	// StopSpent: the devices have done so much for the guest that the caller should take
+	// Outputs, and look at the world, before it goes on. It is a bound on the host's memory
+	// and time, and no event in the guest's life: a run that is cut by it is the same run.
+	StopSpent
 )
 
 // End is how a machine ended.
@@ -93,6 +97,9 @@ const (
 	ClockRate uint8 = 1
 	// WallSet sets the wall clock: ID is nanoseconds since 1970, UTC.
 	WallSet uint8 = 2
+	// Restart begins the guest anew, of a machine whose end is Restarts: Data is the seed
+	// that Config.Seed is then. See Machine.Reload.
+	Restart uint8 = 3
 )
 
 // Machine is a virtual machine.
@@ -111,11 +118,17 @@ type Machine struct {
 	end  End
 	// alarm is the count at which the RTC's alarm is due.
 	alarm uint64
-	// idled is how many counts passed while the processor waited, since New. It is no
-	// part of the state.
+	// idled is how many counts passed while the processor waited, since New, and spent what
+	// devices have done since the last call of Run. They are no part of the state.
 	idled uint64
+	spent uint64
 
 	hash hasher
+
+	// Reload returns the kernel and the initial RAM disk (or none) that the guest has
+	// begun with, for a Restart. They are no part of the state: who restores a machine
+	// that is to restart sets it.
+	Reload func() (kernel, initrd []byte, err error)
 
 	// Leak, if it is set, is added to what the guest reads as the wall clock: a source
 	// of chance, for a check that must notice.
@@ -127,7 +140,20 @@ type part struct {
 	device.Device
 	base      uint64
 	interrupt int
+	// worker is the device, if it can do much for one access.
+	worker worker
 }
+
+// worker is a device that says how much it has done since it was last asked: about as many
+// units as bytes that were moved. It is no part of its state.
+type worker interface{ Spent() uint64 }
+
+// What an Output costs besides its bytes, and what a run may cost before it is cut. The
+// last access may go over it, by what a device bounds itself to: a queue's chains.
+const (
+	outputCost = 128
+	spentMax   = 4 << 20
+)
 
 // board is the interrupt controller and what else comes with a kind of processor.
 type board interface {
@@ -165,6 +191,14 @@ func (p *port) Wall() uint64 {
 func (m *Machine) emit(n device.Port, out device.Output) {
 	out.At, out.Port = m.proc.Count(), n
 	m.out = append(m.out, out)
+	m.spend(outputCost + uint64(len(out.Data)))
+}
+
+// spend counts what the host does for the guest, and has Run look when it is enough.
+func (m *Machine) spend(n uint64) {
+	if m.spent += n; m.spent >= spentMax {
+		m.proc.Stop()
+	}
 }
 
 // Release gives the machine's memory back. It is not used any more.
@@ -229,7 +263,8 @@ func (m *Machine) Pending() (list []device.Output) {
 }
 
 // Deliver gives the machine an Input, which is of the present count: fault.Invalid if
-// it is not, and nothing was done. What a device does not understand it ignores.
+// it is not, and nothing was done. What a device does not understand it ignores. A Restart
+// fails as Reload and Load do, and the machine is not to be used then.
 func (m *Machine) Deliver(in *device.Input) error {
 	if in.At != m.Count() {
 		return fault.New(fault.Invalid, "an input of count %d at count %d", in.At, m.Count())
@@ -240,6 +275,10 @@ func (m *Machine) Deliver(in *device.Input) error {
 			m.clock.SetRate(in.At, in.ID)
 		case WallSet:
 			m.wall = in.ID - m.Now()
+		case Restart:
+			if err := m.restart(in.Data); err != nil {
+				return err
+			}
 		}
 		m.setAlarm()
 		return nil
@@ -263,8 +302,9 @@ func (m *Machine) setAlarm() {
 // machine was made up or restored.
 func (m *Machine) Idled() uint64 { return m.idled }
 
-// Run takes the machine to a count, unless it ends before: a processor that waits comes
-// there without executing anything. What has gone out is in Outputs.
+// Run takes the machine to a count, unless it ends before, or returns StopSpent on the way:
+// a processor that waits comes there without executing anything. What has gone out is in
+// Outputs.
 func (m *Machine) Run(limit uint64) Stop { return m.run(limit, true) }
 
 // RunBusy is Run that returns, with StopIdle, as soon as the processor waits: the count is
@@ -273,6 +313,7 @@ func (m *Machine) RunBusy(limit uint64) Stop { return m.run(limit, false) }
 
 func (m *Machine) run(limit uint64, through bool) Stop {
 	idle := false
+	m.spent = 0
 	for m.end == Running {
 		count := m.Count()
 		if m.alarm <= count {
@@ -287,6 +328,9 @@ func (m *Machine) run(limit uint64, through bool) Stop {
 				return StopIdle
 			}
 			return StopLimit
+		}
+		if m.spent >= spentMax {
+			return StopSpent
 		}
 		idle = false
 		switch m.proc.Run(min(limit, m.alarm)) {
@@ -326,6 +370,9 @@ func (m *Machine) store(addr uint64, size int, v uint64) bool {
 		return false
 	}
 	p.Store(addr-p.base, size, v)
+	if p.worker != nil {
+		m.spend(p.worker.Spent())
+	}
 	if p.Device == m.rtc {
 		m.setAlarm()
 		m.proc.Stop() // the alarm may be due before the limit

@@ -58,8 +58,11 @@ func (r *Replay) Run(limit uint64) error {
 		to := min(limit, r.next.At)
 		stop := r.m.Run(to)
 		r.drain()
-		if stop == StopEnded {
-			return r.last()
+		if stop == StopSpent {
+			continue
+		}
+		if stop == StopEnded && !r.fits() {
+			return fault.New(fault.Invalid, "the machine has ended (%s) at %d, and its log goes on", r.m.End(), r.m.Count())
 		}
 		if r.next.At >= limit {
 			return nil
@@ -69,6 +72,13 @@ func (r *Replay) Run(limit uint64) error {
 		}
 	}
 	return nil
+}
+
+// fits tells whether what the log has next is for a machine that has ended: what its
+// digest was, that it begins anew, or the end.
+func (r *Replay) fits() bool {
+	in := r.next.Input
+	return r.next.At == r.m.Count() && (in == nil || in.Port == PortMachine && in.Kind == Restart && r.m.End() == Restarts)
 }
 
 // entry does what the log says for the present count.
@@ -91,19 +101,6 @@ func (r *Replay) entry() error {
 		return nil
 	}
 	return r.read()
-}
-
-// last does what the log has for a machine that has ended.
-func (r *Replay) last() error {
-	for !r.done {
-		if r.next.Input != nil || r.next.At != r.m.Count() {
-			return fault.New(fault.Invalid, "the machine has ended (%s) at %d, and its log goes on", r.m.End(), r.m.Count())
-		}
-		if err := r.entry(); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (r *Replay) drain() {

@@ -16,10 +16,12 @@ const StateVersion = 1
 // stateMagic begins a saved machine.
 const stateMagic = "SFmach\x00"
 
-// Bounds of a saved machine's parts, in bytes.
+// Bounds of a saved machine's parts, in bytes: of all but the disks, and of a disk, which
+// has what its guest writes at the moment: see the bounds of virtio's.
 const (
-	configMax = 1 << 20
-	partsMax  = 64 << 20
+	configMax   = 1 << 20
+	partsMax    = 4 << 20
+	diskPartMax = 40 << 20
 )
 
 // saveParts appends the state of all but the memory.
@@ -130,13 +132,17 @@ func Restore(r io.Reader) (m *Machine, err error) {
 	case head[len(stateMagic)] != StateVersion:
 		return nil, fault.New(fault.Invalid, "a saved machine of version %d; this program reads version %d", head[len(stateMagic)], StateVersion)
 	}
-	encoded, parts := in.counted(configMax), in.counted(partsMax)
+	encoded := in.counted(configMax)
 	if in.err != nil {
 		return nil, in.err
 	}
 	cfg, err := DecodeConfig(encoded)
 	if err != nil {
 		return nil, err
+	}
+	parts := in.counted(partsMax + uint32(len(cfg.Disks))*diskPartMax)
+	if in.err != nil {
+		return nil, in.err
 	}
 	if m, err = New(cfg); err != nil {
 		return nil, err
@@ -204,8 +210,18 @@ func (c *checked) counted(most uint32) []byte {
 	if n > most && c.err == nil {
 		c.err = fault.New(fault.Corrupt, "a saved machine: a part of %d bytes", n)
 	}
+	// In pieces: what a damaged length promises is not there.
+	var p []byte
+	for n > 0 && c.err == nil {
+		piece := min(n, countedPiece)
+		p = append(p, c.bytes(int(piece))...)
+		n -= piece
+	}
 	if c.err != nil {
 		return nil
 	}
-	return c.bytes(int(n))
+	return p
 }
+
+// countedPiece is how much is read at once, in bytes.
+const countedPiece = 1 << 20

@@ -10,7 +10,9 @@
 // all that the machine is not a function of.
 //
 // The queue is bounded by what it holds: requests in flight of disks by their queues,
-// frames by framesMax (more are dropped, as a network does), what is typed by typedMax.
+// frames by framesMax and frameBytesMax, what is typed by typedMax. A frame waits until the
+// guest has room for it; who brings more than may wait drops them, as a network does, or
+// waits, too.
 // A guest that writes more on its serial port than is read has to wait, and its clock
 // falls behind meanwhile.
 package machineio
@@ -54,13 +56,17 @@ type Options struct {
 	// HashEvery has the machine's digest logged each time so many instructions have
 	// passed; 0: never.
 	HashEvery uint64
-	Logger    *slog.Logger
+	// Restarts has a guest that restarts go on in this life, and its log, by the machine's
+	// Reload; else its restart is the machine's end.
+	Restarts bool
+	Logger   *slog.Logger
 }
 
 // Bounds of what waits for the loop.
 const (
-	framesMax = 1024
-	typedMax  = 64 << 10
+	framesMax     = 1024    // of a card
+	frameBytesMax = 4 << 20 // of a card; the last one that is taken may go over it
+	typedMax      = 64 << 10
 	// flushEvery is how long an entry of the log may wait in memory, in nanoseconds: what a
 	// recorder that is killed loses at most.
 	flushEvery = 1_000_000_000
@@ -74,7 +80,7 @@ type Live struct {
 	mu     sync.Mutex
 	queue  []device.Input
 	calls  []func()
-	frames int // in the queue
+	frames []arrivals // by card
 	typed  int
 	ended  bool
 
@@ -88,6 +94,8 @@ type Live struct {
 	flushed  uint64 // bootTime when the log was last handed to its file
 	serial   *serial
 	counters Counters
+
+	reads buffers
 }
 
 // Counters are what a machine has done in this life.
@@ -95,6 +103,7 @@ type Counters struct {
 	Inputs   uint64        `json:"inputs"`
 	Outputs  uint64        `json:"outputs"`
 	Syncs    uint64        `json:"syncs"` // changes of the clock's rate
+	Restarts int           `json:"restarts"`
 	LogBytes int64         `json:"log_bytes"`
 	Lag      time.Duration `json:"lag_ns"` // that the guest's clock is behind by stalls
 }
@@ -111,7 +120,11 @@ func New(m *machine.Machine, o Options) (*Live, error) {
 	if o.Serial == nil {
 		o.Serial = io.Discard
 	}
-	return &Live{m: m, opt: o, bell: make(chan struct{}, 1)}, nil
+	l := &Live{m: m, opt: o, bell: make(chan struct{}, 1), frames: make([]arrivals, len(cfg.Nets))}
+	for i := range l.frames {
+		l.frames[i].room.L = &l.mu
+	}
+	return l, nil
 }
 
 // bootTime is CLOCK_BOOTTIME in nanoseconds.
@@ -138,20 +151,6 @@ func (l *Live) ring() {
 	case l.bell <- struct{}{}:
 	default:
 	}
-}
-
-// Frame gives a network card a frame from its wire. It does not wait: when too many wait
-// for the machine, the frame is dropped, and false returned. The frame is the machine's.
-func (l *Live) Frame(card int, frame []byte) bool {
-	l.mu.Lock()
-	ok := l.frames < framesMax && !l.ended
-	if ok {
-		l.frames++
-		l.queue = append(l.queue, device.Input{Port: l.m.NetPort(card), Kind: virtio.NetFrame, Data: frame})
-	}
-	l.mu.Unlock()
-	l.ring()
-	return ok
 }
 
 // Type types on the serial port, and returns how many bytes there was room for.
@@ -242,6 +241,10 @@ func (l *Live) finish() {
 	l.ended = true
 	calls := l.calls
 	l.calls, l.queue = nil, nil
+	for i := range l.frames {
+		l.frames[i].waiting = nil
+		l.frames[i].room.Broadcast()
+	}
 	l.mu.Unlock()
 	for _, c := range calls {
 		c()
@@ -262,9 +265,8 @@ func (l *Live) loop(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if l.m.End() != machine.Running { // by the instruction that a call costs
-			l.dispatchAll()
-			return nil
+		if over, err := l.over(); over || err != nil { // by the instruction that a call costs
+			return err
 		}
 		idle = idle && !came // it may have what it waits for
 		now := bootTime()
@@ -295,12 +297,25 @@ func (l *Live) loop(ctx context.Context) error {
 			l.pacer.Executed(bootTime() - now)
 		}
 		l.dispatchAll()
-		if stop == machine.StopEnded {
-			return nil
+		if over, err := l.over(); over || err != nil {
+			return err
 		}
 		idle = stop == machine.StopIdle
 	}
 	return nil
+}
+
+// over tells whether the machine has ended. One that restarts begins anew, if it may.
+func (l *Live) over() (bool, error) {
+	if l.m.End() == machine.Running {
+		return false, nil
+	}
+	l.dispatchAll() // what it has said before comes first
+	if l.m.End() != machine.Restarts || !l.opt.Restarts {
+		return true, nil
+	}
+	l.counters.Restarts++
+	return false, l.deliver(&device.Input{Port: machine.PortMachine, Kind: machine.Restart, Data: Seed()})
 }
 
 // turn is how many instructions a turn of executing has.
@@ -359,7 +374,7 @@ func (l *Live) sync(now uint64) error {
 func (l *Live) deliverAll() (came bool, err error) {
 	l.mu.Lock()
 	queue, calls := l.queue, l.calls
-	l.queue, l.calls, l.frames, l.typed = nil, nil, 0, 0
+	l.queue, l.calls, l.typed = nil, nil, 0
 	l.mu.Unlock()
 	if len(calls) > 0 {
 		// Nothing may have been delivered for the count that a call sees.
@@ -368,7 +383,11 @@ func (l *Live) deliverAll() (came bool, err error) {
 			c()
 		}
 		if l.m.End() != machine.Running {
-			return false, nil // by that instruction: nothing may come after it
+			// By that instruction: nothing may come after it, but after a restart.
+			l.mu.Lock()
+			l.queue = append(queue, l.queue...)
+			l.mu.Unlock()
+			return false, nil
 		}
 	}
 	if l.opt.HashEvery > 0 && l.m.Count() >= l.hashAt && l.opt.Log != nil {
@@ -381,8 +400,12 @@ func (l *Live) deliverAll() (came bool, err error) {
 		if err := l.deliver(&queue[i]); err != nil {
 			return false, err
 		}
+		if l.isDisk(queue[i].Port) {
+			l.reads.give(queue[i].Data) // it is in the log and in the guest's memory
+		}
 	}
-	return len(queue) > 0, nil
+	brought, err := l.deliverFrames()
+	return len(queue) > 0 || brought, err
 }
 
 // deliver logs an input, and then delivers it.
@@ -412,7 +435,7 @@ func (l *Live) dispatch(out device.Output) {
 	switch {
 	case out.Port == machine.PortSerial:
 		l.serial.put(out.Data)
-	case out.Port < m.NetPort(0):
+	case l.isDisk(out.Port):
 		i := int(out.Port - m.DiskPort(0))
 		l.tasks.Go(func() { l.put(l.request(l.opt.Disks[i], out)) })
 	case out.Port < m.NetPort(len(cfg.Nets)):
@@ -424,36 +447,6 @@ func (l *Live) dispatch(out device.Output) {
 		_, _ = rand.Read(p) // never fails
 		l.put(device.Input{Port: out.Port, Kind: virtio.EntropyAnswer, ID: out.ID, Data: p})
 	}
-}
-
-// request does a disk's request.
-func (l *Live) request(d block.Device, out device.Output) device.Input {
-	in := device.Input{Port: out.Port, Kind: virtio.BlockDone, ID: out.ID, Status: virtio.BlockOK}
-	var flags block.Flags
-	if out.Kind&virtio.BlockStable != 0 {
-		flags = block.FUA
-	}
-	var err error
-	switch out.Kind &^ (virtio.BlockStable | virtio.BlockUnmap) {
-	case virtio.BlockRead:
-		in.Data = make([]byte, out.Length)
-		err = d.ReadAt(in.Data, out.Offset)
-	case virtio.BlockWrite:
-		err = d.WriteAt(out.Data, out.Offset, flags)
-	case virtio.BlockFlush:
-		err = d.Flush()
-	case virtio.BlockDiscard:
-		err = d.Trim(out.Offset, out.Length)
-	case virtio.BlockZero:
-		err = d.Zero(out.Offset, out.Length, flags)
-	default:
-		in.Status = virtio.BlockUnsupported
-	}
-	if err != nil {
-		l.opt.Logger.Error("a disk's request failed", slog.Int("port", int(out.Port)), slog.Int("kind", int(out.Kind)), slog.Int64("offset", out.Offset), slog.Int64("length", out.Length), slog.Any("error", err))
-		in.Status, in.Data = virtio.BlockError, nil
-	}
-	return in
 }
 
 // seedBytes is the size of a Seed.

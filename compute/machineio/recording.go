@@ -137,6 +137,20 @@ func (r *Recording) open(state string) (err error) {
 	return err
 }
 
+// BootFrom names the files that the guest has booted from, for a recording in which it
+// restarts: initrd may not be there.
+func (r *Recording) BootFrom(kernel, initrd string) {
+	r.Machine.Reload = func() (k, i []byte, err error) {
+		if k, err = os.ReadFile(kernel); err != nil {
+			return nil, nil, fault.Wrap(fault.NotFound, err, "the guest restarts, and the recording's kernel")
+		}
+		if i, err = os.ReadFile(initrd); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, nil, fault.Wrap(fault.NotFound, err, "the guest restarts, and the recording's initial RAM disk")
+		}
+		return k, i, nil
+	}
+}
+
 // Close gives everything back.
 func (r *Recording) Close() error {
 	err := r.log.Close()

@@ -12,7 +12,8 @@ import (
 
 // What a block device says by Output.Kind: one of these, with flags. Offset and Length
 // are bytes, Data is what is written. Each is answered by a BlockDone with its ID, in
-// any order; until then it is in flight.
+// any order; until then it is in flight, and its Data, which the device may have to
+// save, is not to be changed by anybody.
 //
 // Requests in flight may be done in any order and at once: a driver that cares waits.
 const (
@@ -104,14 +105,15 @@ type Block struct {
 	lastID    uint64
 	requests  []request // in flight, by rising ID
 	bytes     int64     // of theirs
-	// strays are changes to the disk whose driver has gone, by a reset, while they were
-	// in flight. Until they are answered no new request begins: it would overtake them.
+	// strays are requests whose driver has gone, by a reset, while they were in flight.
+	// Until they are answered no new one begins: it would overtake a change to the disk,
+	// and a driver that resets without end would have the world do ever more at once.
 	strays []device.Output
 }
 
 // request is in flight: what was asked for, and where its answer goes.
 type request struct {
-	out  device.Output // Data is the device's own copy
+	out  device.Output
 	head uint16
 	into vector // what is read, and at its end the status
 }
@@ -223,7 +225,7 @@ func (b *Block) request(c chain) {
 	out.ID = b.lastID
 	b.requests = append(b.requests, request{out, c.head, slices.Clone(c.into)})
 	b.bytes += weight(out)
-	b.board.Emit(handed(out))
+	b.board.Emit(out)
 }
 
 // weight is what a request counts for inFlightMax: bytes that are kept for it, or come.
@@ -232,12 +234,6 @@ func weight(out device.Output) int64 {
 		return out.Length
 	}
 	return int64(len(out.Data))
-}
-
-// handed is an Output as it goes out: its data is the receiver's.
-func handed(out device.Output) device.Output {
-	out.Data = slices.Clone(out.Data)
-	return out
 }
 
 // within tells whether n bytes from a sector on are all there.
@@ -359,12 +355,10 @@ func (b *Block) resize(p []byte) {
 	b.changed()
 }
 
-// forget makes strays of the changes in flight; reads and flushes nobody needs.
+// forget makes strays of what is in flight.
 func (b *Block) forget(int) {
 	for _, r := range b.requests {
-		if r.out.Kind != BlockRead && r.out.Kind != BlockFlush {
-			b.strays = append(b.strays, r.out)
-		}
+		b.strays = append(b.strays, r.out)
 	}
 	b.requests, b.bytes = nil, 0
 }
@@ -377,11 +371,9 @@ func (b *Block) renew() { b.writeback = true }
 // that was already done may be done once more.
 func (b *Block) Pending() []device.Output {
 	var all []device.Output
-	for _, out := range b.strays { // they have lower IDs: nothing begins while there are some
-		all = append(all, handed(out))
-	}
+	all = append(all, b.strays...) // they have lower IDs: nothing begins while there are some
 	for _, r := range b.requests {
-		all = append(all, handed(r.out))
+		all = append(all, r.out)
 	}
 	return all
 }

@@ -134,6 +134,7 @@ type descriptor struct {
 
 func (t *transport) descriptor(table uint64, i uint32) (descriptor, bool) {
 	var p [descSize]byte
+	t.spent += pieceCost
 	ok := t.ram.Read(p[:], table+descSize*uint64(i))
 	return descriptor{
 		addr:  binary.LittleEndian.Uint64(p[0:]),
@@ -276,11 +277,13 @@ func (v vector) each(off, n uint64, do func(addr, at, n uint64)) {
 
 // gather copies len(p) bytes out of a vector, from offset off on.
 func (t *transport) gather(p []byte, v vector, off uint64) {
+	t.spent += uint64(len(p))
 	v.each(off, uint64(len(p)), func(addr, at, n uint64) { t.ram.Read(p[at:at+n], addr) })
 }
 
 // scatter copies p into a vector, from offset off on, as far as there is room.
 func (t *transport) scatter(v vector, off uint64, p []byte) {
+	t.spent += uint64(len(p))
 	v.each(off, uint64(len(p)), func(addr, at, n uint64) { t.ram.Write(p[at:at+n], addr) })
 }
 

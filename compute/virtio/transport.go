@@ -110,6 +110,19 @@ type transport struct {
 
 	// from and into are a chain's pieces: see take.
 	from, into vector
+	// spent is what was done since Spent was called, no part of the state.
+	spent uint64
+}
+
+// pieceCost is what a descriptor costs to look at, in units of a byte that is copied.
+const pieceCost = 64
+
+// Spent is how much the device has done for its driver since it was last asked, in bytes
+// copied, with so many more for each descriptor: who runs the machine bounds it.
+func (t *transport) Spent() uint64 {
+	n := t.spent
+	t.spent = 0
+	return n
 }
 
 // begin makes up a transport for a kind with queues of at most so many descriptors.
@@ -297,6 +310,14 @@ func (t *transport) reset() {
 	t.class.renew()
 	t.interrupt = 0
 	t.board.Interrupt(false)
+}
+
+// Reset does what a driver's reset does, for a machine that restarts: what the world owes
+// stays owed. A device of another kind it leaves alone.
+func Reset(d device.Device) {
+	if r, ok := d.(interface{ reset() }); ok {
+		r.reset()
+	}
 }
 
 // setReady makes the selected queue the device's, or the driver's again. 4.2.2.

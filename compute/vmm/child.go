@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,12 +23,14 @@ import (
 // Command is the hidden command under which the binary is the process of a machine.
 const Command = "vmm"
 
+// garbagePercent is how much the heap grows before it is collected, in percent of what is
+// in use: most of that is decoded code, in pieces that hold no pointers, so that collecting is
+// cheap, and the memory is worth more.
+const garbagePercent = 30
+
 // lastPatience is how long a process whose parent has gone waits for its machine's end:
 // the log is to be whole if it can be.
 const lastPatience = 3 * time.Second
-
-// frameMax is the longest frame, in bytes.
-const frameMax = 64<<10 + 64
 
 // child is the process of a machine.
 type child struct {
@@ -47,6 +50,7 @@ type child struct {
 // Run is the process of a machine: the hidden command. It returns when the machine has
 // ended, and the parent was told or has gone. What it prints goes to stderr.
 func Run(stderr io.Writer) error {
+	debug.SetGCPercent(garbagePercent)
 	if err := confine(); err != nil {
 		return err
 	}
@@ -165,7 +169,7 @@ func (c *child) start(req *request, files []*os.File) error {
 	for i, role := range req.Files {
 		k[role] = append(k[role], files[i])
 	}
-	m, err := makeUp(req.Start.Config, k)
+	m, err := makeUp(req.Start, k)
 	if err != nil {
 		return err
 	}
@@ -173,7 +177,7 @@ func (c *child) start(req *request, files []*os.File) error {
 	if err != nil {
 		return err
 	}
-	o.HashEvery = req.Start.HashEvery
+	o.HashEvery, o.Restarts = req.Start.HashEvery, req.Start.Restarts
 	if f := k.one(roleSave); f != nil {
 		if err := save(m, f); err != nil {
 			return err
@@ -183,6 +187,7 @@ func (c *child) start(req *request, files []*os.File) error {
 	if err != nil {
 		return err
 	}
+	debug.FreeOSMemory() // what was loaded is in the guest's memory, which is not the heap's
 	ctx, stop := context.WithCancel(context.Background())
 	c.machine, c.live, c.stop = m, l, stop
 	for i, f := range k[roleWire] {
@@ -196,40 +201,58 @@ func (c *child) start(req *request, files []*os.File) error {
 }
 
 // makeUp makes up a machine from a state, or from a kernel.
-func makeUp(cfg machine.Config, k kit) (*machine.Machine, error) {
+func makeUp(start *beginning, k kit) (m *machine.Machine, err error) {
+	boot := func() (kernel, initrd []byte, err error) {
+		most := start.Config.Memory
+		if m != nil {
+			most = m.Config().Memory
+		}
+		if kernel, err = contents(k.one(roleKernel), "the kernel", most); err != nil {
+			return nil, nil, err
+		}
+		if f := k.one(roleInitrd); f != nil {
+			initrd, err = contents(f, "the initial RAM disk", most)
+		}
+		return kernel, initrd, err
+	}
+	if start.Restarts {
+		defer func() {
+			if err == nil {
+				m.Reload = boot
+			}
+		}()
+	} else {
+		defer closeAll(append(k[roleKernel], k[roleInitrd]...))
+	}
 	if f := k.one(roleState); f != nil {
 		defer f.Close()
 		return machine.Restore(f)
 	}
-	kernel, err := contents(k.one(roleKernel), "the kernel", cfg.Memory)
+	kernel, initrd, err := boot()
 	if err != nil {
 		return nil, err
 	}
-	var initrd []byte
-	if f := k.one(roleInitrd); f != nil {
-		if initrd, err = contents(f, "the initial RAM disk", cfg.Memory); err != nil {
-			return nil, err
-		}
-	}
-	m, err := machine.New(cfg)
-	if err != nil {
+	if m, err = machine.New(start.Config); err != nil {
 		return nil, err
 	}
 	return m, m.Load(kernel, initrd)
 }
 
-// contents reads a file of at most so many bytes from its beginning, and closes it.
+// contents reads a file of at most so many bytes from its beginning.
 func contents(f *os.File, what string, most uint64) ([]byte, error) {
 	if f == nil {
 		return nil, fault.New(fault.Invalid, "a machine without %s", what)
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.NewSectionReader(f, 0, int64(min(most, 1<<40))+1))
+	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return nil, fault.Wrap(fault.Failed, err, "reading "+what)
 	}
-	if uint64(len(b)) > most {
+	if uint64(size) > most {
 		return nil, fault.New(fault.Invalid, "%s is larger than the machine's memory", what)
+	}
+	b := make([]byte, size)
+	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fault.Wrap(fault.Failed, err, "reading "+what)
 	}
 	return b, nil
 }
@@ -252,7 +275,9 @@ func (c *child) options(m *machine.Machine, k kit) (o machineio.Options, err err
 		o.Disks = append(o.Disks, block.Device(d))
 	}
 	for _, f := range k[roleWire] {
-		o.Wires = append(o.Wires, wire{f, &c.dropped})
+		w := newWire(f, &c.dropped)
+		go w.carry()
+		o.Wires = append(o.Wires, w)
 	}
 	if f := k.one(roleConsole); f != nil {
 		o.Serial = f
@@ -261,39 +286,6 @@ func (c *child) options(m *machine.Machine, k kit) (o machineio.Options, err err
 		o.Log, err = machine.NewLog(f)
 	}
 	return o, err
-}
-
-// wire is a network card's, as a socket. What it has no room for is dropped.
-type wire struct {
-	f       *os.File
-	dropped *atomic.Uint64
-}
-
-// Send implements machineio.Wire.
-func (w wire) Send(frame []byte) {
-	sent := false
-	if raw, err := w.f.SyscallConn(); err == nil {
-		_ = raw.Write(func(fd uintptr) bool { // what is not sent is counted
-			_, err := unix.Write(int(fd), frame)
-			sent = err == nil
-			return true
-		})
-	}
-	if !sent {
-		w.dropped.Add(1)
-	}
-}
-
-// frames brings frames from a wire to its card.
-func (c *child) frames(card int, f *os.File) {
-	b := make([]byte, frameMax)
-	for {
-		n, err := f.Read(b)
-		if err != nil {
-			return // the parent's end is closed
-		}
-		c.live.Frame(card, append([]byte(nil), b[:n]...))
-	}
 }
 
 // typed brings what is typed to the serial port, no faster than it is taken.

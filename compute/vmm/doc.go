@@ -32,7 +32,9 @@
 //
 // The process trusts its parent. The parent trusts nothing that comes from the process:
 // packets are bounded, descriptors are not taken, frames are the network's to judge, and
-// what it prints is kept to its last bytes.
+// what it prints is kept to its last bytes, without what a terminal would obey. A packet that
+// is no answer to anything is the end of the process, and so is a request that it does
+// not take, or no end after its last word.
 //
 // # Locks
 //

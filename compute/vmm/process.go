@@ -9,9 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +34,7 @@ func environment() []string {
 // Options are what a machine's process is started with. The files stay the caller's.
 type Options struct {
 	// Config is what the machine is made up as, Kernel and Initrd (or nil) what it boots;
-	// or State is a machine that was saved, and the three are not looked at.
+	// or State is a machine that was saved, and the three are not looked at but for Restarts.
 	Config machine.Config
 	Kernel *os.File
 	Initrd *os.File
@@ -45,6 +47,9 @@ type Options struct {
 	// instruction. HashEvery is machineio.Options'.
 	Log, Save *os.File
 	HashEvery uint64
+	// Restarts has a guest that restarts go on in the same process, and log; of a State
+	// that needs its Kernel and Initrd, too.
+	Restarts bool
 }
 
 // Process is a machine's process. Its methods may be called by several goroutines.
@@ -62,23 +67,34 @@ type Process struct {
 	exited  chan struct{} // so it was, and the process has ended, and exit is how
 	exit    error
 
-	mu      sync.Mutex
-	id      uint64
+	mu sync.Mutex
+	id uint64
+	// waiting are the requests that are not answered, with nil where nobody waits any more.
 	waiting map[uint64]chan reply
 	end     *reply
+	// broke is what the process has said that none says: it was killed for that.
+	broke error
+	// patience is takePatience, but in tests.
+	patience time.Duration
 }
+
+// Bounds of what a process may make its parent wait for, and keep.
+const (
+	// takePatience is how long a process may take to take a request, and to end when it has
+	// closed its control socket.
+	takePatience = 5 * time.Second
+	// waitingMax is how many requests may be without an answer.
+	waitingMax = 64
+)
 
 // Start starts a machine in a process of its own, and returns when it runs. Close is to
 // follow. Errs as the machine's making up does, with fault.Internal when the process
 // cannot be started or dies.
 func Start(ctx context.Context, o Options) (*Process, error) {
-	p := &Process{heard: make(chan struct{}), exited: make(chan struct{}), waiting: map[uint64]chan reply{}, words: &lastWords{}}
-	theirs, err := p.spawn()
-	if err != nil {
+	p := newProcess()
+	if err := p.begin(Command); err != nil {
 		return nil, err
 	}
-	_ = theirs.Close() // the process has it
-	go p.listen()
 	if err := p.start(ctx, o); err != nil {
 		p.Kill()
 		<-p.exited
@@ -87,15 +103,31 @@ func Start(ctx context.Context, o Options) (*Process, error) {
 	return p, nil
 }
 
-// spawn starts the process, and returns its end of the control socket.
-func (p *Process) spawn() (*os.File, error) {
+func newProcess() *Process {
+	return &Process{heard: make(chan struct{}), exited: make(chan struct{}), waiting: map[uint64]chan reply{}, words: &lastWords{}, patience: takePatience}
+}
+
+// begin starts the process, and listens to it.
+func (p *Process) begin(command string) error {
+	theirs, err := p.spawn(command)
+	if err != nil {
+		return err
+	}
+	_ = theirs.Close() // the process has it
+	go p.listen()
+	return nil
+}
+
+// spawn starts this program again under a command, and returns its end of the control
+// socket.
+func (p *Process) spawn(command string) (*os.File, error) {
 	ours, theirs, err := pair(unix.SOCK_SEQPACKET)
 	if err != nil {
 		return nil, err
 	}
 	p.control = ours.(*net.UnixConn)
 	p.cmd = &exec.Cmd{
-		Path: program, Args: []string{"steadfast", Command}, Dir: "/",
+		Path: program, Args: []string{"steadfast", command}, Dir: "/",
 		Env:    environment(),
 		Stderr: p.words, ExtraFiles: []*os.File{theirs}, WaitDelay: time.Second,
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL},
@@ -118,11 +150,18 @@ func (p *Process) spawn() (*os.File, error) {
 	return theirs, nil
 }
 
+// socketBytes is how much is under way in a socket: some large frames.
+const socketBytes = 1 << 20
+
 // pair makes a pair of sockets: ours, and a file for the process.
 func pair(kind int) (ours net.Conn, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fault.Wrap(fault.Limit, err, "a pair of sockets")
+	}
+	for _, fd := range fds {
+		// The kernel takes as much of it as it allows; none is needed.
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBytes)
 	}
 	f, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
 	defer f.Close()
@@ -173,38 +212,35 @@ func (p *Process) start(ctx context.Context, o Options) (err error) {
 		}
 		p.Wires = append(p.Wires, w)
 	}
-	_, err = p.ask(ctx, request{Verb: verbStart, Files: roles, Start: &beginning{Config: o.Config, HashEvery: o.HashEvery}}, files)
+	_, err = p.ask(ctx, request{Verb: verbStart, Files: roles, Start: &beginning{Config: o.Config, HashEvery: o.HashEvery, Restarts: o.Restarts}}, files)
 	return err
 }
 
-// ask sends a request and waits for its answer.
+// ask sends a request and waits for its answer. Fails with fault.Unreachable when the
+// process takes no request.
 func (p *Process) ask(ctx context.Context, req request, files []*os.File) (reply, error) {
 	answer := make(chan reply, 1)
 	p.mu.Lock()
+	if len(p.waiting) >= waitingMax {
+		p.mu.Unlock()
+		return reply{}, fault.New(fault.Unreachable, "the machine's process has not answered %d requests", waitingMax)
+	}
 	p.id++
 	req.ID = p.id
+	b, err := encode(req)
+	if err != nil {
+		p.mu.Unlock()
+		return reply{}, err
+	}
 	p.waiting[req.ID] = answer
 	p.mu.Unlock()
-	defer func() {
+	if err := p.send(b, files); err != nil {
 		p.mu.Lock()
 		delete(p.waiting, req.ID)
 		p.mu.Unlock()
-	}()
-	b, err := encode(req)
-	if err != nil {
-		return reply{}, err
-	}
-	var oob []byte
-	if len(files) > 0 {
-		fds := make([]int, 0, len(files))
-		for _, f := range files {
-			fds = append(fds, int(f.Fd()))
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return reply{}, fault.New(fault.Unreachable, "the machine's process takes no requests")
 		}
-		oob = unix.UnixRights(fds...)
-	}
-	_, _, err = p.control.WriteMsgUnix(b, oob, nil)
-	runtime.KeepAlive(files)
-	if err != nil {
 		<-p.exited // or is about to
 		return reply{}, p.died()
 	}
@@ -212,6 +248,11 @@ func (p *Process) ask(ctx context.Context, req request, files []*os.File) (reply
 	case r := <-answer:
 		return r, r.Error.Err()
 	case <-ctx.Done():
+		p.mu.Lock()
+		if p.waiting[req.ID] != nil {
+			p.waiting[req.ID] = nil // it may be answered still
+		}
+		p.mu.Unlock()
 		return reply{}, fault.Wrap(fault.Canceled, ctx.Err(), "waiting for a machine's process")
 	case <-p.exited:
 	}
@@ -223,40 +264,94 @@ func (p *Process) ask(ctx context.Context, req request, files []*os.File) (reply
 	}
 }
 
-// listen takes the process's replies until it has ended.
+// send hands a packet to the process, which may not take it: that ends by takePatience.
+func (p *Process) send(b []byte, files []*os.File) error {
+	var oob []byte
+	if len(files) > 0 {
+		fds := make([]int, 0, len(files))
+		for _, f := range files {
+			fds = append(fds, int(f.Fd()))
+		}
+		oob = unix.UnixRights(fds...)
+	}
+	err := p.control.SetWriteDeadline(time.Now().Add(p.patience))
+	if err == nil {
+		_, _, err = p.control.WriteMsgUnix(b, oob, nil)
+	}
+	runtime.KeepAlive(files)
+	return err
+}
+
+// listen takes the process's replies until it has ended. One that says what makes no
+// sense is no machine of ours any more, and is killed; so is one that stops talking and
+// does not end.
 func (p *Process) listen() {
-	defer close(p.heard)
 	b := make([]byte, messageMax)
 	for {
-		n, _, _, _, err := p.control.ReadMsgUnix(b, nil)
+		n, _, flags, _, err := p.control.ReadMsgUnix(b, nil)
 		if err != nil || n == 0 {
-			return
+			break
 		}
-		var r reply
-		if json.Unmarshal(b[:n], &r) != nil {
-			continue // nobody waits for nonsense
+		if err := p.take(b[:n], flags); err != nil {
+			p.mu.Lock()
+			p.broke = err
+			p.mu.Unlock()
+			p.Kill()
+			break
 		}
-		p.mu.Lock()
-		if r.ID == 0 {
-			p.end = &r
-		} else if c := p.waiting[r.ID]; c != nil {
-			delete(p.waiting, r.ID)
-			c <- r
-		}
-		p.mu.Unlock()
 	}
+	close(p.heard)
+	late := time.NewTimer(p.patience)
+	defer late.Stop()
+	select {
+	case <-p.exited:
+	case <-late.C:
+		p.Kill()
+	}
+}
+
+// take judges a packet of the process's: an answer to what was asked, once, or the end
+// of the machine, once.
+func (p *Process) take(b []byte, flags int) error {
+	var r reply
+	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || json.Unmarshal(b, &r) != nil {
+		return fault.New(fault.Internal, "a packet of %d bytes that is no reply", len(b))
+	}
+	if r.Status != nil && r.Status.End > machine.Wedged {
+		return fault.New(fault.Internal, "an end of a machine that there is not")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if r.ID == 0 {
+		if p.end != nil {
+			return fault.New(fault.Internal, "a second end of a machine")
+		}
+		p.end = &r
+		return nil
+	}
+	answer, asked := p.waiting[r.ID]
+	if !asked {
+		return fault.New(fault.Internal, "an answer to what was not asked")
+	}
+	delete(p.waiting, r.ID)
+	if answer != nil {
+		answer <- r
+	}
+	return nil
 }
 
 // died says how the process has ended, without the end of its machine.
 func (p *Process) died() error {
 	p.mu.Lock()
-	end := p.end
+	end, broke := p.end, p.broke
 	p.mu.Unlock()
-	if end != nil {
-		return fault.New(fault.Stale, "the machine has ended")
-	}
 	how := "by itself"
-	if p.exit != nil {
+	switch {
+	case broke != nil:
+		return fault.New(fault.Internal, "the machine's process was killed, for it has sent %w%s", broke, p.words.last())
+	case end != nil:
+		return fault.New(fault.Stale, "the machine has ended")
+	case p.exit != nil:
 		how = p.exit.Error()
 	}
 	return fault.New(fault.Internal, "the machine's process has ended (%s) without the end of its machine%s", how, p.words.last())
@@ -304,9 +399,9 @@ func (p *Process) Exited() <-chan struct{} { return p.exited }
 func (p *Process) Wait() (Status, error) {
 	<-p.exited
 	p.mu.Lock()
-	end := p.end
+	end, broke := p.end, p.broke
 	p.mu.Unlock()
-	if end == nil || end.Status == nil {
+	if end == nil || end.Status == nil || broke != nil {
 		return Status{}, p.died()
 	}
 	return *end.Status, end.Error.Err()
@@ -356,5 +451,15 @@ func (w *lastWords) last() string {
 	if len(text) == 0 {
 		return ""
 	}
-	return ":\n" + string(text)
+	return ":\n" + printable(string(text))
+}
+
+// printable is a text of a process without what a terminal would obey.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, text)
 }

@@ -58,6 +58,8 @@ type beginning struct {
 	Config machine.Config `json:"config"`
 	// HashEvery is machineio.Options'.
 	HashEvery uint64 `json:"hash_every,omitempty"`
+	// Restarts is machineio.Options'.
+	Restarts bool `json:"restarts,omitempty"`
 }
 
 // reply answers a request, or tells with ID 0 that the machine has ended.
@@ -102,10 +104,10 @@ func (e *Failure) Err() error {
 	}
 	for _, k := range fault.Kinds() {
 		if k.String() == e.Kind {
-			return fault.New(k, "%s", e.Text)
+			return fault.New(k, "%s", printable(e.Text))
 		}
 	}
-	return fault.New(fault.Internal, "%s", e.Text)
+	return fault.New(fault.Internal, "%s", printable(e.Text))
 }
 
 // encode makes a packet.

@@ -5,7 +5,9 @@
 //
 //	machine [-guest DIR] [-stops N] [-instructions N] [-inputs N] [-seed N] [-leak NAME]
 //
-// It ends with a line "machine-check: N stops, N differ", and 1 if any differ.
+// It ends with a line "machine-check: N stops, N differ". Its exit status is 0 if none
+// differ, 1 if some do, or it could not be tried. With -leak a replay is spoilt, and some must
+// differ: 1 is as it should be then, and 2 that the leak was not noticed.
 package main
 
 import (
@@ -33,6 +35,9 @@ func main() {
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "machine:", err)
+		if errors.Is(err, errUnnoticed) {
+			os.Exit(2)
+		}
 		os.Exit(1)
 	}
 }
@@ -50,10 +55,14 @@ type check struct {
 	dir          string // for the log and the states
 	rand         *rand.Rand
 	verbose      bool
+	relive       string // a folder with a recording, of which a part is lived again
 }
 
-// errDiffer is told by the closing line already.
-var errDiffer = errors.New("the machine is not what was recorded")
+// How a check ends that does not pass.
+var (
+	errDiffer    = errors.New("the machine is not what was recorded")
+	errUnnoticed = errors.New("the leak was not noticed")
+)
 
 func run(ctx context.Context) (err error) {
 	c := &check{}
@@ -61,11 +70,15 @@ func run(ctx context.Context) (err error) {
 	flag.IntVar(&c.stops, "stops", 1000, "counts at which digests are compared")
 	flag.IntVar(&c.anew, "anew", 20, "stops at which the digest is also computed from all of the memory")
 	flag.Uint64Var(&c.instructions, "instructions", 1_000_000_000, "at least so many are recorded")
-	flag.Uint64Var(&c.inputs, "inputs", 10_000, "and so many inputs")
+	flag.Uint64Var(&c.inputs, "inputs", 10_000, "and so many inputs, the changes of the clock's rate not counted")
 	flag.Uint64Var(&c.seed, "seed", uint64(time.Now().UnixNano()), "of the counts")
 	flag.StringVar(&c.leak, "leak", "", "what a replay lets in that is in no log, to see it caught: clock or map")
 	flag.BoolVar(&c.verbose, "v", false, "print the guest's console")
+	flag.StringVar(&c.relive, "relive", "", "only live again what is in this folder, to the counts on the standard input, and print the digests: the check does it with the race detector")
 	flag.Parse()
+	if c.relive != "" {
+		return c.reliveIn(ctx)
+	}
 	if err := c.setLeak(); err != nil {
 		return err
 	}
@@ -86,7 +99,7 @@ func run(ctx context.Context) (err error) {
 	return c.compare(ctx, r)
 }
 
-// setLeak has replays read what is in no log.
+// setLeak has replays read what is in no log: it gets to the guest's wall clock.
 func (c *check) setLeak() error {
 	switch c.leak {
 	case "":
@@ -99,7 +112,7 @@ func (c *check) setLeak() error {
 		}
 		c.leaks = func() uint64 {
 			for n := range m {
-				return n
+				return n << 32 // seconds: a kernel looks at no less
 			}
 			return 0
 		}
@@ -117,42 +130,69 @@ type way struct {
 	gc    bool
 }
 
-// compare replays in all ways and compares the digests.
+// compare replays in all ways and compares the digests: with those of the recording, which
+// the log has, and those of the counts by chance with each other.
 func (c *check) compare(ctx context.Context, r *recorded) error {
 	counts := c.chooseCounts(r.end)
 	ways := []way{
-		{"from the start", r.start, runtime.NumCPU(), false},
+		{"from the start, two threads", r.start, 2, false},
 		{"from the start, one thread", r.start, 1, false},
-		{"from the start, garbage collected all the time", r.start, runtime.NumCPU(), true},
-		{"from the middle", r.middle, runtime.NumCPU(), false},
+		{"from the start, garbage collected all the time", r.start, 2, true},
+		{"from the middle", r.middle, 2, false},
+	}
+	if c.leak != "" {
+		ways = ways[:1]
 	}
 	var first map[uint64]machine.Hash
 	stops, differ := 0, 0
 	for _, w := range ways {
-		began := time.Now()
 		got, wrong, err := c.replay(ctx, r, w, counts)
 		if err != nil {
 			fmt.Printf("FAIL  %s: %v\n", w.name, err)
 			differ++
 		}
-		bad := wrong
 		if first == nil {
 			first = got
 		}
-		for at, h := range got {
-			if first[at] != h {
-				bad++
-			}
-		}
+		bad := wrong + differences(first, got)
 		stops, differ = stops+len(got), differ+bad
-		fmt.Printf("note  %s: %d stops, %d differ, %v\n", w.name, len(got), bad, time.Since(began).Round(time.Millisecond))
+		if bad > 0 {
+			fmt.Printf("FAIL  %s: %d of %d stops differ\n", w.name, bad, len(got))
+		}
 	}
-	if differ == 0 && stops < 3*len(counts) {
-		differ++
-		fmt.Printf("FAIL  only %d stops\n", stops)
+	if c.leak == "" {
+		n, bad, err := c.replayRacing(ctx, r, counts, first)
+		if err != nil {
+			fmt.Printf("FAIL  with the race detector: %v\n", err)
+			differ++
+		}
+		stops, differ = stops+n, differ+bad
+		if differ == 0 && stops < 3*len(counts) {
+			differ++
+			fmt.Printf("FAIL  only %d stops\n", stops)
+		}
 	}
 	fmt.Printf("machine-check: %d stops, %d differ\n", stops, differ)
-	if differ > 0 {
+	return c.verdict(differ)
+}
+
+// differences counts the digests that are not the same.
+func differences(first, got map[uint64]machine.Hash) (n int) {
+	for at, h := range got {
+		if first[at] != h {
+			n++
+		}
+	}
+	return n
+}
+
+func (c *check) verdict(differ int) error {
+	switch {
+	case c.leak != "" && differ == 0:
+		return fmt.Errorf("%w: %s", errUnnoticed, c.leak)
+	case c.leak != "":
+		return fmt.Errorf("%w: so the leak %q was caught, as it had to be", errDiffer, c.leak)
+	case differ > 0:
 		return errDiffer
 	}
 	return nil
@@ -180,48 +220,74 @@ func (c *check) replay(ctx context.Context, r *recorded, w way, counts []uint64)
 		defer debug.SetGCPercent(debug.SetGCPercent(1))
 	}
 	got = map[uint64]machine.Hash{}
-	f, err := os.Open(w.from)
+	p, err := openReplay(w.from, r.log)
 	if err != nil {
 		return got, 0, err
 	}
-	m, err := machine.Restore(f)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return got, 0, err
-	}
+	m := p.Machine()
 	defer func() { err = errors.Join(err, m.Release()) }()
 	m.Leak = c.leaks
-	b, err := os.ReadFile(r.log)
-	if err != nil {
-		return got, 0, err
-	}
-	log, err := machine.ReadLog(bytes.NewReader(b))
-	if err != nil {
-		return got, 0, err
-	}
-	p, err := machine.NewReplay(m, log)
-	if err != nil {
-		return got, 0, err
-	}
+	began, from, anew := time.Now(), m.Count(), 0
 	for i, at := range counts {
 		if at < m.Count() || ctx.Err() != nil {
 			continue
 		}
-		if err := p.Run(at); err != nil {
+		if err := reach(p, at); err != nil {
 			return got, wrong, err
-		}
-		if m.Count() != at {
-			return got, wrong, fmt.Errorf("at %d of %d the life is over", m.Count(), at)
 		}
 		if w.gc {
 			runtime.GC()
 		}
 		h := m.Hash()
 		got[at] = h
-		if every := max(1, len(counts)/max(1, c.anew)); i%every == 0 && m.HashAnew() != h {
-			wrong++
+		if every := max(1, len(counts)/max(1, c.anew)); i%every == 0 {
+			anew++
+			if m.HashAnew() != h {
+				wrong++
+			}
 		}
 	}
-	return got, wrong, errors.Join(ctx.Err(), p.Run(1<<64-1))
+	err = errors.Join(ctx.Err(), p.Run(1<<64-1))
+	took := time.Since(began)
+	fmt.Printf("note  %s: %d stops, %d digests of all the memory, %d digests of the recording, %d inputs; %.0f million instructions a second, waiting ones included, %v\n",
+		w.name, len(got), anew, p.Compared, p.Inputs, float64(m.Count()-from)/1e6/took.Seconds(), took.Round(time.Millisecond))
+	return got, wrong, err
+}
+
+// openReplay begins a replay from a saved state. Its machine is to be released.
+func openReplay(state, log string) (*machine.Replay, error) {
+	f, err := os.Open(state)
+	if err != nil {
+		return nil, err
+	}
+	m, err := machine.Restore(f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(log)
+	if err != nil {
+		return nil, errors.Join(err, m.Release())
+	}
+	l, err := machine.ReadLog(bytes.NewReader(b))
+	if err != nil {
+		return nil, errors.Join(err, m.Release())
+	}
+	p, err := machine.NewReplay(m, l)
+	if err != nil {
+		return nil, errors.Join(err, m.Release())
+	}
+	return p, nil
+}
+
+// reach takes a replay to a count.
+func reach(p *machine.Replay, at uint64) error {
+	if err := p.Run(at); err != nil {
+		return err
+	}
+	if n := p.Machine().Count(); n != at {
+		return fmt.Errorf("at %d of %d the life is over", n, at)
+	}
+	return nil
 }
 
 // file is a name in the run's folder.

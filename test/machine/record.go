@@ -45,7 +45,7 @@ func buildGuest(ctx context.Context) (string, error) {
 type recorded struct {
 	start, middle string // saved states
 	log           string
-	end           uint64
+	middleAt, end uint64 // counts
 }
 
 // screen is the other end of the serial port.
@@ -64,21 +64,24 @@ func (s *screen) Write(p []byte) (int, error) {
 	return s.text.Write(p)
 }
 
-// await waits until something is on the screen, and forgets what is before it.
-func (s *screen) await(ctx context.Context, what string) error {
+// await waits until one of some texts is on the screen, and forgets what is before it.
+func (s *screen) await(ctx context.Context, what ...string) (found string, err error) {
 	for ctx.Err() == nil {
 		s.mu.Lock()
-		i := bytes.Index(s.text.Bytes(), []byte(what))
-		if i >= 0 {
-			s.text.Next(i + len(what))
+		for _, w := range what {
+			if i := bytes.Index(s.text.Bytes(), []byte(w)); i >= 0 {
+				s.text.Next(i + len(w))
+				found = w
+				break
+			}
 		}
 		s.mu.Unlock()
-		if i >= 0 {
-			return nil
+		if found != "" {
+			return found, nil
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	return fmt.Errorf("waiting for %q: %w", what, context.Cause(ctx))
+	return "", fmt.Errorf("waiting for %q: %w", what, context.Cause(ctx))
 }
 
 // bootTime is how long a guest may take to boot, on a machine with other work.
@@ -104,7 +107,7 @@ func (c *check) record(ctx context.Context) (r *recorded, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r = &recorded{start: c.file("start"), middle: c.file("middle"), log: c.file("log")}
+	r = &recorded{start: c.file(startName), middle: c.file(middleName), log: c.file(logName)}
 	copied := c.file("disk")
 	if err := copyFile(copied, disk); err != nil {
 		return nil, err
@@ -136,12 +139,12 @@ func (c *check) record(ctx context.Context) (r *recorded, err error) {
 	if c.verbose {
 		s.copy = os.Stdout
 	}
-	network, err := usernet.New(usernet.Options{Isolated: true, Forwards: []usernet.Forward{{Listen: "127.0.0.1:0", GuestPort: 6379}}})
+	network, err := usernet.New(usernet.Options{Isolated: true, Large: true, Forwards: []usernet.Forward{{Listen: "127.0.0.1:0", GuestPort: 6379}}})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, network.Close()) }()
-	l, err := machineio.New(m, machineio.Options{Disks: []block.Device{d}, Wires: []machineio.Wire{network}, Serial: s, Log: log, HashEvery: 200_000_000})
+	l, err := machineio.New(m, machineio.Options{Disks: []block.Device{d}, Wires: []machineio.Wire{network}, Serial: s, Log: log, HashEvery: max(c.instructions/500, 1_000_000)})
 	if err != nil {
 		return nil, err
 	}
@@ -171,8 +174,8 @@ func (c *check) record(ctx context.Context) (r *recorded, err error) {
 	}
 	r.end = m.Count()
 	n := l.Counters()
-	fmt.Printf("note  recorded %d instructions (%d of them waiting), %d inputs, %d outputs, %d changes of the clock's rate, a log of %d bytes, in %v; the clock's lag %v\n",
-		m.Count(), m.Idled(), n.Inputs, n.Outputs, n.Syncs, n.LogBytes, time.Since(began).Round(time.Millisecond), n.Lag)
+	fmt.Printf("note  recorded %d instructions (%d of them waiting), %d inputs and %d changes of the clock's rate, %d outputs, a log of %d bytes, in %v; the clock's lag %v\n",
+		m.Count(), m.Idled(), n.Inputs-n.Syncs, n.Syncs, n.Outputs, n.LogBytes, time.Since(began).Round(time.Millisecond), n.Lag)
 	return r, nil
 }
 
@@ -221,49 +224,68 @@ func copyFile(to, from string) error {
 func (c *check) work(ctx context.Context, l *machineio.Live, s *screen, redis string, r *recorded) error {
 	boot, cancel := context.WithTimeout(ctx, bootTime)
 	defer cancel()
-	if err := s.await(boot, "# "); err != nil {
+	found, err := s.await(boot, "login: ", "# ")
+	if err != nil {
 		return err
 	}
-	if err := c.order(boot, l, s, "redis-cli ping || redis-server --bind 0.0.0.0 --protected-mode no --appendonly yes --appendfsync always --dir /tmp --daemonize yes"); err != nil {
+	if found == "login: " {
+		c.typeIn(boot, l, "root\n")
+		if _, err := s.await(boot, "# "); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("note  booted, at %d instructions\n", counted(l))
+	// What Debian has started listens to nobody outside.
+	if err := c.order(boot, l, s, "redis-cli shutdown nosave 2>/dev/null; redis-server --bind 0.0.0.0 --protected-mode no --appendonly yes --appendfsync always --dir /tmp --daemonize yes"); err != nil {
 		return err
 	}
 	saved := false
 	for round := 0; ctx.Err() == nil; round++ {
-		n := l.Counters()
-		var count uint64
-		l.Call(func(m *machine.Machine) { count = m.Count() })
+		n, count := l.Counters(), counted(l)
 		if !saved && round > 2 {
 			saved = true
 			var err error
-			l.Call(func(m *machine.Machine) { err = save(m, r.middle) })
+			l.Call(func(m *machine.Machine) { err, r.middleAt = save(m, r.middle), m.Count() })
 			if err != nil {
 				return err
 			}
 		}
-		if count >= c.instructions && n.Inputs >= c.inputs && round > 5 {
+		if count >= c.instructions && n.Inputs-n.Syncs >= c.inputs && round > 5 {
 			return nil
 		}
 		if err := c.order(boot, l, s, fmt.Sprintf("dd if=/dev/urandom of=/tmp/f%d bs=64k count=20 2>/dev/null; sync; md5sum /tmp/f%d; date", round%4, round%4)); err != nil {
 			return err
 		}
-		if err := useRedis(boot, redis, 100); err != nil {
+		if err := useRedis(boot, redis, 400); err != nil {
 			return err
 		}
 	}
 	return ctx.Err()
 }
 
-// order types a command and waits for its end.
-func (c *check) order(ctx context.Context, l *machineio.Live, s *screen, command string) error {
-	const done = "d0ne"
-	// The echo of the line must not be taken for its end.
-	line := []byte(command + "; echo d0''ne\n")
+// counted is how many instructions the guest has executed.
+func counted(l *machineio.Live) (count uint64) {
+	l.Call(func(m *machine.Machine) { count = m.Count() })
+	return count
+}
+
+// typeIn types a text, a little at a time: a terminal in the guest holds no more.
+func (c *check) typeIn(ctx context.Context, l *machineio.Live, text string) {
+	line := []byte(text)
 	for len(line) > 0 && ctx.Err() == nil {
 		n := l.Type(line[:min(len(line), 16)])
 		line = line[n:]
 		time.Sleep(5 * time.Millisecond)
 	}
-	return s.await(ctx, done)
+}
+
+// order types a command and waits for its end.
+func (c *check) order(ctx context.Context, l *machineio.Live, s *screen, command string) error {
+	const done = "d0ne"
+	// The echo of the line must not be taken for its end.
+	c.typeIn(ctx, l, command+"; echo d0''ne\n")
+	_, err := s.await(ctx, done)
+	return err
 }
 
 // useRedis sets and gets keys, and checks the answers.

@@ -8,7 +8,8 @@
 //	socket NAME: status, stop, console
 //
 // A guest that restarts gets a new process, with a new seed and the host's time; files,
-// network and console stay. A recording is of one life.
+// network and console stay. One that is recorded goes on in the same process and log, with
+// a new seed, and with its clock and count.
 //
 // # The console
 //

@@ -43,7 +43,8 @@ type Options struct {
 	// NoRestart ends the machine where its guest would restart.
 	NoRestart bool
 	// Record is a folder, which must be empty or not be there: it gets the machine as it
-	// began, and the log. HashEvery is how many instructions are between two digests in it.
+	// began, the log, and what the guest boots from, for where it restarts. HashEvery is how
+	// many instructions are between two digests in it.
 	Record    string
 	HashEvery uint64
 	// Outputs get what the guest writes on its serial port; it waits for them.
@@ -66,8 +67,10 @@ type Net struct {
 
 // Files of a recording.
 const (
-	RecordedState = "state"
-	RecordedLog   = "log"
+	RecordedState  = "state"
+	RecordedLog    = "log"
+	RecordedKernel = "kernel"
+	RecordedInitrd = "initrd"
 )
 
 // Machine is a machine. Its methods may be called by several goroutines; Run once.
@@ -113,6 +116,7 @@ func Open(o Options) (m *Machine, err error) {
 		if n.User.MTU > 1<<16-1 {
 			return m, fault.New(fault.Invalid, "network card %d has an MTU of %d", i, n.User.MTU)
 		}
+		n.User.Large = true // the machine's cards take them
 		network, err := usernet.New(n.User)
 		if err != nil {
 			return m, err
@@ -171,7 +175,27 @@ func (m *Machine) openRecord() error {
 		}
 		m.record[i] = f
 	}
+	for name, f := range map[string]*os.File{RecordedKernel: m.kernel, RecordedInitrd: m.initrd} {
+		if f == nil {
+			continue
+		}
+		if err := copyFile(filepath.Join(m.o.Record, name), f); err != nil {
+			return fault.Wrap(fault.Failed, err, "copying what the guest boots from to the recording")
+		}
+	}
 	return nil
+}
+
+func copyFile(name string, from *os.File) error {
+	to, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	size, err := from.Seek(0, io.SeekEnd)
+	if err == nil {
+		_, err = io.Copy(to, io.NewSectionReader(from, 0, size))
+	}
+	return errors.Join(err, to.Close())
 }
 
 // Forwards are the addresses of this host at which connections to the guest are taken.
@@ -258,6 +282,7 @@ func (m *Machine) live(ctx context.Context) (end machine.End, stopping bool, err
 	p, err := vmm.Start(ctx, vmm.Options{
 		Config: m.config(), Kernel: m.kernel, Initrd: m.initrd, Disks: m.disks,
 		Save: m.record[0], Log: m.record[1], HashEvery: m.o.HashEvery,
+		Restarts: m.o.Record != "" && !m.o.NoRestart,
 	})
 	if err != nil {
 		return machine.Running, false, err
@@ -390,6 +415,7 @@ func (m *Machine) Info(ctx context.Context) (Info, error) {
 	s, err := p.Status(ctx)
 	if err == nil {
 		i.Status, i.State = s, s.End.String()
+		i.Restarts += s.Counters.Restarts
 	} else if fault.Is(err, fault.Stale) {
 		err = nil // it has just ended
 	}
