@@ -47,6 +47,9 @@ type memory struct {
 	healed   []error
 	cold     bool // nothing is read without waiting
 	stood    []group.Standing
+
+	hangs   sync.RWMutex // held by who has changes hang
+	applies atomic.Int32 // changes begun
 }
 
 var errBad = fault.New(fault.Corrupt, "the checksum is wrong")
@@ -77,6 +80,9 @@ func (s *memory) undo(action []byte) error {
 }
 
 func (s *memory) Apply(_ uint32, c *Change, _ bool) error {
+	s.applies.Add(1)
+	s.hangs.RLock()
+	defer s.hangs.RUnlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.broken {
@@ -446,8 +452,8 @@ func takeovers(t *testing.T, p *pair) {
 		p.connect()
 		p.inSync()
 	}
-	p.groups[p.state().Group["g"].Owner.Member].Move()
 	epoch := p.state().Group["g"].Epoch
+	p.groups[p.state().Group["g"].Owner.Member].Move()
 	p.await("handed over", func() bool { return p.state().Group["g"].Epoch > epoch })
 	time.Sleep(50 * time.Millisecond)
 	stop.Store(true)
@@ -513,17 +519,13 @@ func TestFull(t *testing.T) {
 // who closes the group gives the volumes to others.
 func TestCloseWaits(t *testing.T) {
 	p := newPair(t)
-	here, there := p.disks["a"].(*memory), p.disks["b"].(*memory)
+	here := p.disks["a"].(*memory)
 	v := p.volume("a")
-	here.mu.Lock() // it hangs
+	here.hangs.Lock()
+	before := here.applies.Load()
 	wrote := make(chan error, 1)
 	go func() { wrote <- v.WriteAt(bytes.Repeat([]byte("late"), BlockSize/4), 0, 0) }()
-	p.await("the other node has it", func() bool {
-		there.mu.Lock()
-		defer there.mu.Unlock()
-		return there.data[0] == 'l'
-	})
-	time.Sleep(20 * time.Millisecond) // for the write to be at the store here
+	p.await("the write is at the store", func() bool { return here.applies.Load() > before })
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
@@ -534,7 +536,7 @@ func TestCloseWaits(t *testing.T) {
 		t.Error("the group is closed, and its store is at a write")
 	case <-time.After(200 * time.Millisecond):
 	}
-	here.mu.Unlock()
+	here.hangs.Unlock()
 	<-closed
 	if err := <-wrote; err != nil && !fault.Is(err, fault.Fenced) {
 		t.Error(err)

@@ -13,8 +13,11 @@ import (
 // TestPieceIsWhole fills a pool with pieces as large as one operation may be, and
 // holds that one which finds no room leaves nothing of itself.
 func TestPieceIsWhole(t *testing.T) {
-	refused := 0
-	for seed := range uint64(40) {
+	refused, seeds := 0, uint64(40)
+	if testing.Short() {
+		seeds = 10
+	}
+	for seed := range seeds {
 		r := rand.New(rand.NewPCG(seed, 1))
 		disk := drivetest.NewWorld().NewDisk("a", 32<<20, r)
 		ids := byte(0)

@@ -3,6 +3,7 @@ package mirrorio
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -25,8 +26,11 @@ type snapDisk struct{ *poolDisk }
 func (d snapDisk) hooks(o *Options) {
 	o.Act, o.Undo = d.act, func(a []byte) error { return d.act([]byte(strings.Replace(string(a), "take", "drop", 1))) }
 	o.ResyncBegins = func() error {
-		for _, volume := range d.names {
-			if _, err := d.pool.CreateSnapshot(volume, KeptState); err != nil && !fault.Is(err, fault.Exists) {
+		d.mu.Lock() // a volume may be made meanwhile
+		names, pool := slices.Sorted(maps.Values(d.names)), d.pool
+		d.mu.Unlock()
+		for _, volume := range names {
+			if _, err := pool.CreateSnapshot(volume, KeptState); err != nil && !fault.Is(err, fault.Exists) {
 				return err
 			}
 		}
