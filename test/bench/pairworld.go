@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -41,7 +42,7 @@ const (
 	linkBurstBytes      = 16000
 	linkQueueBytes      = 1 << 20
 	driveBytesPerSecond = 100e6
-	pairPoolBytes       = 12 << 30
+	pairPoolBytes       = 8 << 30
 	pairCacheMiB        = 512
 	pairVolumeBytes     = 128 << 20
 	resyncVolumeBytes   = 1 << 30
@@ -257,11 +258,28 @@ func (w *pairWorld) cluster(ctx context.Context) error {
 	return nil
 }
 
+// written makes a pool's file that holds data everywhere, as a drive does: of a sparse one
+// a node writes each segment once more before it first uses it, which would be half of
+// what its bounded drive has to do here.
+func written(ctx context.Context, file string) error {
+	const at = 4 << 20
+	out, err := exec.CommandContext(ctx, "dd", "if=/dev/zero", "of="+file, "oflag=direct", "status=none",
+		fmt.Sprintf("bs=%d", at), fmt.Sprintf("count=%d", pairPoolBytes/at)).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("write a pool's file: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
 // groups makes pools, groups, a target of node a's own, and admits the generator.
 func (w *pairWorld) groups(ctx context.Context) error {
 	var commands [][]string
 	for _, m := range []int{nodeA, nodeB} {
-		if _, err := w.cli(ctx, m, "pool", "create", "p", filepath.Join(w.dir(m), "pool"), "--size", strconv.Itoa(pairPoolBytes)); err != nil {
+		file := filepath.Join(w.dir(m), "pool")
+		if err := written(ctx, file); err != nil {
+			return err
+		}
+		if _, err := w.cli(ctx, m, "pool", "create", "p", file); err != nil {
 			return err
 		}
 	}
