@@ -17,7 +17,7 @@ import (
 type footing struct {
 	role    group.Role
 	epoch   quorum.Epoch
-	others  int
+	others  int // who they are changes by decisions only, which concern all
 	serving bool
 	stream  *stream
 	whole   bool // there is no stream, or its end is an entry that has everything
@@ -95,8 +95,7 @@ func (m *Mirror) finish(o *operation) {
 	if !m.complete(o) {
 		return
 	}
-	switch {
-	case o.op.changes() && !o.op.Durable && len(m.at.Others) == 0 && !m.cfg.Fault.has(memoryOfOne):
+	if o.op.changes() && !o.op.Durable && len(m.at.Others) == 0 && !m.cfg.Fault.has(memoryOfOne) {
 		// The others went while it was under way: one memory is not enough.
 		if !o.through {
 			o.through, o.local = true, false
