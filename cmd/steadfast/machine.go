@@ -56,10 +56,7 @@ func (a *app) machineNames(ctx context.Context) (names []string) {
 	if err != nil {
 		return nil
 	}
-	all, err := standalone.List(ctx, dir)
-	if err != nil {
-		return nil
-	}
+	all, _ := standalone.List(ctx, dir) // who does not answer is not completed
 	for _, m := range all {
 		names = append(names, m.Name)
 	}
@@ -145,7 +142,7 @@ func (a *app) addMachineFlags(c *cobra.Command, f *machineFlags) {
 	c.Flags().Var(&f.memory, "memory", "the machine's memory")
 	c.Flags().StringVar(&f.append, "append", "", "the kernel's command line (default: the image's, or console=ttyS0)")
 	c.Flags().BoolVar(&f.console, "console", false, "make this terminal, or standard input and output, the console")
-	c.Flags().StringVar(&f.consoleLog, "console-log", "", "file to append to what the guest writes on its console")
+	c.Flags().StringVar(&f.consoleLog, "console-log", "", "file to append to what the guest writes on its console; at 256 MiB it becomes FILE.1, in the place of the one before, and a new one begins")
 	c.Flags().StringVar(&f.name, "name", "", "a name by which \"machine list\", \"console\" and \"stop\" find it")
 	c.Flags().DurationVar(&f.stopTimeout, "stop-timeout", 60*time.Second, "how long after the power button the machine is ended by force")
 	a.complete(c, "image", a.imageNames)
@@ -299,9 +296,9 @@ func (a *app) runMachine(ctx context.Context, f *machineFlags) (err error) {
 	}
 	o.Say = a.remark
 	if f.consoleLog != "" {
-		log, err := os.OpenFile(f.consoleLog, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		log, err := standalone.OpenConsoleLog(f.consoleLog)
 		if err != nil {
-			return fault.Wrap(fault.Denied, err, "the console's log")
+			return err
 		}
 		defer func() { err = errors.Join(err, log.Close()) }()
 		o.Outputs = append(o.Outputs, log)

@@ -23,19 +23,16 @@ func (a *app) machineList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			all, err := standalone.List(cmd.Context(), dir)
-			if err != nil {
-				return err
-			}
+			all, silent := standalone.List(cmd.Context(), dir)
 			if a.output == "json" {
-				return a.printJSON(append([]standalone.Info{}, all...))
+				return errors.Join(a.printJSON(append([]standalone.Info{}, all...)), silent)
 			}
 			w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
 			row(w, "MACHINE", "PID", "SINCE", "MEMORY", "INSTRUCTIONS", "RESTARTS", "FORWARDS")
 			for _, m := range all {
 				row(w, m.Name, m.PID, m.Began.Local().Format(time.DateTime), size.Format(int64(m.Memory)), counted(m.Status.Count), m.Restarts, strings.Join(m.Forwards, " "))
 			}
-			return w.Flush()
+			return errors.Join(w.Flush(), silent)
 		},
 	}
 }

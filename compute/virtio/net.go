@@ -207,7 +207,7 @@ func (n *Net) receive(frame []byte) bool {
 	switch {
 	case !ok || most <= 0:
 		return false
-	case !n.has(netGuestTSO4) || !n.has(netGuestCSUM):
+	case !n.takesLarge():
 		return t.cut(most, func(frame []byte) bool { return n.place(q, append(packet[:netHeader], frame...)) })
 	}
 	packet = append(packet, frame...)
@@ -242,8 +242,12 @@ func (n *Net) place(q *queue, packet []byte) bool {
 	return true
 }
 
+// takesLarge tells whether the driver takes a large frame whole.
+func (n *Net) takesLarge() bool { return n.has(netGuestTSO4) && n.has(netGuestCSUM) }
+
 // Takes tells whether there is room for a frame of so many bytes, or none that is worth
-// waiting for: no driver, or one that makes no sense. It changes nothing, so that it may be
+// waiting for: no driver, one that makes no sense, or whose ring is too small for the frame
+// even now that it has given all that it can. It changes nothing, so that it may be
 // asked at any time and how often it is asked is no part of the machine.
 func (n *Net) Takes(size int) bool {
 	q := &n.queues[netReceive]
@@ -254,12 +258,14 @@ func (n *Net) Takes(size int) bool {
 	if left > q.size-q.taken() {
 		return true
 	}
-	if most := int(n.o.MTU) - ipLeast - tcpLeast - 2*40; size > int(n.o.MTU)+netFrameLeast+4 && !n.has(netGuestTSO4) {
-		return int(left) > size/max(most, 1) // it comes in pieces
+	// Some drivers have two descriptors for each buffer, and half a ring of them then.
+	all := left >= max(q.size/2, 1)
+	if most := int(n.o.MTU) - ipLeast - tcpLeast - 2*40; !n.fits(uint64(size)) && !n.takesLarge() {
+		return all || int(left) > size/max(most, 1) // it comes in pieces
 	}
 	for room, at := 0, q.last; room < size+netHeader; at++ {
 		if at-q.last == left {
-			return false
+			return all
 		}
 		c, ok := n.parse(q, n.read16(q.avail+4+2*uint64(at%q.size)))
 		if !ok || !n.has(netMrgRxbuf) {

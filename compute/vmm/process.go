@@ -238,11 +238,14 @@ func (p *Process) ask(ctx context.Context, req request, files []*os.File) (reply
 		p.mu.Lock()
 		delete(p.waiting, req.ID)
 		p.mu.Unlock()
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			return reply{}, fault.New(fault.Unreachable, "the machine's process takes no requests")
+		case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET), errors.Is(err, net.ErrClosed):
+			<-p.exited // or is about to
+			return reply{}, p.died()
 		}
-		<-p.exited // or is about to
-		return reply{}, p.died()
+		return reply{}, fault.Wrap(fault.Internal, err, "a request to the machine's process")
 	}
 	select {
 	case r := <-answer:

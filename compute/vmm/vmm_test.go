@@ -204,6 +204,18 @@ func TestKilled(t *testing.T) {
 	}
 }
 
+// TestBadFile: a request that cannot be sent fails, and the machine lives.
+func TestBadFile(t *testing.T) {
+	p := begin(t, obey(t))
+	f := testFile(t, "saved", nil)
+	must(t, f.Close())
+	if err := p.Save(t.Context(), f); !fault.Is(err, fault.Internal) {
+		t.Error(err)
+	}
+	_, err := p.Status(t.Context())
+	must(t, err)
+}
+
 // TestRefused: what cannot be started says why, and leaves no process.
 func TestRefused(t *testing.T) {
 	for name, c := range map[string]struct {

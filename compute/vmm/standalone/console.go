@@ -17,6 +17,7 @@ const (
 type console struct {
 	turn    sync.Mutex  // one write at a time
 	outputs []io.Writer // those that the guest waits for
+	say     func(format string, args ...any)
 
 	mu      sync.Mutex
 	recent  []byte
@@ -37,13 +38,14 @@ type client struct {
 	done    chan struct{} // it was closed
 }
 
-func newConsole(outputs []io.Writer) *console {
-	c := &console{outputs: outputs, clients: map[*client]struct{}{}}
+func newConsole(outputs []io.Writer, say func(format string, args ...any)) *console {
+	c := &console{outputs: outputs, say: say, clients: map[*client]struct{}{}}
 	c.changed.L = &c.mu
 	return c
 }
 
-// Write implements io.Writer. It never fails: an output that does is written to no more.
+// Write implements io.Writer. It never fails: an output that does is written to no more, and people
+// are told.
 func (c *console) Write(p []byte) (int, error) {
 	c.turn.Lock()
 	defer c.turn.Unlock()
@@ -58,6 +60,7 @@ func (c *console) Write(p []byte) (int, error) {
 	c.mu.Unlock()
 	for i := 0; i < len(c.outputs); i++ {
 		if _, err := c.outputs[i].Write(p); err != nil {
+			c.say("the console's output goes on without one that cannot be written to: %v", err)
 			c.outputs = append(c.outputs[:i:i], c.outputs[i+1:]...)
 			i--
 		}

@@ -15,7 +15,8 @@
 //
 // What the guest writes goes to the console log and to the outputs that Options name,
 // which the guest waits for, and to attached clients, which it does not wait for: one that
-// is too far behind is dropped. Who attaches sees the last lines first.
+// is too far behind is dropped. Who attaches sees the last lines first. The log is
+// bounded: see ConsoleLog.
 //
 // # The socket
 //

@@ -101,7 +101,7 @@ func Open(o Options) (m *Machine, err error) {
 	if o.Say == nil {
 		o.Say = func(string, ...any) {}
 	}
-	m = &Machine{o: o, console: newConsole(o.Outputs), began: time.Now(), stops: make(chan time.Duration), done: make(chan struct{})}
+	m = &Machine{o: o, console: newConsole(o.Outputs, o.Say), began: time.Now(), stops: make(chan time.Duration), done: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.Close())
@@ -313,16 +313,34 @@ func (m *Machine) live(ctx context.Context) (end machine.End, stopping bool, err
 	}
 	stopping, forced := m.watch(ctx, p)
 	joined.Wait()
-	var late <-chan time.Time
-	if forced {
-		late = time.After(readPatience)
-	}
-	select {
-	case <-read:
-	case <-late: // somebody does not read
-	}
+	stopping = m.awaitRead(ctx, read, forced) || stopping
 	s, err := p.Wait()
 	return s.End, stopping, err
+}
+
+// awaitRead returns when those that the guest waits for have its last words, or by
+// readPatience once the end is by force, which may be asked for here, too: stopping.
+func (m *Machine) awaitRead(ctx context.Context, read <-chan struct{}, forced bool) (stopping bool) {
+	var late <-chan time.Time
+	canceled := ctx.Done()
+	if forced {
+		late, canceled = time.After(readPatience), nil
+	}
+	for {
+		select {
+		case <-read:
+			return stopping
+		case <-late: // somebody does not read
+			return stopping
+		case <-canceled:
+			stopping, canceled = true, nil
+			late = time.After(readPatience)
+		case grace := <-m.stops:
+			if stopping = true; late == nil || grace == 0 {
+				late = time.After(max(grace, readPatience))
+			}
+		}
+	}
 }
 
 // watch returns when the process has ended, which it sees to when it is asked to.
@@ -389,8 +407,25 @@ type Info struct {
 	Status      vmm.Status `json:"status"`
 }
 
-// Info tells how the machine does.
+// Info tells how the machine does. Fails when its process does not answer, and has what
+// is known without that then.
 func (m *Machine) Info(ctx context.Context) (Info, error) {
+	i, p := m.about()
+	if p == nil {
+		return i, nil // between two lives
+	}
+	s, err := p.Status(ctx)
+	if err == nil {
+		i.Status, i.State = s, s.End.String()
+		i.Restarts += s.Counters.Restarts
+	} else if fault.Is(err, fault.Stale) {
+		err = nil // it has just ended
+	}
+	return i, err
+}
+
+// about is what is known of the machine without asking its process, which it returns, too.
+func (m *Machine) about() (Info, *vmm.Process) {
 	i := Info{
 		Name: m.o.Name, PID: os.Getpid(), Began: m.began, Memory: m.o.Memory, Kernel: m.o.Kernel, CommandLine: m.o.CommandLine,
 		Disks: []string{}, Forwards: []string{}, Record: m.o.Record,
@@ -406,20 +441,9 @@ func (m *Machine) Info(ctx context.Context) (Info, error) {
 		i.Forwards = append(i.Forwards, a.String())
 	}
 	m.mu.Lock()
-	p := m.process
+	defer m.mu.Unlock()
 	i.Restarts, i.Status.End, i.State = m.restarts, m.end, m.end.String()
-	m.mu.Unlock()
-	if p == nil {
-		return i, nil // between two lives
-	}
-	s, err := p.Status(ctx)
-	if err == nil {
-		i.Status, i.State = s, s.End.String()
-		i.Restarts += s.Counters.Restarts
-	} else if fault.Is(err, fault.Stale) {
-		err = nil // it has just ended
-	}
-	return i, err
+	return i, m.process
 }
 
 // machineName is what a machine can be called.

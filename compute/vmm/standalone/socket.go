@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -174,26 +175,33 @@ func (s *server) client(c net.Conn) {
 		s.tell(c, answer{Error: vmm.FailureOf(fault.Wrap(fault.Invalid, err, "a request"))})
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), askPatience)
-	info, err := s.m.Info(ctx)
-	cancel()
-	switch {
-	case err != nil:
-		s.tell(c, answer{Error: vmm.FailureOf(err)})
-	case req.Verb == verbStatus:
+	// Only the status needs the machine's process: one that answers nothing can be ended.
+	info, _ := s.m.about()
+	switch req.Verb {
+	case verbStatus:
+		ctx, cancel := context.WithTimeout(context.Background(), askPatience)
+		defer cancel()
+		if info, err = s.m.Info(ctx); err != nil {
+			s.tell(c, answer{Error: vmm.FailureOf(err)})
+			return
+		}
 		s.tell(c, answer{Info: &info})
-	case req.Verb == verbConsole:
+	case verbConsole:
 		s.attach(c, r, answer{Info: &info})
-	case req.Verb == verbStop:
+	case verbStop:
 		s.stop(c, req.Force, answer{Info: &info})
 	default:
 		s.tell(c, answer{Error: vmm.FailureOf(fault.New(fault.Invalid, "%q is nothing that a machine does", req.Verb))})
 	}
 }
 
-// tell sends an answer. A client that has gone does not hear it.
+// tell sends an answer, whatever of the connection's time was spent on finding it. A client
+// that has gone does not hear it.
 func (s *server) tell(c net.Conn, a answer) bool {
 	b, err := json.Marshal(a)
+	if err == nil {
+		err = c.SetWriteDeadline(time.Now().Add(askPatience))
+	}
 	if err == nil {
 		_, err = c.Write(append(b, '\n'))
 	}
@@ -250,7 +258,6 @@ func (s *server) stop(c net.Conn, force bool, a answer) {
 	s.m.mu.Lock()
 	a = answer{End: s.m.end, Failed: vmm.FailureOf(s.m.err)}
 	s.m.mu.Unlock()
-	_ = c.SetDeadline(time.Now().Add(askPatience))
 	s.tell(c, a)
 	_ = c.Close()
 	<-gone
@@ -314,7 +321,8 @@ func Find(ctx context.Context, dir, name string) (Info, error) {
 	return info, c.Close()
 }
 
-// List returns the machines that run, by name.
+// List returns the machines that run, by name: those that answer, with an error if some
+// do not.
 func List(ctx context.Context, dir string) ([]Info, error) {
 	all, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -324,17 +332,19 @@ func List(ctx context.Context, dir string) ([]Info, error) {
 		return nil, fault.Wrap(fault.Denied, err, "the folder of machines' sockets")
 	}
 	var list []Info
+	var silent error
 	for _, e := range all {
 		info, err := Find(ctx, dir, e.Name())
 		if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Invalid) {
 			continue // it has died, or is no machine
 		}
 		if err != nil {
-			return nil, err
+			silent = errors.Join(silent, fault.Wrap(fault.KindOf(err), err, "the machine "+strconv.Quote(e.Name())))
+			continue
 		}
 		list = append(list, info)
 	}
-	return list, nil
+	return list, silent
 }
 
 // Attachment is the console of a machine that runs elsewhere.

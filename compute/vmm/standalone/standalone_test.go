@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"steadfast/compute/machine"
 	"steadfast/compute/machine/machinetest"
@@ -320,6 +323,90 @@ func TestForce(t *testing.T) {
 	within(t, ended)
 }
 
+// TestUnanswered: a machine whose process does not answer is no obstacle to the list of others,
+// and can be ended by force.
+func TestUnanswered(t *testing.T) {
+	o := files(t)
+	o.Name, o.Sockets = "m1", sockets(t)
+	m, _, ended := runs(t, o)
+	l, err := net.Listen("unix", filepath.Join(o.Sockets, "m0"))
+	must(t, err)
+	defer l.Close()
+	go func() {
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			c.Close()
+		}
+	}()
+	list, err := List(t.Context(), o.Sockets)
+	if len(list) != 1 || !fault.Is(err, fault.Unreachable) || !strings.Contains(err.Error(), `"m0"`) {
+		t.Errorf("%d machines, %v", len(list), err)
+	}
+	_, p := m.about()
+	must(t, unix.Kill(p.PID(), unix.SIGSTOP))
+	if end, err := StopOther(t.Context(), o.Sockets, "m1", true); !fault.Is(err, fault.Internal) || end != machine.Running {
+		t.Error(end, err)
+	}
+	within(t, ended)
+}
+
+// gate is an output that takes nothing until it is opened.
+type gate chan struct{}
+
+func (g gate) Write(p []byte) (int, error) {
+	<-g
+	return len(p), nil
+}
+
+// TestUnread: where the guest's last words are not read, a machine that has ended can be ended
+// by force still.
+func TestUnread(t *testing.T) {
+	o, shut := files(t), make(gate)
+	o.Outputs = []io.Writer{shut}
+	m, err := Open(o)
+	must(t, err)
+	defer func() { must(t, m.Close()) }()
+	defer close(shut)
+	ended := make(chan ending, 1)
+	go func() {
+		end, err := m.Run(t.Context())
+		ended <- ending{end, err}
+	}()
+	m.Type([]byte{machinetest.ObeyPowerOff}) // it returns when there is a process
+	_, p := m.about()
+	within(t, p.Exited())
+	m.Stop(0)
+	if e := within(t, ended); e.err != nil || e.end != machine.PoweredOff {
+		t.Error(e)
+	}
+}
+
+// TestConsoleLog: a console's log does not grow without end, and the last of it is kept.
+func TestConsoleLog(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "log")
+	must(t, os.WriteFile(name, []byte("before\n"), 0o600))
+	l, err := OpenConsoleLog(name)
+	must(t, err)
+	l.most = 10
+	for _, p := range []string{"one", "two", "three", "longer than a log", "last"} {
+		_, err := io.WriteString(l, p)
+		must(t, err)
+	}
+	must(t, l.Close())
+	for file, want := range map[string]string{name: "last", name + ".1": "longer than a log"} {
+		if b, err := os.ReadFile(file); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", file, b, err)
+		}
+	}
+	if all, err := os.ReadDir(filepath.Dir(name)); err != nil || len(all) != 2 {
+		t.Errorf("%v, %v", all, err)
+	}
+	l, err = OpenConsoleLog(os.DevNull)
+	must(t, err)
+	l.bytes = 2 * consoleLogMax
+	_, err = io.WriteString(l, "nobody keeps that")
+	must(t, errors.Join(err, l.Close()))
+}
+
 // slow is a client that reads nothing: a write ends when it is closed.
 type slow struct{ closed chan struct{} }
 
@@ -336,7 +423,8 @@ func (s *slow) Close() error {
 // TestSlowClient: who has attached and does not read is dropped; others lose nothing.
 func TestSlowClient(t *testing.T) {
 	out := &bytes.Buffer{}
-	c := newConsole([]io.Writer{broken{}, out})
+	said := 0
+	c := newConsole([]io.Writer{broken{}, out}, func(string, ...any) { said++ })
 	s := &slow{make(chan struct{})}
 	k := c.attach(s)
 	piece := bytes.Repeat([]byte("x"), behindMax/8)
@@ -344,8 +432,8 @@ func TestSlowClient(t *testing.T) {
 		_, err := c.Write(piece)
 		must(t, err)
 	}
-	if out.Len() != 20*len(piece) {
-		t.Errorf("%d bytes", out.Len())
+	if out.Len() != 20*len(piece) || said != 1 {
+		t.Errorf("%d bytes, and people were told %d times of the broken one", out.Len(), said)
 	}
 	within(t, s.closed)
 	within(t, k.done)
