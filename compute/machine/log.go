@@ -3,6 +3,7 @@ package machine
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"io"
 
@@ -124,27 +125,41 @@ func ReadLog(r io.Reader) (*LogReader, error) {
 
 // Next returns the next entry. io.EOF: the log ends here without an end, as that of a
 // recorder that died does; what is there of a last, torn entry is no entry. Fails with
-// fault.Corrupt.
+// fault.Corrupt, or fault.Failed where the log cannot be read: what comes then is not known,
+// and a machine that took it for the end would go on as another.
 func (l *LogReader) Next() (e Entry, err error) {
-	size, err := binary.ReadUvarint(l.r)
-	if err != nil {
-		return e, io.EOF
+	head, err := l.r.Peek(binary.MaxVarintLen64) // fewer, and an error, near the end
+	size, n := binary.Uvarint(head)
+	switch {
+	case n == 0 && err != nil:
+		return e, ended(err)
+	case n <= 0:
+		return e, fault.New(fault.Corrupt, "a machine's log: the length of an entry is no number")
 	}
+	_, _ = l.r.Discard(n) // it is there
 	if size == 0 || size > entryMax {
 		return e, fault.New(fault.Corrupt, "a machine's log: an entry of %d bytes", size)
 	}
 	b := make([]byte, size+4)
 	if _, err := io.ReadFull(l.r, b); err != nil {
-		return e, io.EOF
+		return e, ended(err)
 	}
 	b, sum := b[:size], binary.LittleEndian.Uint32(b[size:])
 	if crc32.Checksum(b, castagnoli) != sum {
 		if _, err := l.r.Peek(1); err != nil {
-			return e, io.EOF // the last one, and torn
+			return e, ended(err) // the last one, and torn
 		}
 		return e, fault.New(fault.Corrupt, "a machine's log: a checksum is wrong")
 	}
 	return l.decode(b)
+}
+
+// ended is what the error of a read means: that the file is over, or that it cannot be read.
+func ended(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return io.EOF
+	}
+	return fault.Wrap(fault.Failed, err, "reading a machine's log")
 }
 
 func (l *LogReader) decode(b []byte) (e Entry, err error) {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
+	"testing/iotest"
 
 	"steadfast/compute/device"
 	"steadfast/compute/devices"
@@ -261,4 +263,31 @@ func FuzzLog(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestLogCannotBeRead: a file that fails is not a log that ends, nor is a length that is none.
+func TestLogCannotBeRead(t *testing.T) {
+	var b bytes.Buffer
+	w, err := NewLog(&b)
+	must(t, err)
+	must(t, w.Input(&device.Input{At: 3, Port: 1, Kind: 1, Data: make([]byte, 100)}))
+	must(t, w.Flush())
+	whole := b.Len()
+	must(t, w.End(4))
+	for cut := len(logMagic) + 1; cut < b.Len(); cut++ {
+		l, err := ReadLog(io.MultiReader(bytes.NewReader(b.Bytes()[:cut]), iotest.ErrReader(os.ErrPermission)))
+		must(t, err)
+		if cut >= whole {
+			_, err = l.Next()
+			must(t, err)
+		}
+		if _, err := l.Next(); !errors.Is(err, os.ErrPermission) || !fault.Is(err, fault.Failed) {
+			t.Errorf("a file that cannot be read from %d on: %v", cut, err)
+		}
+	}
+	l, err := ReadLog(bytes.NewReader(append(b.Bytes()[:len(logMagic)+1:whole], bytes.Repeat([]byte{0xff}, 20)...)))
+	must(t, err)
+	if _, err := l.Next(); !fault.Is(err, fault.Corrupt) {
+		t.Errorf("a length of more than 64 bits: %v", err)
+	}
 }

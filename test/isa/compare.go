@@ -110,6 +110,11 @@ func compare(dir string, seed uint64, size, rounds int, flaw string, m *seen) (r
 }
 
 // follow steps ours along QEMU's states.
+//
+// QEMU prints a state before each instruction; ours is read and then stepped. So both are
+// compared before an instruction, and what it did shows in the next state. What runs before the
+// program (QEMU's ROM, and the image's start) is passed over: the ROM leaves other values in
+// registers, and the start is what sets them.
 func (o *ours) follow(q *qemu, img *image, m *seen) (r result, err error) {
 	var theirs, mine, before state
 	for theirs.pc != img.begin {
@@ -154,7 +159,8 @@ func (o *ours) follow(q *qemu, img *image, m *seen) (r result, err error) {
 }
 
 // atOnce runs the program again, not instruction by instruction but as far as it goes, in
-// stretches of random lengths, and tells what is not as it was.
+// stretches of random lengths, and tells what is not as it was. What goes wrong only where many
+// instructions run in one go, as they do for a guest, shows here.
 func (o *ours) atOnce(img *image, flaw string, seed uint64) (string, error) {
 	again, err := newOurs(img, flaw)
 	if err != nil {

@@ -19,7 +19,7 @@ const (
 )
 
 // slot is a piece of the body that runs from its first instruction to its last. Jumps go
-// to the beginnings of slots, and only forward.
+// to the beginnings of slots, and only forward: so every round ends, whatever is in it.
 type slot struct {
 	code []byte
 	at   uint32
@@ -64,7 +64,8 @@ func makeProgram(seed uint64, size, rounds int) *image {
 	return img
 }
 
-// body makes the slots: the random ones, then the end of a round.
+// body makes the slots: the random ones, then the end of a round. Later rounds run the same
+// code with other registers, on pages whose A and D bits are set, and from warm caches.
 func (m *maker) body(size int) {
 	for range size {
 		m.random()
@@ -76,7 +77,8 @@ func (m *maker) body(size int) {
 	m.add(asm.Ecall, asm.Jal(0, -4))
 }
 
-// layout places the slots and writes them.
+// layout places the slots and writes them. It goes over them twice, since a jump forward
+// needs the place of what comes after it.
 func (m *maker) layout(img *image) {
 	at := uint32(bodyAt)
 	for i := range m.slots {

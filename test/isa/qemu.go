@@ -38,7 +38,9 @@ type qemu struct {
 	ahead  bool
 }
 
-// startQEMU runs an image. dir is for its file; limit ends a run that hangs.
+// startQEMU runs an image. dir is for its file; limit ends a run that hangs. The states come
+// by a pipe, as QEMU's log: -singlestep and nochain have it make one of each instruction, and
+// of none two.
 func startQEMU(dir string, img *image, limit time.Duration) (*qemu, error) {
 	file := filepath.Join(dir, "image.bin")
 	if err := os.WriteFile(file, img.bytes, 0o600); err != nil {

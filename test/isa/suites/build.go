@@ -48,7 +48,9 @@ var groups = []struct{ name, march string }{
 }
 
 // riscvTestsIn lists the tests of riscv-tests: those that a group's Makefrag names, in
-// the environment p and, where it says so, v.
+// the environment p (machine mode, physical memory) and, where it says so, v (user mode in
+// virtual memory, with a small kernel that pages). The Makefrags are read, and not folders:
+// they are what the suite itself builds.
 func riscvTestsIn(root string, _ int64) (all []test, err error) {
 	if _, err := os.Stat(filepath.Join(root, "env", "p", "riscv_test.h")); err != nil {
 		return nil, fmt.Errorf("riscv-tests without its submodule (git submodule update --init): %w", err)
@@ -161,7 +163,10 @@ var (
 	defOf  = regexp.MustCompile(`def\s+(\w+=\w+)`)
 )
 
-// marchOf is what to compile a test for; false if it is for what there is not.
+// marchOf is what to compile a test for; false if it is for what there is not. A test names
+// several sets of extensions, any of which will do: the first that this processor has is taken.
+// Zicsr and Zifencei are added, since all tests' frame uses both, and compilers from GCC 12 on
+// no longer count them as parts of I.
 func marchOf(source string) (string, bool) {
 	m := isaOf.FindStringSubmatch(source)
 	if m == nil {
@@ -197,7 +202,9 @@ func marchOf(source string) (string, bool) {
 	return "", false
 }
 
-// modelHeader is what a test of riscv-arch-test asks of the model that it runs on.
+// modelHeader is what a test of riscv-arch-test asks of the model that it runs on: macros,
+// most of which are empty, for there is nothing to set up and no interrupt to raise. tohost is
+// put into a section of its own, so that it is not on a page of code or of the signature.
 const modelHeader = `
 #define RVMODEL_HALT li x1, 1; 1: sw x1, tohost, t2; j 1b;
 #define RVMODEL_BOOT
@@ -271,7 +278,8 @@ var (
 	misalignedOf = regexp.MustCompile(`check hw_data_misaligned_support:=(\w+)`)
 )
 
-// theISA is what the conditions of cases are held against.
+// theISA is what the conditions of cases are held against. They are regular expressions for a
+// name of this form, so the order of its letters matters.
 const theISA = "RV64IMAFDCZicsr_Zicboz_Zifencei_Zba_Zbb_Zbs_Svadu"
 
 // applies tells whether a case is for this processor.

@@ -22,6 +22,8 @@ const (
 )
 
 // runOne runs a program, and compares its signature if that is wanted. An error is a failure.
+// The comparison comes last: a program that fails by its own word has no signature worth
+// waiting for QEMU.
 func runOne(file string, compared bool) error {
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -69,7 +71,9 @@ func firstDifference(got, want []byte) error {
 	return nil
 }
 
-// qemuSignature runs a program in QEMU, whose memory is a file, and reads the signature there.
+// qemuSignature runs a program in QEMU, whose memory is a file, and reads the signature
+// there. It is written here a second time, on purpose: a mistake in how the product finds and
+// writes a signature would else be made on both sides, and compare as equal.
 func qemuSignature(file string, program []byte) (signature []byte, err error) {
 	f, err := elf.NewFile(bytes.NewReader(program))
 	if err != nil {
@@ -93,11 +97,14 @@ func qemuSignature(file string, program []byte) (signature []byte, err error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	defer func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // that it was killed, or else what it said
+		close(ended)
 	}()
-	memory, err := untilTold(ram, at["tohost"])
+	memory, err := untilTold(ram, at["tohost"], ended)
+	_ = cmd.Process.Kill()
+	<-ended
 	if err != nil {
 		return nil, fmt.Errorf("%w %s", err, bytes.TrimSpace(said.Bytes()))
 	}
@@ -107,9 +114,21 @@ func qemuSignature(file string, program []byte) (signature []byte, err error) {
 	return signature, nil
 }
 
-// untilTold waits until the program in a memory has told its end, and returns the memory.
-func untilTold(ram string, toHost uint64) ([]byte, error) {
-	for end := time.Now().Add(qemuMost); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+// untilTold waits until the program in a memory has told its end, and returns the memory. It
+// looks at the word in the file that QEMU shares its memory with: there is no other way to
+// see it that needs nothing of the program. QEMU does not end by itself unless it fails.
+func untilTold(ram string, toHost uint64, ended <-chan struct{}) ([]byte, error) {
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	most := time.After(qemuMost)
+	for {
+		select {
+		case <-ended:
+			return nil, errors.New("it has ended by itself")
+		case <-most:
+			return nil, fmt.Errorf("it has not ended in %v", qemuMost)
+		case <-look.C:
+		}
 		f, err := os.Open(ram)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
@@ -124,5 +143,4 @@ func untilTold(ram string, toHost uint64) ([]byte, error) {
 		}
 		return os.ReadFile(ram)
 	}
-	return nil, fmt.Errorf("it has not ended in %v", qemuMost)
 }

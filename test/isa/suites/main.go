@@ -20,6 +20,7 @@ import (
 	"os/exec"
 	"regexp"
 	"runtime"
+	"slices"
 	"sync"
 )
 
@@ -37,7 +38,8 @@ type counts struct {
 	pass, expected, differ int
 }
 
-// tally counts tests that run at the same time.
+// tally counts tests that run at the same time. Its lock covers the printing as well, so that
+// the lines of two tests do not mix.
 type tally struct {
 	sync.Mutex
 	counts
@@ -106,8 +108,15 @@ func run(riscvTests, archTest, only string, most int64, jobs int, verbose bool) 
 	return c.differ, nil
 }
 
-// each does something for all tests that match, jobs at a time.
+// each does something for all tests that match, jobs at a time. That none matches is an
+// error: an expression with a slip in it would pass else. A test that errs does not keep the
+// others from being done, for a build that fails is told together with all others that do.
 func each(all []test, match *regexp.Regexp, jobs int, do func(test) error) error {
+	all = slices.DeleteFunc(slices.Clone(all), func(t test) bool { return !match.MatchString(t.name) })
+	if len(all) == 0 {
+		return fmt.Errorf("no test has a name that matches %q; a run without -run and with -v prints them", match)
+	}
+	jobs = max(jobs, 1)
 	queue := make(chan test)
 	failed := make(chan error, jobs)
 	var wait sync.WaitGroup
@@ -121,9 +130,7 @@ func each(all []test, match *regexp.Regexp, jobs int, do func(test) error) error
 		})
 	}
 	for _, t := range all {
-		if match.MatchString(t.name) {
-			queue <- t
-		}
+		queue <- t
 	}
 	close(queue)
 	wait.Wait()
@@ -135,7 +142,8 @@ func each(all []test, match *regexp.Regexp, jobs int, do func(test) error) error
 	return errs
 }
 
-// judge runs a test and counts how it ended. It errs when that cannot be told.
+// judge runs a test and counts how it ended. It errs when that cannot be told: a test that
+// does not build is none of the processor's failures, and must not count as one that is expected.
 func (c *tally) judge(t test, verbose bool) error {
 	dir, err := os.MkdirTemp("", "isa-suites")
 	if err != nil {

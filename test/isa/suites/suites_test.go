@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"steadfast/compute/riscv/asm"
 	"steadfast/compute/riscv/bare"
@@ -128,6 +130,33 @@ func TestSignatures(t *testing.T) {
 		if got.pass != pass || got.differ != 1-pass {
 			t.Errorf("value %d: %d pass, %d differ", value, got.pass, got.differ)
 		}
+	}
+}
+
+// TestQEMUThatFails: one that ends by itself is not waited for, and what it said is told.
+func TestQEMUThatFails(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "qemu-system-riscv64"), []byte("#!/bin/sh\necho no such processor >&2\nexit 1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+	file, err := program("x", 1, 1, true).build(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := runOne(file, true); err == nil || !strings.Contains(err.Error(), "no such processor") {
+		t.Error(err)
+	}
+	if took := time.Since(began); took >= qemuMost {
+		t.Errorf("it was waited for %v", took)
+	}
+}
+
+// TestNothing: a run of no test is no run that passes.
+func TestNothing(t *testing.T) {
+	if err := each([]test{{name: "a-1"}}, regexp.MustCompile("^b"), 2, func(test) error { return nil }); err == nil || !strings.Contains(err.Error(), "^b") {
+		t.Error(err)
 	}
 }
 
