@@ -68,7 +68,7 @@ nightly: build ## SLOW (half an hour): Debian guests under load, judged: nginx, 
 	@$(GO) run ./test/guestlife -time $(or $(TIME),60s) $(if $(ONLY),-only '$(ONLY)')
 
 bench: build ## SLOW (13 minutes), root: speed against tgt in the same run; BENCH_SECONDS, BENCH_ROUNDS, BENCH_ROWS
-	@test/need bench || true
+	@test/need bench image || true
 	@$(GO) run ./test/bench
 
 scale: build ## SLOW (half an hour), root for a part: 1,000 sessions and volumes, 2,000 snapshots, full pools overwritten, 64 TiB inside 256 MiB

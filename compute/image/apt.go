@@ -157,13 +157,15 @@ var wayToMirror = regexp.MustCompile(`^Acquire::(https?|socks|tor|ftp|ForceIPv4|
 
 func (a *archive) conf() string { return filepath.Join(a.dir, "etc", "apt.conf") }
 
-// untrusted are words of apt's complaints about what it could fetch, and would not trust.
-var untrusted = regexp.MustCompile(`(?i)not signed|GPG error|signature|hash sum mismatch|expired|not valid`)
+// present are words of apt's complaints about what it could fetch, and would not trust or could
+// not keep.
+var present = regexp.MustCompile(`(?i)not signed|GPG error|signature|hash sum mismatch|expired|not valid|no space left|enough free space`)
 
 // fetching makes what apt said of a download that failed an error of its own: a mirror that
-// is away is fault.Unreachable, one that is not to be trusted stays fault.Failed.
+// is away is fault.Unreachable; one that is not to be trusted, and a host that has no room,
+// stay fault.Failed.
 func fetching(err error) error {
-	if err == nil || fault.Is(err, fault.Canceled) || untrusted.MatchString(err.Error()) {
+	if err == nil || fault.Is(err, fault.Canceled) || present.MatchString(err.Error()) {
 		return err
 	}
 	return fault.Wrap(fault.Unreachable, err, "Debian's archive")

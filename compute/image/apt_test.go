@@ -8,16 +8,19 @@ import (
 	"steadfast/fault"
 )
 
-// TestFetching: a mirror that is away is told from one that is not to be trusted.
+// TestFetching: a mirror that is away is told from one that is not to be trusted, and from a full disk.
 func TestFetching(t *testing.T) {
 	for said, want := range map[string]fault.Kind{
 		"E: Failed to fetch http://x/InRelease  Could not connect to x:80 (127.0.0.1). - connect (111: Connection refused)":                  fault.Unreachable,
 		"E: Failed to fetch http://x/InRelease  Temporary failure resolving 'x'":                                                             fault.Unreachable,
+		"W: Download is performed unsandboxed as root as '/x' couldn't be accessed by '_apt'. (13: Permission denied)\nE: Failed to fetch":   fault.Unreachable,
 		"E: The repository 'http://x trixie Release' does not have a Release file.":                                                          fault.Unreachable,
 		"E: The repository 'http://x trixie InRelease' is not signed.":                                                                       fault.Failed,
 		"W: GPG error: http://x trixie InRelease: The following signatures couldn't be verified: NO_PUBKEY 6ED0E7B82643E131":                 fault.Failed,
 		"E: Release file for http://x/InRelease is expired (invalid since 3d). Updates for this repository will not be applied.":             fault.Failed,
 		"E: Failed to fetch http://x/pool/main/h/hello/hello_2.10_riscv64.deb  Hash Sum mismatch":                                            fault.Failed,
+		"E: Failed to fetch http://x/pool/main/h/hello/hello_2.10_riscv64.deb  Error writing to file - write (28: No space left on device)":  fault.Failed,
+		"E: You don't have enough free space in /var/cache/x/.":                                                                              fault.Failed,
 		"E: Release file for http://x/InRelease is not valid yet (invalid for another 2h). Updates for this repository will not be applied.": fault.Failed,
 	} {
 		if err := fetching(fault.New(fault.Failed, "apt-get: %w: %s", errors.New("exit status 100"), said)); !fault.Is(err, want) {

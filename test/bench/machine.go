@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"steadfast/fault"
 	"steadfast/test/testbed"
 )
 
@@ -44,7 +46,7 @@ const qemuName = "qemu-tcg"
 type machineBench struct {
 	*bench
 	bin    string // our binary
-	parts  guestParts
+	parts  testbed.Debian
 	load   string // guestload, for the guest
 	guests [2]*guest
 }
@@ -82,6 +84,10 @@ func (b *bench) machines() (err error) {
 	if len(stages) == 0 || b.ours == "peer" {
 		return nil
 	}
+	// Where only root's PATH leads, and this may not be root.
+	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin"); err != nil {
+		return err
+	}
 	for _, tool := range machineTools {
 		if _, err := exec.LookPath(tool[0]); err != nil {
 			fmt.Printf("SKIP machine-*: no %s (apt-get install %s)\n", tool[0], tool[1])
@@ -97,7 +103,12 @@ func (b *bench) machines() (err error) {
 	if m.bin, err = testbed.Binary(); err != nil {
 		return err
 	}
-	if m.parts, err = benchGuest(b.ctx); err != nil {
+	m.parts, err = testbed.NewDebian(b.ctx, os.Getenv("BENCH_GUEST"))
+	switch {
+	case fault.Is(err, fault.Unreachable):
+		fmt.Printf("SKIP machine-*: there is no guest yet, and none can be built: %v\n", err)
+		return nil
+	case err != nil:
 		return fmt.Errorf("the guest: %w", err)
 	}
 	if err := m.prepare(); err != nil {
@@ -145,7 +156,7 @@ func (m *machineBench) data(side int) string {
 // makeDisks copies the guest's disk, with guestload on it, and writes another one whole.
 func (m *machineBench) makeDisks(side int) error {
 	for _, args := range [][]string{
-		{"cp", "--sparse=always", m.parts.disk, m.disk(side)},
+		{"cp", "--sparse=always", m.parts.Disk, m.disk(side)},
 		{"debugfs", "-w", "-R", "write " + m.load + " /usr/bin/guestload", m.disk(side)},
 		{"debugfs", "-w", "-R", "sif /usr/bin/guestload mode 0100755", m.disk(side)},
 		{"dd", "if=/dev/urandom", "of=" + m.data(side), "bs=1M", fmt.Sprintf("count=%d", dataBytes>>20), "status=none"},
@@ -186,7 +197,9 @@ func (m *machineBench) kernel() error {
 			if err != nil {
 				return err
 			}
-			_, _, err = g.screen.await(m.ctx, "Run /init as init process")
+			ctx, cancel := context.WithTimeout(m.ctx, bootPatience)
+			_, _, err = g.screen.await(ctx, "Run /init as init process")
+			cancel()
 			if err == nil {
 				executed[side], seconds[side], err = g.spent(m.ctx)
 			}

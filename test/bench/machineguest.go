@@ -16,8 +16,6 @@ import (
 	"syscall"
 	"time"
 
-	"steadfast/compute/image"
-	"steadfast/compute/machineio"
 	"steadfast/compute/vmm/standalone"
 	"steadfast/test/testbed"
 )
@@ -32,44 +30,6 @@ var sideNames = [2]string{"steadfast", qemuName}
 
 // guestMemory is a guest's, in MiB.
 const guestMemory = 512
-
-// guestCache is where test/machine keeps its guest, which is this one.
-const guestCache = ".cache/machine"
-
-// guestParts are the files of the guest.
-type guestParts struct{ kernel, initrd, disk string }
-
-// benchGuest returns the guest of BENCH_GUEST, a folder, or that of make machine-check, made if
-// it is not there: a small Debian with Redis.
-func benchGuest(ctx context.Context) (p guestParts, err error) {
-	dir := os.Getenv("BENCH_GUEST")
-	if dir == "" {
-		dir = filepath.Join(guestCache, "guest")
-		if _, err := os.Stat(dir); err != nil {
-			b := &image.Builder{
-				Cache: filepath.Join(guestCache, "image"), Runner: machineio.Runner{Memory: guestMemory << 20},
-				Say: func(format string, args ...any) { fmt.Printf("note  guest: "+format+"\n", args...) },
-			}
-			if err := os.MkdirAll(guestCache, 0o755); err != nil {
-				return p, err
-			}
-			spec := image.Spec{Name: "check", Profile: "minimal", Packages: []string{"redis-server", "redis-tools"}, SizeBytes: 512 << 20}
-			if _, err := b.Build(ctx, spec, dir); err != nil {
-				return p, err
-			}
-		}
-	}
-	find := func(names ...string) string {
-		for _, n := range names {
-			if _, e := os.Stat(filepath.Join(dir, n)); e == nil {
-				return filepath.Join(dir, n)
-			}
-		}
-		err = errors.Join(err, fmt.Errorf("there is none of %v in %s", names, dir))
-		return ""
-	}
-	return guestParts{find("kernel"), find("initrd", "initrd.gz"), find("root.ext4", "disk.raw")}, err
-}
 
 // Ports of the guest that are forwarded to.
 const (
@@ -109,13 +69,13 @@ func (m *machineBench) start(side int, arguments string) (*guest, error) {
 	var argv []string
 	if side == ours {
 		argv = []string{
-			m.bin, "machine", "run", "--name", g.name, "--console", "--memory", fmt.Sprintf("%dMiB", guestMemory), "--kernel", m.parts.kernel, "--initrd", m.parts.initrd,
+			m.bin, "machine", "run", "--name", g.name, "--console", "--memory", fmt.Sprintf("%dMiB", guestMemory), "--kernel", m.parts.Kernel, "--initrd", m.parts.Initrd,
 			"--append", arguments, "--disk", m.disk(side), "--disk", m.data(side),
 			"--net", fmt.Sprintf("user,forward=%s:%d,forward=%s:%d", g.redis, redisPort, g.load, loadPort),
 		}
 	} else {
 		argv = append(qemuMachine(),
-			"-kernel", m.parts.kernel, "-initrd", m.parts.initrd, "-append", arguments,
+			"-kernel", m.parts.Kernel, "-initrd", m.parts.Initrd, "-append", arguments,
 			"-drive", "file="+m.disk(side)+",format=raw,if=none,id=root", "-device", "virtio-blk-device,drive=root",
 			"-drive", "file="+m.data(side)+",format=raw,if=none,id=data", "-device", "virtio-blk-device,drive=data",
 			"-netdev", fmt.Sprintf("user,id=net,hostfwd=tcp:%s-:%d,hostfwd=tcp:%s-:%d", g.redis, redisPort, g.load, loadPort),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,6 +52,15 @@ func (m machine) argv(store, cmdline string) []string {
 	return argv
 }
 
+// log is the file's name of the console: a recording of an image does not replace what the
+// image did before.
+func (m machine) log() string {
+	if m.record != "" {
+		return m.image.name + "-recorded.console"
+	}
+	return m.image.name + ".console"
+}
+
 // guest is a guest that lives in a process of the product's.
 type guest struct {
 	r        *run
@@ -84,7 +94,7 @@ func (r *run) boot(m machine) (*guest, error) {
 	if g.in, err = g.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
-	if g.log, err = os.Create(filepath.Join(r.logs, m.image.name+".console")); err != nil {
+	if g.log, err = os.Create(filepath.Join(r.logs, m.log())); err != nil {
 		return nil, err
 	}
 	g.cmd.Stdout = g
@@ -108,6 +118,8 @@ func (r *run) boot(m machine) (*guest, error) {
 			g.forwards = append(g.forwards, at)
 		case <-g.ended:
 			return nil, errors.Join(fmt.Errorf("the machine does not start: %w", g.exit), g.log.Close())
+		case <-time.After(patience):
+			return nil, errors.Join(errors.New("the machine does not say where its forwards are"), g.stop())
 		}
 	}
 	return g, nil
@@ -149,7 +161,7 @@ func (g *guest) await(text string) (string, error) {
 	defer cancel()
 	for {
 		g.mu.Lock()
-		i := strings.Index(string(g.text[g.read:]), text)
+		i := bytes.Index(g.text[g.read:], []byte(text))
 		before := ""
 		if i >= 0 {
 			before = string(g.text[g.read : g.read+i])

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -100,5 +102,55 @@ func TestTry(t *testing.T) {
 	r.try(g, step{"one", func(*guest) error { t.Error("it was not wanted"); return nil }})
 	if r.try(g, step{"other", func(g *guest) error { return g.powerOff() }}) {
 		t.Error("the guest is gone")
+	}
+}
+
+// TestTryAll: a guest that ends after a step that passes, and not in the last one, is a failure.
+func TestTryAll(t *testing.T) {
+	good := func(*guest) error { return nil }
+	ends := func(g *guest) error {
+		_ = g.cmd.Process.Kill()
+		<-g.ended
+		return nil
+	}
+	for _, tc := range []struct {
+		steps          []step
+		passed, failed int
+	}{
+		{[]step{{"a", good}, {"b", ends}}, 2, 0},
+		{[]step{{"a", ends}, {"b", good}}, 1, 1},
+	} {
+		g := fakeGuest(t)
+		g.r.tryAll(g, tc.steps)
+		if g.r.passed != tc.passed || g.r.failed != tc.failed {
+			t.Errorf("%d passed, %d failed; want %d and %d", g.r.passed, g.r.failed, tc.passed, tc.failed)
+		}
+	}
+}
+
+// TestConsoles: a recording leaves the console of its image's life before it.
+func TestConsoles(t *testing.T) {
+	if a, b := (machine{image: whole}).log(), (machine{image: whole, record: "r"}).log(); a == b {
+		t.Error(a)
+	}
+}
+
+// TestReachable: an archive that this host cannot read excuses a guest; one that it can does not.
+func TestReachable(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/debian/dists/trixie/InRelease" {
+			http.NotFound(w, r)
+		}
+	}))
+	defer s.Close()
+	for _, archive := range []string{s.URL + "/debian", s.URL + "/debian/"} {
+		if err := reachable(t.Context(), archive); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, archive := range []string{s.URL + "/other", "http://127.0.0.1:1/debian", ""} {
+		if err := reachable(t.Context(), archive); err == nil {
+			t.Errorf("%q can be read", archive)
+		}
 	}
 }

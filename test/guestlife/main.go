@@ -128,6 +128,21 @@ func (r *run) try(g *guest, s step) bool {
 	return r.ctx.Err() == nil && g.alive()
 }
 
+// tryAll runs steps on a guest in their order. Only in the last one the guest may end: what
+// cannot be tried because it is gone is a failure, whatever the step before it said.
+func (r *run) tryAll(g *guest, steps []step) {
+	for i, s := range steps {
+		if r.try(g, s) {
+			continue
+		}
+		if i < len(steps)-1 && r.ctx.Err() == nil {
+			r.failed++
+			fmt.Printf("FAIL %s: not tried, the machine has ended: %v\n", steps[i+1].name, g.exit)
+		}
+		return
+	}
+}
+
 // skip counts what this host cannot show, and says why.
 func (r *run) skip(name, why string) {
 	r.skipped++

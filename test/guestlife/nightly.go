@@ -1,12 +1,16 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // whole is the guest of the nightly form.
@@ -82,11 +86,7 @@ func (r *run) live(steps []step) (err error) {
 	}
 	r.passed++
 	fmt.Printf("ok   boot%s\n", g.takeNote())
-	for _, s := range steps {
-		if !r.try(g, s) {
-			break
-		}
-	}
+	r.tryAll(g, steps)
 	return nil
 }
 
@@ -113,13 +113,42 @@ func system(g *guest) error {
 
 // installed: apt fetches and installs a package over the guest's network.
 func installed(g *guest) error {
-	if out, err := g.shell("apt-get update -qq -o Acquire::Retries=0"); err != nil {
-		return fmt.Errorf("%w: the guest does not reach the archive: %s", errSkip, out)
+	archive, err := g.shell("sed -n 's/^URIs: //p' /etc/apt/sources.list.d/*.sources | head -n 1")
+	if err != nil {
+		return err
+	}
+	if err := reachable(g.r.ctx, archive); err != nil {
+		return fmt.Errorf("%w: this host does not reach the guest's archive: %w", errSkip, err)
+	}
+	if _, err := g.shell("apt-get update -qq -o Acquire::Retries=3"); err != nil {
+		return err
 	}
 	out, err := g.shell("apt-get install -y -qq hello >/dev/null && hello && dpkg --audit")
 	if err == nil && !strings.HasSuffix(out, "Hello, world!") {
 		err = fmt.Errorf("the package says %q", out)
 	}
+	return err
+}
+
+// reachPatience bounds how long the archive may take to answer this host.
+const reachPatience = time.Minute
+
+// reachable fails unless this host can read an archive the way a guest does: with no proxy and
+// no password. What it can, the guest must.
+func reachable(ctx context.Context, archive string) (err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(archive, "/")+"/dists/trixie/InRelease", nil)
+	if err != nil {
+		return err
+	}
+	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: reachPatience}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, res.Body.Close()) }()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", req.URL, res.Status)
+	}
+	_, err = io.Copy(io.Discard, res.Body)
 	return err
 }
 

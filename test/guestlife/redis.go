@@ -28,8 +28,9 @@ type redisLoad struct {
 // shortLoad is CI's.
 var shortLoad = redisLoad{clients: 4, commands: 2500, keys: 200, pipeline: 32, bytesMax: 16 << 10}
 
-// redisPatience bounds one batch of commands: what does not answer then has lost them.
-const redisPatience = 5 * time.Minute
+// answerPatience bounds what one answer may take, or those to one batch of commands: what does
+// not answer then has lost them.
+const answerPatience = 5 * time.Minute
 
 // openRedis lets this host use the guest's Redis, which listens on loopback as packaged.
 func openRedis(g *guest) error {
@@ -201,7 +202,7 @@ func resp(out *bytes.Buffer, words ...string) {
 
 // exchange sends commands, and reads and compares the answers meanwhile.
 func (c *redisClient) exchange(conn net.Conn, in *bufio.Reader, out, want []byte) error {
-	if err := conn.SetDeadline(time.Now().Add(redisPatience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(answerPatience)); err != nil {
 		return err
 	}
 	sent := make(chan error, 1)

@@ -27,7 +27,7 @@ func (r *run) short() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, g.stop()) }()
-	for _, s := range []step{
+	r.tryAll(g, []step{
 		{"boot to the login, and a command", booted},
 		{"redis, each answer checked", func(g *guest) error {
 			_, err := redisChecked(g, 0, shortLoad)
@@ -35,11 +35,7 @@ func (r *run) short() (err error) {
 		}},
 		{"redis-benchmark", func(g *guest) error { return redisBenchmark(g, 500) }},
 		{"power button", func(g *guest) error { return errors.Join(g.powerOff(), r.clean(r.disk(small))) }},
-	} {
-		if !r.try(g, s) {
-			break
-		}
-	}
+	})
 	return r.ctx.Err()
 }
 

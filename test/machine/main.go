@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"steadfast/compute/machine"
+	"steadfast/test/testbed"
 )
 
 func main() {
@@ -44,7 +45,7 @@ func main() {
 
 // check is one run.
 type check struct {
-	guest        string
+	debian       testbed.Debian
 	stops        int
 	anew         int // of them whose digest is also computed from all of the memory
 	instructions uint64
@@ -66,7 +67,7 @@ var (
 
 func run(ctx context.Context) (err error) {
 	c := &check{}
-	flag.StringVar(&c.guest, "guest", "", "folder with kernel, initrd and disk.raw or root.ext4; built and kept in .cache/machine when empty")
+	guest := flag.String("guest", "", "folder with kernel, initrd and disk.raw or root.ext4; built and kept in .cache/machine when empty")
 	flag.IntVar(&c.stops, "stops", 1000, "counts at which digests are compared")
 	flag.IntVar(&c.anew, "anew", 20, "stops at which the digest is also computed from all of the memory")
 	flag.Uint64Var(&c.instructions, "instructions", 1_000_000_000, "at least so many are recorded")
@@ -87,10 +88,8 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(c.dir)) }()
-	if c.guest == "" {
-		if c.guest, err = buildGuest(ctx); err != nil {
-			return err
-		}
+	if c.debian, err = testbed.NewDebian(ctx, *guest); err != nil {
+		return err
 	}
 	r, err := c.record(ctx)
 	if err != nil {
@@ -99,7 +98,8 @@ func run(ctx context.Context) (err error) {
 	return c.compare(ctx, r)
 }
 
-// setLeak has replays read what is in no log: it gets to the guest's wall clock.
+// setLeak has replays read what is in no log: it gets to the guest's wall clock. It is how
+// the check itself is checked, for one that never fails looks like a machine that never differs.
 func (c *check) setLeak() error {
 	switch c.leak {
 	case "":
@@ -131,7 +131,9 @@ type way struct {
 }
 
 // compare replays in all ways and compares the digests: with those of the recording, which
-// the log has, and those of the counts by chance with each other.
+// the log has, and those of the counts by chance with each other. Neither would do alone: the
+// recording has digests only where its loop stopped anyway, and the replays might all be wrong
+// in the same way.
 func (c *check) compare(ctx context.Context, r *recorded) error {
 	counts := c.chooseCounts(r.end)
 	ways := []way{

@@ -33,7 +33,9 @@ const (
 
 // replayRacing has this program, built with the race detector, live again what follows
 // the middle, and compares its digests with the first replay's. It returns how many it
-// compared, and how many differ.
+// compared, and how many differ. It is another process, since a program has the detector or
+// has it not; counts go in and digests come out as lines of text. A race that the detector finds
+// is an exit status of that process, and so an error here.
 func (c *check) replayRacing(ctx context.Context, r *recorded, counts []uint64, first map[uint64]machine.Hash) (stops, differ int, err error) {
 	if _, err := exec.LookPath("gcc"); err != nil {
 		fmt.Println("SKIP  with the race detector: it needs a C compiler, and there is no gcc")

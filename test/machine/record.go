@@ -9,37 +9,15 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"steadfast/block"
 	"steadfast/compute/filedisk"
-	"steadfast/compute/image"
 	"steadfast/compute/machine"
 	"steadfast/compute/machineio"
 	"steadfast/compute/usernet"
 )
-
-// cacheDir keeps the guest.
-const cacheDir = ".cache/machine"
-
-// buildGuest makes the guest, if it is not there: a small Debian with Redis.
-func buildGuest(ctx context.Context) (string, error) {
-	dir := filepath.Join(cacheDir, "guest")
-	if _, err := os.Stat(dir); err == nil {
-		return dir, nil
-	}
-	b := &image.Builder{
-		Cache: filepath.Join(cacheDir, "image"), Runner: machineio.Runner{Memory: 512 << 20},
-		Say: func(format string, args ...any) { fmt.Printf("note  guest: "+format+"\n", args...) },
-	}
-	if err := os.MkdirAll(cacheDir, 0o755); err != nil {
-		return "", err
-	}
-	_, err := b.Build(ctx, image.Spec{Name: "check", Profile: "minimal", Packages: []string{"redis-server", "redis-tools"}, SizeBytes: 512 << 20}, dir)
-	return dir, err
-}
 
 // recorded is a life that was recorded.
 type recorded struct {
@@ -48,7 +26,8 @@ type recorded struct {
 	middleAt, end uint64 // counts
 }
 
-// screen is the other end of the serial port.
+// screen is the other end of the serial port. The machine's loop writes to it and the guest's
+// user reads, so it has a lock.
 type screen struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -84,32 +63,18 @@ func (s *screen) await(ctx context.Context, what ...string) (found string, err e
 	return "", fmt.Errorf("waiting for %q: %w", what, context.Cause(ctx))
 }
 
-// bootTime is how long a guest may take to boot, on a machine with other work.
-const bootTime = 15 * time.Minute
-
-// guestFiles are the names under which a guest's parts may be.
-func guestFiles(dir string) (kernel, initrd, disk string, err error) {
-	find := func(names ...string) string {
-		for _, n := range names {
-			if _, e := os.Stat(filepath.Join(dir, n)); e == nil {
-				return filepath.Join(dir, n)
-			}
-		}
-		err = errors.Join(err, fmt.Errorf("there is none of %v in %s", names, dir))
-		return ""
-	}
-	return find("kernel"), find("initrd", "initrd.gz"), find("root.ext4", "disk.raw"), err
-}
+// How long a guest may take to boot, and for one command, on a machine with other work. The
+// whole has no bound: how much a guest is to do is the caller's choice.
+const (
+	bootTime = 15 * time.Minute
+	stepTime = 5 * time.Minute
+)
 
 // record boots the guest and has it work until enough has happened.
 func (c *check) record(ctx context.Context) (r *recorded, err error) {
-	kernel, initrd, disk, err := guestFiles(c.guest)
-	if err != nil {
-		return nil, err
-	}
 	r = &recorded{start: c.file(startName), middle: c.file(middleName), log: c.file(logName)}
 	copied := c.file("disk")
-	if err := copyFile(copied, disk); err != nil {
+	if err := copyFile(copied, c.debian.Disk); err != nil {
 		return nil, err
 	}
 	d, err := filedisk.Open(copied, false)
@@ -118,7 +83,7 @@ func (c *check) record(ctx context.Context) (r *recorded, err error) {
 	}
 	// A replay has none: it is renamed, which its log need not know.
 	defer func() { err = errors.Join(err, d.Close(), os.Rename(copied, copied+".gone")) }()
-	m, err := c.load(kernel, initrd, d.Size())
+	m, err := c.load(c.debian.Kernel, c.debian.Initrd, d.Size())
 	if err != nil {
 		return nil, err
 	}
@@ -135,18 +100,32 @@ func (c *check) record(ctx context.Context) (r *recorded, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.live(ctx, m, d, log, r); err != nil {
+		return nil, err
+	}
+	r.end = m.Count()
+	return r, nil
+}
+
+// live has a machine live with its disk, a network and a console, and work, until enough has
+// happened.
+//
+// Three goroutines: the machine's loop, the only one that touches the machine; one that
+// brings frames from the network; and one that is the user of the guest. The last ends the life,
+// and whichever fails ends the others: all are waited for before anything they use is closed.
+func (c *check) live(ctx context.Context, m *machine.Machine, d block.Device, log *machine.LogWriter, r *recorded) (err error) {
 	s := &screen{}
 	if c.verbose {
 		s.copy = os.Stdout
 	}
 	network, err := usernet.New(usernet.Options{Isolated: true, Large: true, Forwards: []usernet.Forward{{Listen: "127.0.0.1:0", GuestPort: 6379}}})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, network.Close()) }()
 	l, err := machineio.New(m, machineio.Options{Disks: []block.Device{d}, Wires: []machineio.Wire{network}, Serial: s, Log: log, HashEvery: max(c.instructions/500, 1_000_000)})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	life, end := context.WithCancel(ctx)
 	var others sync.WaitGroup
@@ -170,15 +149,16 @@ func (c *check) record(ctx context.Context) (r *recorded, err error) {
 	end()
 	others.Wait()
 	if err := errors.Join(err, worked, ctx.Err()); err != nil {
-		return nil, err
+		return err
 	}
-	r.end = m.Count()
 	n := l.Counters()
 	fmt.Printf("note  recorded %d instructions (%d of them waiting), %d inputs and %d changes of the clock's rate, %d outputs, a log of %d bytes, in %v; the clock's lag %v\n",
 		m.Count(), m.Idled(), n.Inputs-n.Syncs, n.Syncs, n.Outputs, n.LogBytes, time.Since(began).Round(time.Millisecond), n.Lag)
-	return r, nil
+	return nil
 }
 
+// load makes up the machine at count 0. Its seed and wall clock are of this moment, and in its
+// saved state: no two runs of the check are alike, and the replays of one are.
 func (c *check) load(kernel, initrd string, diskSize int64) (*machine.Machine, error) {
 	k, err := os.ReadFile(kernel)
 	if err != nil {
@@ -195,7 +175,10 @@ func (c *check) load(kernel, initrd string, diskSize int64) (*machine.Machine, e
 	if err != nil {
 		return nil, err
 	}
-	return m, m.Load(k, i)
+	if err := m.Load(k, i); err != nil {
+		return nil, errors.Join(err, m.Release())
+	}
+	return m, nil
 }
 
 func save(m *machine.Machine, name string) error {
@@ -206,6 +189,8 @@ func save(m *machine.Machine, name string) error {
 	return errors.Join(m.Save(f), f.Close())
 }
 
+// copyFile copies the disk that was built: the guest writes to it, and the next run of the check
+// is to find it as it was.
 func copyFile(to, from string) error {
 	in, err := os.Open(from)
 	if err != nil {
@@ -236,13 +221,15 @@ func (c *check) work(ctx context.Context, l *machineio.Live, s *screen, redis st
 	}
 	fmt.Printf("note  booted, at %d instructions\n", counted(l))
 	// What Debian has started listens to nobody outside.
-	if err := c.order(boot, l, s, "redis-cli shutdown nosave 2>/dev/null; redis-server --bind 0.0.0.0 --protected-mode no --appendonly yes --appendfsync always --dir /tmp --daemonize yes"); err != nil {
+	if err := c.order(ctx, l, s, "redis-cli shutdown nosave 2>/dev/null; redis-server --bind 0.0.0.0 --protected-mode no --appendonly yes --appendfsync always --dir /tmp --daemonize yes"); err != nil {
 		return err
 	}
 	saved := false
 	for round := 0; ctx.Err() == nil; round++ {
 		n, count := l.Counters(), counted(l)
 		if !saved && round > 2 {
+			// Not at once after booting: what work has made of devices, queues and the clock's
+			// rate is to be in the state.
 			saved = true
 			var err error
 			l.Call(func(m *machine.Machine) { err, r.middleAt = save(m, r.middle), m.Count() })
@@ -250,13 +237,14 @@ func (c *check) work(ctx context.Context, l *machineio.Live, s *screen, redis st
 				return err
 			}
 		}
+		// A guest that waits has counts pass as well, so it has to have worked some rounds, too.
 		if count >= c.instructions && n.Inputs-n.Syncs >= c.inputs && round > 5 {
 			return nil
 		}
-		if err := c.order(boot, l, s, fmt.Sprintf("dd if=/dev/urandom of=/tmp/f%d bs=64k count=20 2>/dev/null; sync; md5sum /tmp/f%d; date", round%4, round%4)); err != nil {
+		if err := c.order(ctx, l, s, fmt.Sprintf("dd if=/dev/urandom of=/tmp/f%d bs=64k count=20 2>/dev/null; sync; md5sum /tmp/f%d; date", round%4, round%4)); err != nil {
 			return err
 		}
-		if err := useRedis(boot, redis, 400); err != nil {
+		if err := useRedis(ctx, redis, 400); err != nil {
 			return err
 		}
 	}
@@ -282,14 +270,23 @@ func (c *check) typeIn(ctx context.Context, l *machineio.Live, text string) {
 // order types a command and waits for its end.
 func (c *check) order(ctx context.Context, l *machineio.Live, s *screen, command string) error {
 	const done = "d0ne"
+	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	defer cancel()
 	// The echo of the line must not be taken for its end.
 	c.typeIn(ctx, l, command+"; echo d0''ne\n")
 	_, err := s.await(ctx, done)
 	return err
 }
 
-// useRedis sets and gets keys, and checks the answers.
+// errWrong is what a guest whose memory, disk or network loses something comes to. It is no
+// matter of waiting longer.
+var errWrong = errors.New("redis answers with what was not set")
+
+// useRedis sets and gets keys, and checks the answers. The forward takes a connection before
+// the server in the guest listens, and cuts it then: so it is tried again until it is up.
 func useRedis(ctx context.Context, address string, rounds int) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	defer cancel()
 	var d net.Dialer
 	for {
 		conn, err := d.DialContext(ctx, "tcp", address)
@@ -297,7 +294,7 @@ func useRedis(ctx context.Context, address string, rounds int) error {
 			return err
 		}
 		err = speakRedis(conn, rounds)
-		if e := conn.Close(); err == nil || ctx.Err() != nil {
+		if e := conn.Close(); err == nil || errors.Is(err, errWrong) || ctx.Err() != nil {
 			return errors.Join(err, e)
 		}
 		time.Sleep(200 * time.Millisecond) // it is not up yet
@@ -318,8 +315,11 @@ func speakRedis(conn net.Conn, rounds int) error {
 		if _, err := io.ReadFull(in, got); err != nil {
 			return err
 		}
+		if got[0] == '-' {
+			return fmt.Errorf("redis refuses: %q", got) // it is still loading
+		}
 		if string(got) != want {
-			return fmt.Errorf("redis answered %q, not %q", got, want)
+			return fmt.Errorf("%w: %q, not %q", errWrong, got, want)
 		}
 	}
 	return nil
