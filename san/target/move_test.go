@@ -487,7 +487,18 @@ func TestNothingBegins(t *testing.T) {
 	c, _ := r.login("")
 	r.alive(c)
 	s, begun, in := r.session(c), r.disk.Begun.Load(), r.session(c).bytesIn.Load()
-	s.mu.Lock() // the reader waits for it with the first of them
+	// The reader waits for the lock with the first of them, and not yet after the
+	// answer that the initiator has seen.
+	until(t, "the answer is done with", func() bool {
+		s.mu.Lock()
+		if s.sending {
+			s.mu.Unlock()
+			return false
+		}
+		return true
+	})
+	release := sync.OnceFunc(s.mu.Unlock)
+	defer release()
 	var wire []byte
 	for range 100 {
 		h := c.Command(iscsi.FlagFinal, 0, 0)
@@ -498,7 +509,7 @@ func TestNothingBegins(t *testing.T) {
 	}
 	until(t, "all is read", func() bool { return s.bytesIn.Load() == in+uint64(len(wire)) })
 	s.close("test")
-	s.mu.Unlock()
+	release()
 	<-s.gone
 	if n := r.disk.Begun.Load() - begun; n > 1 {
 		t.Errorf("%d commands began", n)

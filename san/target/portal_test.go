@@ -313,8 +313,8 @@ func TestHeldTool(t *testing.T) {
 	alias := r.withAlias()
 	r.srv.HoldLogins(aliasTag)
 	const wait = time.Second
-	time.AfterFunc(wait, func() { r.srv.AdmitLogins(aliasTag) })
 	began := time.Now()
+	time.AfterFunc(wait, func() { r.srv.AdmitLogins(aliasTag) })
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	//nolint:gosec // The tool is the one that is installed.

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 )
 
@@ -110,6 +112,14 @@ func countEvents(r io.Reader, see func(text string)) (tally, error) {
 			sum.failed++
 			fmt.Printf("FAIL %s\n", key)
 			show(text[key])
+			if e.Test == "" { // what ended it was printed in the name of the test that ran
+				for _, k := range slices.Sorted(maps.Keys(text)) {
+					if strings.HasPrefix(k, key) && k != key {
+						fmt.Printf("     in %s\n", k)
+						show(text[k])
+					}
+				}
+			}
 			if e.FailedBuild != "" {
 				show(text[e.FailedBuild+" "])
 			}
@@ -121,14 +131,18 @@ func countEvents(r io.Reader, see func(text string)) (tally, error) {
 	return sum, scan.Err()
 }
 
-// show prints the end of an output, indented.
+// show prints an output, indented: its end, and of a trace, which says first what runs
+// and why it ended, the beginning too.
 func show(b *strings.Builder) {
 	if b == nil {
 		return
 	}
 	lines := strings.Split(strings.TrimRight(b.String(), "\n"), "\n")
+	if i := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "panic: ") }); i >= 0 {
+		lines = lines[i:min(len(lines), i+300)]
+	}
 	const most = 60
-	if len(lines) > most {
+	if len(lines) > most && !strings.HasPrefix(lines[0], "panic: ") {
 		fmt.Printf("     ... %d lines before\n", len(lines)-most)
 		lines = lines[len(lines)-most:]
 	}
