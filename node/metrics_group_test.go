@@ -5,7 +5,6 @@ import (
 	"io"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 
 	steadfastv1 "steadfast/api/steadfast/v1"
 	"steadfast/cluster/quorum"
+	"steadfast/internal/freeport"
 	"steadfast/node/config"
 	"steadfast/node/ha"
 	"steadfast/san/mirror"
@@ -86,12 +86,8 @@ func TestQuorumMetrics(t *testing.T) {
 	if text := scrape(t, n); !strings.Contains(text, "\nsteadfast_cluster_member 0\n") || strings.Contains(text, "steadfast_quorum_") {
 		t.Error("a node without a cluster tells of one")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := freeport.Address()
 	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := (clusterService{n}).InitCluster(context.Background(), &steadfastv1.InitClusterRequest{Name: "a", Address: address}); err != nil {

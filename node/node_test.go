@@ -19,6 +19,7 @@ import (
 	steadfastv1 "steadfast/api/steadfast/v1"
 	"steadfast/api/steadfast/v1/steadfastv1connect"
 	"steadfast/fault"
+	"steadfast/internal/freeport"
 	"steadfast/node"
 	"steadfast/node/apierror"
 	"steadfast/node/config"
@@ -242,14 +243,11 @@ func TestNotify(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	c := settings(t)
-	probe, err := net.Listen("tcp", "127.0.0.1:0")
+	at, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Metrics = config.Address(probe.Addr().String())
-	if err := probe.Close(); err != nil {
-		t.Fatal(err)
-	}
+	c.Metrics = config.Address(at)
 	n := start(t, c, nil)
 	defer stop(t, n)
 	h := dial(t, c)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"steadfast/fault"
+	"steadfast/internal/freeport"
 )
 
 func TestMain(m *testing.M) {
@@ -62,14 +62,11 @@ func TestScripts(t *testing.T) {
 // are left alone: that needs no root.
 func setUpPair(e *testscript.Env, dir string) error {
 	for _, name := range []string{"A", "B", "W"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		address, err := freeport.Address()
 		if err != nil {
 			return err
 		}
-		e.Setenv(name, l.Addr().String())
-		if err := l.Close(); err != nil {
-			return err
-		}
+		e.Setenv(name, address)
 	}
 	for _, name := range []string{"a", "b"} {
 		err := os.WriteFile(filepath.Join(dir, name+".toml"), fmt.Appendf(nil,
