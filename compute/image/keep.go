@@ -126,20 +126,43 @@ func removeAll(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// become renames the folder to its name. Fails with fault.Exists if there is something else.
+// become renames the folder to its name, once all that is in it is stable: after a loss of
+// power there is the whole of it, or nothing. Fails with fault.Exists if there is something else.
 func (m *making) become(path string) error {
 	if err := os.Chmod(m.dir, 0o755); err != nil {
 		return err
+	}
+	if err := syncAll(m.dir); err != nil {
+		return fault.Wrap(fault.Failed, err, "making "+m.dir+" stable")
 	}
 	// rename(2) replaces an empty folder and nothing else.
 	err := os.Rename(m.dir, path)
 	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTDIR) {
 		return fault.New(fault.Exists, "%s is there already", path)
 	}
-	if err == nil {
-		m.dir = ""
+	if err != nil {
+		return err
 	}
-	return err
+	m.dir = ""
+	return fault.Wrap(fault.Failed, syncPath(filepath.Dir(path)), "making "+path+" stable")
+}
+
+// syncAll makes a folder's files and the folders themselves stable.
+func syncAll(dir string) error {
+	return filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
+		if err != nil || !d.IsDir() && !d.Type().IsRegular() {
+			return err
+		}
+		return syncPath(p)
+	})
+}
+
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // end removes the folder if it has not become anything.
