@@ -17,6 +17,7 @@ type Role string
 const (
 	RoleNode    Role = "node"    // holds data, and the cluster's signing key
 	RoleWitness Role = "witness" // only votes
+	RoleHost    Role = "host"    // runs machines; it neither votes nor holds data, and follows what is decided
 )
 
 // Fingerprint is the SHA-256 of a public key in its PKIX form, or of a token's
@@ -118,6 +119,9 @@ func (r Roll) ByID(id uint64) *Record {
 // Fails with fault.Invalid.
 func Found(first Record) (*State, error) {
 	s := NewState()
+	if first.Role == RoleHost {
+		return nil, fault.New(fault.Invalid, "a host has no vote, and cannot be a cluster's first member")
+	}
 	first.ID, first.Voter, first.Token = 1, true, ""
 	if err := first.check(); err != nil {
 		return nil, err
@@ -135,6 +139,9 @@ func (s *State) Recover(m Member) error {
 	r := s.Roll.Members[m]
 	if r == nil {
 		return fault.New(fault.NotFound, "%s is not a member of the cluster", m)
+	}
+	if r.Role == RoleHost {
+		return fault.New(fault.Invalid, "%s is a host, which has no vote: recover the cluster on a storage node", m)
 	}
 	for name := range s.Roll.Members {
 		if name != m {
@@ -199,7 +206,7 @@ func (s *State) invite(c Change) error {
 	case !c.Token.valid():
 		return fault.New(fault.Invalid, "the token's hash is not one")
 	case !c.Role.valid():
-		return fault.New(fault.Invalid, "%q is not a role: node or witness", c.Role)
+		return fault.New(fault.Invalid, "%q is not a role: node, witness or host", c.Role)
 	case c.Expires <= c.Now:
 		return fault.New(fault.Invalid, "the token would have expired before it is made")
 	case s.Roll.Tokens[c.Token] != nil || s.Roll.byToken(c.Token) != nil:
@@ -259,6 +266,9 @@ func (s *State) amend(k Kind, c Change) error {
 	}
 	r := *old
 	if k == KindVote {
+		if r.Role == RoleHost {
+			return fault.New(fault.Denied, "member %s is a host, and hosts have no vote", r.Name)
+		}
 		if r.ID != c.ID || r.Voter {
 			return fault.New(fault.Stale, "member %s is number %d, voter %t", r.Name, r.ID, r.Voter)
 		}
@@ -321,7 +331,7 @@ func (r Roll) check() error {
 	}
 	ids := map[uint64]bool{}
 	for name, m := range r.Members {
-		if m == nil || m.Name != name || m.check() != nil || m.ID > r.LastID || ids[m.ID] {
+		if m == nil || m.Name != name || m.check() != nil || m.ID > r.LastID || ids[m.ID] || m.Voter && m.Role == RoleHost {
 			return fault.New(fault.Corrupt, "the quorum's snapshot contradicts itself: member %q", name)
 		}
 		ids[m.ID] = true
@@ -342,7 +352,7 @@ func (r *Record) check() error {
 	case r.ID == 0:
 		return fault.New(fault.Invalid, "member %s has no number", r.Name)
 	case !r.Role.valid():
-		return fault.New(fault.Invalid, "%q is not a role: node or witness", r.Role)
+		return fault.New(fault.Invalid, "%q is not a role: node, witness or host", r.Role)
 	case !validAddress(r.Address):
 		return fault.New(fault.Invalid, "%q is not an address: host:port", r.Address)
 	case !r.Key.valid():
@@ -351,7 +361,7 @@ func (r *Record) check() error {
 	return nil
 }
 
-func (r Role) valid() bool { return r == RoleNode || r == RoleWitness }
+func (r Role) valid() bool { return r == RoleNode || r == RoleWitness || r == RoleHost }
 
 // Valid tells whether m can name a member.
 func (m Member) Valid() bool {

@@ -123,7 +123,7 @@ func drawChange(t *rapid.T, s *State) *Change {
 	c := &Change{
 		Name: name, Address: rapid.SampledFrom([]string{"a:1", "b:1", "c:1", "d:1", "[::1]:4", "none"}).Draw(t, "address"),
 		Key: mark(string(name) + rapid.SampledFrom([]string{"", "2"}).Draw(t, "key")), Token: mark(rapid.SampledFrom([]string{"t", "u"}).Draw(t, "token")),
-		Role: rapid.SampledFrom([]Role{RoleNode, RoleNode, RoleWitness, "king"}).Draw(t, "role"),
+		Role: rapid.SampledFrom([]Role{RoleNode, RoleNode, RoleWitness, RoleHost, "king"}).Draw(t, "role"),
 		Now:  rapid.Int64Range(0, 5).Draw(t, "now"), Expires: rapid.Int64Range(0, 20).Draw(t, "expires"),
 		ID: s.Roll.LastID + 1,
 	}

@@ -51,7 +51,7 @@
 //	Withdraw  takes a token back
 //	Join      a new member, by a token, which is gone then. It gets a number,
 //	          given once and never again, and does not vote yet
-//	Vote      a member that has caught up becomes a voter
+//	Vote      a member that has caught up becomes a voter; not a host
 //	Leave     takes a member out; not one that is in a group's set, where data
 //	          could be on it alone, and not the last voter
 //	Move      changes a member's address
@@ -59,7 +59,9 @@
 // Join, Vote and Leave are raft's changes of configuration too; they are one
 // entry of the log with it, so that neither is ever without the other. A state
 // that has no members at all does not ask who is one: it is for trying the
-// rules of groups alone. A witness holds no data and so is in no set.
+// rules of groups alone. A witness holds no data and so is in no set; nor does a host,
+// which follows what is decided, may propose, and never votes: machines come and go on
+// as many hosts as there are, and what is decided stays with the three.
 //
 // # The inventory
 //

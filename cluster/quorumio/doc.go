@@ -51,7 +51,7 @@
 // Who joins does not vote until it has caught up, when the leader makes it a
 // voter: an empty member that counts for the majority would stop a cluster of one
 // or two. It begins with the addresses of the members (seeds), and gets its state
-// from the leader.
+// from the leader. A host never gets a vote: for raft it stays a learner.
 //
 // # Proposals
 //

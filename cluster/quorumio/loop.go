@@ -366,9 +366,9 @@ func (l *loop) compact(changed bool) error {
 // transferPause is how long a leader waits between tries to give away its place.
 const transferPause = 2 * uint64(time.Second/tickTime)
 
-// lead does what is the leader's: who has caught up becomes a voter, and a
-// witness that has caught up becomes leader, for its host has nothing else to do
-// and a storage node's death then needs no election.
+// lead does what is the leader's: who has caught up becomes a voter, unless it is a
+// host, which stays a learner; and a witness that has caught up becomes leader, for
+// its box has nothing else to do and a storage node's death then needs no election.
 func (l *loop) lead() {
 	st := l.raft.BasicStatus()
 	if st.RaftState != raft.StateLeader || l.machine.state.Boots[l.m.self.Member] != l.m.self.Boot {
@@ -382,6 +382,7 @@ func (l *loop) lead() {
 			continue
 		}
 		switch {
+		case p.IsLearner && r.Role == quorum.RoleHost:
 		case p.IsLearner && !l.voting:
 			l.voting = true
 			l.ask(&ask{

@@ -3,6 +3,7 @@ package quorumio
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -417,5 +418,67 @@ func TestLeaderLeaves(t *testing.T) {
 		}
 		a.down()
 		b.down()
+	}
+}
+
+// TestHost: a host follows what is decided and may have something decided, and the
+// three decide without it as well as with it: it has no vote.
+func TestHost(t *testing.T) {
+	t.Parallel()
+	sites := three(t, 16)
+	a, b := sites[0], sites[1]
+	hosts := make([]*site, 4) // more than there are voters
+	for i := range hosts {
+		h := newSite(t, quorum.Member(fmt.Sprintf("h%d", i)))
+		if _, err := Join(within(t), h.dir, a.invite(quorum.RoleHost), h.name, h.address, quorum.RoleHost); err != nil {
+			t.Fatal(err)
+		}
+		h.up()
+		hosts[i] = h
+	}
+	h := hosts[0]
+	if err := a.create("before"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a host has it", func() bool { return h.State().Group["before"] != nil })
+	edit := quorum.Edit{Key: "by-a-host", Value: []byte("x")}
+	if err := h.Edit(within(t), h.State().Inventory.Revision, edit); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "others hear of a host", func() bool { _, ok := b.Reachable()[h.name]; return ok })
+	eventually(t, "a host hears of others", func() bool { return len(h.Reachable()) >= 3 })
+	if err := h.create("by-a-host"); !fault.Is(err, fault.Denied) {
+		t.Errorf("a group of a host: %v", err)
+	}
+	for _, h := range hosts {
+		h.down()
+	}
+	if err := a.create("without-hosts"); err != nil {
+		t.Errorf("without hosts: %v", err)
+	}
+	h.up()
+	eventually(t, "a host that was away has what was missed", func() bool { return h.State().Group["without-hosts"] != nil })
+	// One of three and all hosts are no quorum.
+	for _, h := range hosts[1:] {
+		h.up()
+	}
+	b.down()
+	sites[2].down()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if err := a.Propose(ctx, quorum.Command{Kind: quorum.KindCreate, Group: "alone"}); err == nil {
+		t.Error("one of three decided with hosts")
+	}
+	b.up()
+	if err := a.create("again"); err != nil {
+		t.Error(err)
+	}
+	for _, h := range hosts {
+		if r := a.State().Roll.Members[h.name]; r == nil || r.Voter {
+			t.Errorf("host %s: %+v", h.name, r)
+		}
+	}
+	if err := a.RemoveMember(within(t), h.name); err != nil {
+		t.Error(err)
 	}
 }
