@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
@@ -38,7 +39,9 @@ type hook struct {
 // gate is all tables of a Holder. Holder.mu guards it.
 type gate struct {
 	conn      *nftables.Conn
-	sock      *mdl.Conn // under conn
+	sock      *mdl.Conn     // under conn
+	namespace int           // of conn
+	patience  time.Duration // netlinkMax
 	pulse     int       // the socket that owns the tables that go with this process
 	sides     []*side
 	markGate  uint32
@@ -98,7 +101,7 @@ func openGate(o Options) (*gate, []netip.Addr, error) {
 		return nil, nil, err
 	}
 	g := &gate{
-		conn: conn, sock: sock, pulse: -1, markGate: o.MarkGate, markClean: o.MarkClean,
+		conn: conn, sock: sock, namespace: o.Namespace, patience: netlinkMax, pulse: -1, markGate: o.MarkGate, markClean: o.MarkClean,
 		aliases: map[netip.Addr]bool{}, devices: map[string]int{},
 	}
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyARP, nftables.TableFamilyNetdev} {
@@ -123,9 +126,9 @@ func openGate(o Options) (*gate, []netip.Addr, error) {
 
 // readAliases reads what a process before this one had in its gate.
 func (g *gate) readAliases() error {
-	tables, err := g.conn.ListTables()
+	tables, err := g.tables()
 	if err != nil {
-		return explain(err, "list the nftables tables")
+		return err
 	}
 	for _, s := range g.sides {
 		if !s.in(tables) {
@@ -156,9 +159,9 @@ func (s *side) in(tables []*nftables.Table) bool {
 // build makes all tables, with the aliases known and no grants. Each takes the
 // place of one that is there in one step: there is no moment without a gate.
 func (g *gate) build() error {
-	tables, err := g.conn.ListTables()
+	tables, err := g.tables()
 	if err != nil {
-		return explain(err, "list the nftables tables")
+		return err
 	}
 	for _, s := range g.sides {
 		if s.in(tables) {
@@ -266,14 +269,41 @@ func (g *gate) addAlias(s *side, a netip.Addr) error {
 	return explain(err, "describe "+a.String())
 }
 
-// flush sends the batch: all of it takes effect, or nothing.
-func (g *gate) flush() error { return flush(g.conn, g.sock) }
+// flush sends the batch: all of it takes effect, or nothing. When it was given up, it
+// may take effect still.
+func (g *gate) flush() error { return g.settle(flush(g.conn, g.sock, g.patience)) }
 
-func flush(conn *nftables.Conn, sock *mdl.Conn) error {
-	if err := sock.SetDeadline(time.Now().Add(netlinkMax)); err != nil {
+func flush(conn *nftables.Conn, sock *mdl.Conn, patience time.Duration) error {
+	if err := sock.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
 	return conn.Flush()
+}
+
+// tables lists all tables that there are.
+func (g *gate) tables() ([]*nftables.Table, error) {
+	if err := g.sock.SetDeadline(time.Now().Add(g.patience)); err != nil {
+		return nil, err
+	}
+	list, err := g.conn.ListTables()
+	return list, explain(g.settle(err), "list the nftables tables")
+}
+
+// settle leaves a connection on which a call was given up: the answer would come all
+// the same, and be taken for that to the next call. What the kernel has refused was
+// answered.
+func (g *gate) settle(err error) error {
+	var refused unix.Errno
+	if err == nil || errors.As(err, &refused) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	conn, sock, dialErr := dialNFT(g.namespace)
+	if dialErr != nil {
+		return errors.Join(err, dialErr)
+	}
+	err = errors.Join(err, g.conn.CloseLasting())
+	g.conn, g.sock = conn, sock
+	return err
 }
 
 // close removes the tables. The pulse's go with their socket.

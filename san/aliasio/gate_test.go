@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -312,6 +313,34 @@ func TestFlushedRuleset(t *testing.T) {
 			if err := h.Hold(context.Background(), a, 0); err != nil {
 				t.Error(err)
 			}
+		}
+	}
+}
+
+// TestGivenUp gives calls up before their answer is there, as happens on a machine
+// that stands still for a moment: the next one gets its own answer.
+func TestGivenUp(t *testing.T) {
+	w := newWorld(t)
+	h := openAt(t, w.a, Options{Announce: []time.Duration{}})
+	hold(t, h, alias4)
+	a := alias4.Address.Addr()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	late := 0
+	for patience := time.Microsecond; late < 5; patience = patience*9/8 + 1 {
+		if patience > 50*time.Millisecond {
+			patience = time.Microsecond
+		}
+		h.gate.patience = patience
+		if err := h.gate.grant(a, time.Minute, false); err != nil && strings.Contains(err.Error(), "netlink receive: i/o timeout") {
+			late++
+		}
+		h.gate.patience = netlinkMax
+		if err := h.gate.grant(a, time.Minute, false); err != nil {
+			t.Fatalf("after a call that was given up after %v: %v", patience, err)
+		}
+		if _, err := h.gate.tables(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

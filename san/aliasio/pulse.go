@@ -45,7 +45,7 @@ func (g *gate) openPulse(o Options) (int, error) {
 		for _, h := range s.hooks {
 			addChain(conn, table, h, "_pulse", atPulse, []rule{rule{}.marked(o.MarkGate, true).mark(o.MarkGate, false)})
 		}
-		if err := flush(conn, sock); err != nil {
+		if err := flush(conn, sock, netlinkMax); err != nil {
 			return -1, explain(err, "make table "+table.Name)
 		}
 	}
