@@ -42,7 +42,7 @@ type gate struct {
 	sock      *mdl.Conn     // under conn
 	namespace int           // of conn
 	patience  time.Duration // netlinkMax
-	pulse     int       // the socket that owns the tables that go with this process
+	pulse     int           // the socket that owns the tables that go with this process
 	sides     []*side
 	markGate  uint32
 	markClean uint32
