@@ -8,13 +8,10 @@ import (
 	"strconv"
 
 	"steadfast/cluster/quorum"
+	"steadfast/cluster/quorumio"
 	"steadfast/fault"
 	"steadfast/san/store"
 )
-
-// changeTries is how often a change is made again when another one came in
-// between.
-const changeTries = 5
 
 // Change changes what a group is to be: change edits a copy, which is then
 // entered unless another change came in between; then it is asked again. Fails
@@ -23,15 +20,9 @@ func (gs *Groups) Change(ctx context.Context, name string, change func(*Spec) er
 	return Change(ctx, gs.cfg.Member, name, change)
 }
 
-// Editor is what changes of the inventory need of a member.
-type Editor interface {
-	State() *quorum.State
-	Edit(ctx context.Context, base quorum.Revision, edits ...quorum.Edit) error
-}
-
 // Change is Groups.Change for a member that may have no part in the group.
-func Change(ctx context.Context, m Editor, name string, change func(*Spec) error) error {
-	return try(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
+func Change(ctx context.Context, m quorumio.Editor, name string, change func(*Spec) error) error {
+	return quorumio.Update(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
 		old, ok := inv.Entries[groupPrefix+name]
 		if !ok {
 			return nil, fault.New(fault.NotFound, "group %q does not exist", name)
@@ -48,26 +39,10 @@ func Change(ctx context.Context, m Editor, name string, change func(*Spec) error
 	})
 }
 
-// try makes an edit of the inventory, again when another came in between.
-func try(ctx context.Context, m Editor, edit func(quorum.Inventory) ([]quorum.Edit, error)) error {
-	var err error
-	for range changeTries {
-		inv := m.State().Inventory
-		edits, eerr := edit(inv)
-		if eerr != nil || len(edits) == 0 {
-			return eerr
-		}
-		if err = m.Edit(ctx, inv.Revision, edits...); !fault.Is(err, fault.Stale) {
-			return err
-		}
-	}
-	return fault.Wrap(fault.Busy, err, "others change the cluster at the same time; try again")
-}
-
 // Create enters a new group. s lacks what is given here: number, identifiers.
 // Fails with fault.Exists, fault.Limit, and as the quorum does.
-func Create(ctx context.Context, m Editor, s *Spec) error {
-	return try(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
+func Create(ctx context.Context, m quorumio.Editor, s *Spec) error {
+	return quorumio.Update(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
 		if _, ok := inv.Entries[groupPrefix+s.Name]; ok {
 			return nil, fault.New(fault.Exists, "group %q exists already", s.Name)
 		}
@@ -85,8 +60,8 @@ func Create(ctx context.Context, m Editor, s *Spec) error {
 }
 
 // Delete takes a group without volumes out of the inventory; its nodes follow.
-func Delete(ctx context.Context, m Editor, name string) error {
-	return try(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
+func Delete(ctx context.Context, m quorumio.Editor, name string) error {
+	return quorumio.Update(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
 		specs, err := Specs(map[string][]byte{groupPrefix + name: inv.Entries[groupPrefix+name]})
 		switch {
 		case inv.Entries[groupPrefix+name] == nil:
@@ -111,8 +86,8 @@ func goneGroups(inv map[string][]byte) (ids []string) {
 }
 
 // Drain says whether a node takes groups.
-func Drain(ctx context.Context, m Editor, node quorum.Member, on bool) error {
-	return try(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
+func Drain(ctx context.Context, m quorumio.Editor, node quorum.Member, on bool) error {
+	return quorumio.Update(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
 		if Drained(inv.Entries, node) == on {
 			return nil, nil
 		}

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"steadfast/cluster/quorum"
+	"steadfast/cluster/quorumio"
 	"steadfast/fault"
 	"steadfast/san/lun"
 	"steadfast/san/mirrorio"
@@ -22,8 +23,8 @@ import (
 const portalPrefix = "portals/"
 
 // TellPortals enters the tags of a node's own portals in the inventory.
-func TellPortals(ctx context.Context, m Editor, node quorum.Member, tags []uint16) error {
-	return try(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
+func TellPortals(ctx context.Context, m quorumio.Editor, node quorum.Member, tags []uint16) error {
+	return quorumio.Update(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
 		if slices.Equal(portalTags(inv.Entries, node), tags) {
 			return nil, nil
 		}

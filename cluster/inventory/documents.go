@@ -1,0 +1,258 @@
+package inventory
+
+import "slices"
+
+// Bounds. Together they are 2465 of the quorum's 4096 entries. A machine is about
+// 1 KiB, and 9 KiB with every disk, card and letter there can be: a thousand of
+// those would be more than the quorum takes, which then says so (fault.Limit).
+const (
+	DatacentersMax = 16
+	ClustersMax    = 64
+	HostsMax       = 128
+	DatastoresMax  = 128
+	MachinesMax    = 1000
+
+	DisksMax             = 16   // of a machine
+	NetsMax              = 8    // of a machine
+	CommandLineMax       = 2048 // bytes
+	MemoryMin            = 64 << 20
+	MemoryMax            = 256 << 30
+	memoryUnit           = 4096
+	sectorSize           = 512
+	linkMax              = 128 // bytes
+	textMax              = 128 // bytes: a version, a reason
+	HostNumberMax        = 1<<16 - 1
+	BootMax              = 1<<20 - 1
+	GenerationMax        = 1<<20 - 1
+	sizeMax        int64 = 1 << 50
+)
+
+// version is the version that documents are written in.
+const version = 1
+
+// Doc is what each document has.
+type Doc struct {
+	// Version is that of its form; see the package doc.
+	Version uint32 `json:"version"`
+	// Revision counts the document's changes, from 1.
+	Revision uint64 `json:"revision"`
+}
+
+func (d *Doc) doc() *Doc { return d }
+
+// Datacenter is a place that has clusters and datastores.
+type Datacenter struct {
+	Doc
+	Name string `json:"name"`
+}
+
+// Cluster is hosts that take over from one another.
+type Cluster struct {
+	Doc
+	Name       string `json:"name"`
+	Datacenter string `json:"datacenter"`
+	// HA has the machines of a lost host restarted on another.
+	HA bool `json:"ha,omitempty"`
+}
+
+// Host is what runs machines.
+type Host struct {
+	Doc
+	Name    string `json:"name"`
+	Cluster string `json:"cluster"`
+	// Number is given once and never again: keys of reservations are made of it.
+	Number uint16 `json:"number"`
+	Links  Links  `json:"links,omitzero"`
+	// Maintenance: nothing is placed on the host, and what runs there leaves.
+	Maintenance bool `json:"maintenance,omitempty"`
+}
+
+// Links are addresses of a host, in the form that it listens with; empty: as the
+// management link, and that: as the host comes.
+type Links struct {
+	Management string `json:"management,omitempty"`
+	Migration  string `json:"migration,omitempty"`
+	Logging    string `json:"logging,omitempty"` // of fault tolerance
+}
+
+// Datastore is a resource group's volumes, as a place for machines.
+type Datastore struct {
+	Doc
+	Name       string `json:"name"`
+	Datacenter string `json:"datacenter"`
+	Group      string `json:"group"`
+}
+
+// Desired is what a machine shall do.
+type Desired string
+
+// What a machine may be wanted to do.
+const (
+	Running Desired = "running"
+	Stopped Desired = "stopped"
+)
+
+// Policy is what happens to a machine whose host is lost.
+type Policy string
+
+// Policies. Restart counts in a cluster with HA only.
+const (
+	Restart Policy = "restart"
+	Leave   Policy = "leave"
+)
+
+// Machine is a virtual machine.
+type Machine struct {
+	Doc
+	Name string `json:"name"`
+	// ID is 16 bytes in hex, given once: the home volume has it, too.
+	ID        string `json:"id"`
+	Cluster   string `json:"cluster"`
+	Datastore string `json:"datastore"`
+	// Home is the volume with the machine's definition and lock block.
+	Home string `json:"home"`
+	Hardware
+	Policy Policy `json:"policy"`
+	// Host is where it is placed if that can be; empty: anywhere.
+	Host    string  `json:"host,omitempty"`
+	Desired Desired `json:"desired"`
+	// Run counts the starts that were asked for, Resets the resets.
+	Run    uint64 `json:"run,omitempty"`
+	Resets uint64 `json:"resets,omitempty"`
+	// Floor is a generation that its lock block has had before this document was:
+	// placements begin above it.
+	Floor uint64 `json:"floor,omitempty"`
+}
+
+// Hardware is what a machine is made up as: its home volume has it, too.
+type Hardware struct {
+	Memory uint64 `json:"memory"` // bytes, a multiple of 4096
+	// CommandLine is the kernel's.
+	CommandLine string `json:"command_line,omitempty"`
+	Disks       []Disk `json:"disks,omitempty"`
+	Nets        []Net  `json:"nets,omitempty"`
+}
+
+// Disk is a disk of a machine.
+type Disk struct {
+	Name   string `json:"name"`
+	Volume string `json:"volume"` // of the datastore's group
+	Bytes  int64  `json:"bytes"`
+}
+
+// Net is a network card of a machine.
+type Net struct {
+	MAC     string `json:"mac"` // six bytes as 02:00:5e:00:53:01
+	Network string `json:"network"`
+}
+
+// clone returns a copy that shares nothing with m.
+func (m *Machine) clone() *Machine {
+	c := *m
+	c.Disks, c.Nets = slices.Clone(m.Disks), slices.Clone(m.Nets)
+	return &c
+}
+
+// Volumes are the volumes of the machine: its home, then its disks'.
+func (m *Machine) Volumes() []string {
+	list := []string{m.Home}
+	for _, d := range m.Disks {
+		list = append(list, d.Volume)
+	}
+	return list
+}
+
+// State is what is decided of a host's life.
+type State string
+
+// States.
+const (
+	Up   State = "up"
+	Lost State = "lost"
+)
+
+// HostLife is the newest life of a host.
+type HostLife struct {
+	Doc
+	Host string `json:"host"`
+	// Boot numbers the host's lives, from 1; ID is what this one calls itself,
+	// so that asking again is known from a new life.
+	Boot  uint32 `json:"boot"`
+	ID    string `json:"id"`
+	State State  `json:"state"`
+	Since int64  `json:"since"` // nanoseconds since 1970, UTC
+	// What the host is for as long as it lives: its program, and what it has for
+	// machines.
+	Program string `json:"program,omitempty"`
+	Build   string `json:"build,omitempty"`
+	Memory  uint64 `json:"memory"` // bytes
+	CPUs    int    `json:"cpus,omitempty"`
+}
+
+// Placement says where a machine runs.
+type Placement struct {
+	Doc
+	Machine string `json:"machine"`
+	ID      string `json:"id"` // the machine's
+	Host    string `json:"host"`
+	Boot    uint32 `json:"boot"` // the host's life
+	// Generation is what the lock block is taken with; it only goes up.
+	Generation uint64 `json:"generation"`
+	// Run is the machine's that it carries out.
+	Run    uint64 `json:"run"`
+	Reason string `json:"reason"`
+	Since  int64  `json:"since"` // nanoseconds since 1970, UTC
+	// Restarts counts those after failures that were made and not given back.
+	Restarts int `json:"restarts,omitempty"`
+	// Leave asks the host to shut the machine down, which is then placed anew.
+	Leave bool `json:"leave,omitempty"`
+	// Ended is why it does not run any more; empty while it shall.
+	Ended   Ending `json:"ended,omitempty"`
+	EndedAt int64  `json:"ended_at,omitempty"` // nanoseconds since 1970, UTC
+	// Detail is for people.
+	Detail string `json:"detail,omitempty"`
+}
+
+// Active tells whether the placement's host shall run the machine, or end it
+// and say so.
+func (p *Placement) Active() bool { return p != nil && p.Ended == "" }
+
+// Ending is why a placement ended.
+type Ending string
+
+// Endings.
+const (
+	EndedShutdown Ending = "shutdown"  // by its guest
+	EndedPanic    Ending = "panic"     // of its guest
+	EndedStopped  Ending = "stopped"   // by a person
+	EndedMoved    Ending = "moved"     // to be placed on another host
+	EndedHostLost Ending = "host lost" // and not to be restarted
+	EndedFailed   Ending = "failed"    // the host could not run it, and it is not to be restarted
+)
+
+// Text is what people are told of a machine that does not run.
+func (e Ending) Text() string {
+	switch e {
+	case EndedShutdown:
+		return "stopped by its guest"
+	case EndedPanic:
+		return "its guest panicked"
+	case EndedStopped:
+		return "stopped"
+	case EndedMoved:
+		return "waits to be started on another host"
+	case EndedHostLost:
+		return "its host was lost"
+	case EndedFailed:
+		return "could not be run"
+	}
+	return string(e)
+}
+
+func (e Ending) valid() bool {
+	switch e {
+	case EndedShutdown, EndedPanic, EndedStopped, EndedMoved, EndedHostLost, EndedFailed:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,621 @@
+package vmlock
+
+import (
+	"slices"
+
+	"steadfast/fault"
+)
+
+// Home is the volume that has the lock block.
+const Home = 0
+
+// ReservationType is Write Exclusive, Registrants Only. SPC-4, 6.15.3.4.
+const ReservationType = 5
+
+// roundsMax bounds how often an attempt begins something anew because others
+// came in between. Each of them gets there once; so many have never been seen.
+const roundsMax = 100
+
+// Config is what an attempt is made with.
+type Config struct {
+	VM         ID
+	Me         Owner
+	Generation uint64 // of the placement
+	Attempt    uint8  // from 1 to AttemptMax; then another generation is needed
+	Nonce      [16]byte
+	// Nexuses are how many each volume has; the first volume is the home, and all
+	// have at least one.
+	Nexuses []int
+	flaw    flaw
+}
+
+// Op is a command to a volume. Volumes and nexuses count from 0, in the order of
+// Config.
+type Op interface{ op() }
+
+// Ops.
+type (
+	// ReadBlock reads the lock block: the first BlockSize bytes of the home.
+	ReadBlock struct{}
+	// CompareAndWrite replaces the lock block if it is Old.
+	CompareAndWrite struct{ Old, New [BlockSize]byte }
+	// Register registers a nexus: REGISTER AND IGNORE EXISTING KEY, with APTPL.
+	// SPC-4, 5.13.7.
+	Register struct {
+		Volume, Nexus int
+		Key           uint64
+	}
+	// ReadKeys reads the keys and the reservation, keys first.
+	ReadKeys struct{ Volume int }
+	// Reserve reserves as ReservationType.
+	Reserve struct {
+		Volume int
+		Key    uint64
+	}
+	// Preempt is PREEMPT AND ABORT of Other's key, as ReservationType. SPC-4,
+	// 5.13.11.
+	Preempt struct {
+		Volume     int
+		Key, Other uint64
+	}
+)
+
+func (ReadBlock) op()       {}
+func (CompareAndWrite) op() {}
+func (Register) op()        {}
+func (ReadKeys) op()        {}
+func (Reserve) op()         {}
+func (Preempt) op()         {}
+
+// Status is how a command ended.
+type Status uint8
+
+// Statuses.
+const (
+	Good       Status = iota
+	Miscompare        // of CompareAndWrite: the block is another
+	Conflict          // RESERVATION CONFLICT
+	Unknown           // no answer; it has landed or never will
+	Failed            // for good; Err says why
+)
+
+// Input is what happens to a lock.
+type Input interface{ input() }
+
+// Inputs.
+type (
+	// Begin begins the attempt.
+	Begin struct{}
+	// Answer is that of the Do of this Seq.
+	Answer struct {
+		Seq    uint64
+		Status Status
+		Block  [BlockSize]byte // of ReadBlock
+		// Keys, one for each registered nexus, the reservation's key (0 for none)
+		// and its type, of ReadKeys.
+		Keys   []uint64
+		Holder uint64
+		Type   uint8
+		Err    error
+	}
+	// Conflicted tells that the volumes refuse what this host writes.
+	Conflicted struct{}
+	// Check asks whether the block still is this host's.
+	Check struct{}
+	// Join brings one more nexus to a volume.
+	Join struct{ Volume, Nexus int }
+	// Release gives the lock back.
+	Release struct{}
+	// Abandon ends an attempt that is not wanted any more.
+	Abandon struct{}
+)
+
+func (Begin) input()      {}
+func (Answer) input()     {}
+func (Conflicted) input() {}
+func (Check) input()      {}
+func (Join) input()       {}
+func (Release) input()    {}
+func (Abandon) input()    {}
+
+// Effect is what a lock wants done.
+type Effect interface{ effect() }
+
+// Effects.
+type (
+	// Do sends a command; Answer has its Seq.
+	Do struct {
+		Seq uint64
+		Op
+	}
+	// Held tells that the machine may begin, and write.
+	Held struct{}
+	// Open tells that a nexus which joined may carry writes.
+	Open struct{ Volume, Nexus int }
+	// Stop has the machine end at once: another has its lock.
+	Stop struct{ Err error }
+	// Refused tells that a Check or a Join came to nothing; it may be asked again.
+	Refused struct{ Err error }
+	// Done tells that the lock was given back (nil), or that the attempt ended
+	// without it. Found is the block's generation when that is what is newer
+	// (fault.Stale): a placement above it is needed.
+	Done struct {
+		Err   error
+		Found uint64
+	}
+)
+
+func (Do) effect()      {}
+func (Held) effect()    {}
+func (Open) effect()    {}
+func (Stop) effect()    {}
+func (Refused) effect() {}
+func (Done) effect()    {}
+
+// State is where a lock is.
+type State uint8
+
+// States, as the package doc draws them.
+const (
+	New State = iota
+	Taking
+	Holding
+	Releasing
+	Over
+)
+
+// step is what the present command is for.
+type step uint8
+
+const (
+	stepIdle         step = iota
+	stepPeek              // at the block, before anything is left behind
+	stepRegisterHome      // for the right to write the block
+	stepRead              // who has it
+	stepWin               // COMPARE AND WRITE
+	stepRegister
+	stepKeys
+	stepReserve
+	stepLook // at the block, before preempting
+	stepPreempt
+	stepVerify // the block, before Held
+	stepCheck
+	stepJoin
+	stepJoined // the block, before Open
+	stepRelease
+	stepReleased // the block, after an unknown answer
+)
+
+// Lock is one attempt at a machine's lock, and what follows from it.
+type Lock struct {
+	cfg    Config
+	key    uint64
+	state  State
+	step   step
+	seq    uint64
+	sent   Op
+	rounds int
+
+	old    [BlockSize]byte // what stepWin replaces
+	volume int
+	nexus  int
+	others []uint64 // keys to preempt on the volume
+	gone   bool     // the volume lacks a registration of ours; stepLook says what that means
+
+	wanted  []Input  // Check and Join, while Holding
+	joining Register // of the Join under way
+	joined  []Join   // nexuses that were registered while Holding, or may have been
+}
+
+// NewLock returns an attempt that has not begun. Fails as Key does, and with
+// fault.Invalid for volumes that cannot be.
+func NewLock(cfg Config) (*Lock, error) {
+	key, err := Key(cfg.Me, cfg.Generation, cfg.Attempt)
+	if err != nil {
+		return nil, err
+	}
+	if len(cfg.Nexuses) == 0 || slices.Min(cfg.Nexuses) < 1 {
+		return nil, fault.New(fault.Invalid, "a machine's lock needs a home volume, and a nexus to each volume")
+	}
+	if cfg.flaw == flawKeyReused {
+		key = uint64(cfg.Me.Host)
+	}
+	cfg.Nexuses = slices.Clone(cfg.Nexuses)
+	return &Lock{cfg: cfg, key: key}, nil
+}
+
+// State returns where the lock is.
+func (l *Lock) State() State { return l.state }
+
+// Key returns the key of this attempt.
+func (l *Lock) Key() uint64 { return l.key }
+
+// Step takes one input and returns what is to be done, in order.
+func (l *Lock) Step(in Input) []Effect {
+	switch in := in.(type) {
+	case Begin:
+		if l.state == New {
+			l.state = Taking
+			return l.do(stepPeek, ReadBlock{})
+		}
+	case Answer:
+		if in.Seq == l.seq && l.step != stepIdle {
+			return l.answer(in)
+		}
+	case Conflicted:
+		if l.state == Holding {
+			return l.stop()
+		}
+	case Check, Join:
+		if j, ok := in.(Join); ok && l.state == Holding && !l.joins(j) {
+			return []Effect{Refused{fault.New(fault.Invalid, "nexus %d of volume %d is registered already, or no nexus", j.Nexus, j.Volume)}}
+		}
+		if l.state == Holding {
+			l.wanted = append(l.wanted, in)
+			return l.next()
+		}
+	case Release:
+		if l.state == Holding {
+			l.state = Releasing
+			l.wanted = nil
+			// What a Check or a Join still has under way is answered to nobody: Seq
+			// tells. It changes no block.
+			return l.do(stepRelease, CompareAndWrite{l.block(true), l.block(false)})
+		}
+	case Abandon:
+		if l.state == New || l.state == Taking {
+			return l.done(fault.New(fault.Canceled, "the machine is not wanted on this host any more"), 0)
+		}
+	}
+	return nil
+}
+
+// joins tells whether a nexus may join. One that is open was registered, and is
+// not registered again: if it was preempted since, what is queued on it would
+// land.
+func (l *Lock) joins(j Join) bool {
+	if j.Volume < 0 || j.Volume >= len(l.cfg.Nexuses) || j.Nexus < l.cfg.Nexuses[j.Volume] {
+		return false
+	}
+	return !slices.Contains(l.joined, j) && !slices.Contains(l.wanted, Input(j))
+}
+
+// block is the lock block as this attempt writes it.
+func (l *Lock) block(held bool) [BlockSize]byte {
+	return Block{l.cfg.VM, l.cfg.Generation, l.cfg.Me, l.cfg.Attempt, l.cfg.Nonce, held}.Encode()
+}
+
+// do sends a command.
+func (l *Lock) do(s step, op Op) []Effect {
+	l.seq++
+	l.step, l.sent = s, op
+	return []Effect{Do{l.seq, op}}
+}
+
+func (l *Lock) done(err error, found uint64) []Effect {
+	l.state, l.step, l.wanted = Over, stepIdle, nil
+	return []Effect{Done{err, found}}
+}
+
+// stop is the end of a holder that was taken over from. It writes nothing more,
+// not even to tidy up: all there is belongs to another now.
+func (l *Lock) stop() []Effect {
+	l.state, l.step, l.wanted = Over, stepIdle, nil
+	return []Effect{Stop{fault.New(fault.Fenced, "another host has taken over the machine")}}
+}
+
+// answer takes the answer of the present command.
+func (l *Lock) answer(a Answer) []Effect {
+	if a.Status == Failed {
+		err := a.Err
+		if err == nil {
+			err = fault.New(fault.Failed, "a command failed")
+		}
+		if l.state == Holding {
+			l.step = stepIdle
+			return append([]Effect{Refused{err}}, l.next()...)
+		}
+		return l.done(fault.Wrap(fault.KindOf(err), err, "the machine's lock"), 0)
+	}
+	switch l.step {
+	case stepRegisterHome, stepRegister, stepJoin:
+		return l.registered(a)
+	case stepPeek, stepRead:
+		return l.read(a)
+	case stepWin:
+		return l.won(a)
+	case stepKeys:
+		return l.keys(a)
+	case stepReserve:
+		// In a conflict another was first; its key is among those read next.
+		return l.do(stepKeys, ReadKeys{l.volume})
+	case stepLook, stepVerify, stepCheck, stepJoined:
+		return l.looked(a)
+	case stepPreempt:
+		return l.preempted(a)
+	case stepRelease, stepReleased:
+		return l.released(a)
+	case stepIdle:
+	}
+	return nil
+}
+
+// again counts a round that others cost, and goes on unless there were too many.
+// A holder never gives up: it has a machine that runs.
+func (l *Lock) again(then func() []Effect) []Effect {
+	if l.rounds++; l.rounds > roundsMax && l.state == Taking {
+		return l.done(fault.New(fault.Busy, "others take the machine's lock at the same time; this host will try again"), 0)
+	}
+	return then()
+}
+
+// registerHome begins at the beginning.
+func (l *Lock) registerHome() []Effect {
+	if l.cfg.flaw == flawPreemptFirst && l.volume < len(l.cfg.Nexuses) {
+		return l.register()
+	}
+	l.volume, l.nexus = Home, 0
+	return l.do(stepRegisterHome, Register{Home, 0, l.key})
+}
+
+// registered follows a Register. One of which nothing is known is asked again:
+// it does the same twice.
+func (l *Lock) registered(a Answer) []Effect {
+	op, _ := l.sent.(Register)
+	switch {
+	case a.Status == Unknown:
+		return l.again(func() []Effect { return l.do(l.step, op) })
+	case a.Status != Good && l.state == Holding:
+		l.step = stepIdle
+		return append([]Effect{Refused{fault.New(fault.Failed, "a nexus could not be registered")}}, l.next()...)
+	case a.Status != Good:
+		return l.done(fault.New(fault.Failed, "the volume %d does not take a registration", op.Volume), 0)
+	case l.step == stepJoin:
+		l.joining = op
+		if l.cfg.flaw == flawNoJoinCheck {
+			l.step = stepJoined
+			return l.checked()
+		}
+		return l.do(stepJoined, ReadBlock{})
+	}
+	if l.nexus++; l.nexus < l.cfg.Nexuses[l.volume] {
+		return l.do(l.step, Register{l.volume, l.nexus, l.key})
+	}
+	if l.step == stepRegisterHome {
+		return l.do(stepRead, ReadBlock{})
+	}
+	return l.do(stepKeys, ReadKeys{l.volume})
+}
+
+// read follows reading the block before it is won. The first time is before this
+// host has registered anywhere, so that one which comes too late leaves nothing.
+func (l *Lock) read(a Answer) []Effect {
+	if a.Status != Good {
+		return l.again(func() []Effect { return l.do(l.step, ReadBlock{}) })
+	}
+	b, err := l.decode(a.Block)
+	switch {
+	case err != nil:
+		return l.done(err, 0)
+	case l.mine(b):
+		return l.fence()
+	case l.newer(b):
+		return l.superseded(b)
+	case l.step == stepPeek:
+		return l.registerHome()
+	}
+	l.old = a.Block
+	return l.do(stepWin, CompareAndWrite{a.Block, l.block(true)})
+}
+
+// won follows COMPARE AND WRITE. Without GOOD it is not known who has the block:
+// read it. A conflict is one with the home's reservation: this host was
+// preempted there by another one that is taking the lock, which may be older.
+func (l *Lock) won(a Answer) []Effect {
+	switch a.Status {
+	case Good:
+		return l.fence()
+	case Conflict:
+		return l.again(l.registerHome)
+	default:
+		return l.again(func() []Effect { return l.do(stepRead, ReadBlock{}) })
+	}
+}
+
+// decode reads the block as that of this machine.
+func (l *Lock) decode(p [BlockSize]byte) (Block, error) {
+	b, err := Decode(p)
+	switch {
+	case err != nil:
+		return b, fault.Wrap(fault.KindOf(err), err, "the machine's home volume; if it is damaged, delete the machine and register it again: \"steadfast vm register\"")
+	case b.VM != l.cfg.VM:
+		return b, fault.New(fault.Invalid, "the home volume is that of the machine %s, not of %s", b.VM, l.cfg.VM)
+	}
+	return b, nil
+}
+
+// mine tells whether the block is as this attempt wrote it. Only the nonce tells:
+// a former life of this host, or an earlier attempt, wrote one much like it.
+func (l *Lock) mine(b Block) bool {
+	if l.cfg.flaw == flawNonceUnchecked {
+		return b.Held && b.Owner.Host == l.cfg.Me.Host
+	}
+	return b.Held && b.Nonce == l.cfg.Nonce && b.Generation == l.cfg.Generation && b.Owner == l.cfg.Me && b.Attempt == l.cfg.Attempt
+}
+
+// newer tells whether the block is of a placement, or an attempt, that this one
+// must not follow. That two hosts have one generation is never decided; if it
+// is so all the same, the first one has it.
+func (l *Lock) newer(b Block) bool {
+	return b.Generation > l.cfg.Generation || b.Generation == l.cfg.Generation && (b.Owner != l.cfg.Me || b.Attempt >= l.cfg.Attempt)
+}
+
+func (l *Lock) superseded(b Block) []Effect {
+	return l.done(fault.New(fault.Stale, "the machine's lock has generation %d of host %d, and this is generation %d", b.Generation, b.Owner.Host, l.cfg.Generation), b.Generation)
+}
+
+// fence begins with the volumes, once the block is won.
+func (l *Lock) fence() []Effect {
+	l.volume, l.nexus = Home, 0
+	switch l.cfg.flaw {
+	case flawWriteFirst:
+		return l.hold()
+	case flawPreemptFirst:
+		return l.do(stepVerify, ReadBlock{})
+	default:
+	}
+	return l.do(stepKeys, ReadKeys{Home}) // where the nexuses are registered
+}
+
+// register registers the volume's nexuses.
+func (l *Lock) register() []Effect {
+	l.nexus = 0
+	return l.do(stepRegister, Register{l.volume, 0, l.key})
+}
+
+// keys follows reading a volume's keys: it is this attempt's when all its nexuses
+// are registered, nobody else is, and it has the reservation.
+func (l *Lock) keys(a Answer) []Effect {
+	if a.Status != Good {
+		return l.again(func() []Effect { return l.do(stepKeys, ReadKeys{l.volume}) })
+	}
+	own := 0
+	l.others = l.others[:0]
+	for _, k := range a.Keys {
+		if k == l.key {
+			own++
+		} else if !slices.Contains(l.others, k) {
+			l.others = append(l.others, k)
+		}
+	}
+	switch {
+	case own < l.cfg.Nexuses[l.volume]:
+		l.gone = true
+		return l.look()
+	case a.Holder == 0:
+		return l.again(func() []Effect { return l.do(stepReserve, Reserve{l.volume, l.key}) })
+	case len(l.others) > 0:
+		// The holder first: the reservation is this one's from then on.
+		if k := slices.Index(l.others, a.Holder); k > 0 {
+			l.others[0], l.others[k] = l.others[k], l.others[0]
+		}
+		return l.look()
+	case a.Holder != l.key: // it changed between the keys and the reservation
+		return l.again(func() []Effect { return l.do(stepKeys, ReadKeys{l.volume}) })
+	case a.Type != ReservationType:
+		return l.done(fault.New(fault.Busy, "the volume %d has a reservation of type %d; clear it", l.volume, a.Type), 0)
+	}
+	if l.volume++; l.volume < len(l.cfg.Nexuses) {
+		return l.register()
+	}
+	if l.cfg.flaw == flawPreemptFirst {
+		return l.registerHome()
+	}
+	return l.do(stepVerify, ReadBlock{})
+}
+
+// look reads the block between reading the keys and acting on them.
+func (l *Lock) look() []Effect {
+	if l.cfg.flaw == flawNoLook || l.cfg.flaw == flawPreemptFirst {
+		return l.act()
+	}
+	return l.do(stepLook, ReadBlock{})
+}
+
+// act acts on a volume's keys, while the block is this attempt's.
+func (l *Lock) act() []Effect {
+	if l.gone {
+		l.gone = false
+		return l.again(l.register)
+	}
+	return l.again(func() []Effect { return l.do(stepPreempt, Preempt{l.volume, l.key, l.others[0]}) })
+}
+
+// looked follows reading the block once it was won.
+func (l *Lock) looked(a Answer) []Effect {
+	if a.Status != Good {
+		return l.again(func() []Effect { return l.do(l.step, ReadBlock{}) })
+	}
+	b, err := l.decode(a.Block)
+	mine := err == nil && l.mine(b)
+	if l.state == Holding {
+		if !mine {
+			return l.stop()
+		}
+		return l.checked()
+	}
+	switch {
+	case err != nil:
+		return l.done(err, 0)
+	case !mine:
+		return l.superseded(b)
+	case l.step == stepVerify:
+		return l.hold()
+	}
+	return l.act()
+}
+
+// preempted follows PREEMPT AND ABORT. In a conflict the other key, or this
+// one, is gone, perhaps by this very command, whose answer was lost.
+func (l *Lock) preempted(a Answer) []Effect {
+	if a.Status == Good {
+		if l.others = l.others[1:]; len(l.others) > 0 {
+			return l.look()
+		}
+	}
+	return l.do(stepKeys, ReadKeys{l.volume})
+}
+
+func (l *Lock) hold() []Effect {
+	l.state, l.step, l.rounds = Holding, stepIdle, 0
+	return []Effect{Held{}}
+}
+
+// next does what was asked of a holder, one thing at a time.
+func (l *Lock) next() []Effect {
+	if l.step != stepIdle || len(l.wanted) == 0 || l.state != Holding {
+		return nil
+	}
+	in := l.wanted[0]
+	l.wanted = l.wanted[1:]
+	if j, ok := in.(Join); ok {
+		l.joined = append(l.joined, j)
+		return l.do(stepJoin, Register{j.Volume, j.Nexus, l.key})
+	}
+	return l.do(stepCheck, ReadBlock{})
+}
+
+// checked follows finding the block as it should be. The nexus that joined was
+// registered before that, and so may be used.
+func (l *Lock) checked() (out []Effect) {
+	joined := l.step == stepJoined
+	l.step = stepIdle
+	if joined {
+		out = append(out, Open{l.joining.Volume, l.joining.Nexus})
+	}
+	return append(out, l.next()...)
+}
+
+// released follows giving the block back.
+func (l *Lock) released(a Answer) []Effect {
+	if l.step == stepRelease {
+		switch a.Status {
+		case Good:
+			return l.done(nil, 0)
+		case Conflict, Miscompare:
+			return l.done(fault.New(fault.Fenced, "another host has taken over the machine"), 0)
+		default:
+			return l.do(stepReleased, ReadBlock{})
+		}
+	}
+	if a.Status != Good {
+		return l.again(func() []Effect { return l.do(stepReleased, ReadBlock{}) })
+	}
+	switch a.Block {
+	case l.block(false):
+		return l.done(nil, 0)
+	case l.block(true):
+		return l.again(func() []Effect { return l.do(stepRelease, CompareAndWrite{l.block(true), l.block(false)}) })
+	}
+	return l.done(fault.New(fault.Fenced, "another host has taken over the machine"), 0)
+}
