@@ -101,7 +101,7 @@ look.`,
 		a.poolCommand(), a.driveCommand(), a.volumeCommand(), a.snapshotCommand(),
 		a.targetCommand(), a.initiatorCommand(), a.sessionCommand(),
 		a.clusterCommand(), a.groupCommand(), a.witnessCommand(), a.guardCommand(), a.demoCommand(), a.imageCommand(),
-		a.machineCommand(), a.vmmCommand(),
+		a.machineCommand(), a.vmmCommand(), a.switchCommand(),
 	)
 	return root
 }

@@ -25,13 +25,14 @@ const (
 	optType, optServer, optRenewal, optRebinding, optPad    = 53, 54, 58, 59, 0
 	optEnd                                                  = 255
 	dhcpDiscover, dhcpOffer, dhcpRequest, dhcpAck, dhcpNack = 1, 2, 3, 5, 6
-	dhcpInform                                              = 8
+	dhcpDecline, dhcpRelease, dhcpInform                    = 4, 7, 8
 )
 
-// dhcpServer gives one guest its address. It keeps no state: the address is always the
-// same, whoever asks on the guest's link.
+// dhcpServer gives guests their addresses. Without leases it keeps no state: the address is
+// always the same, whoever asks on the guest's link.
 type dhcpServer struct {
-	o *Options
+	o      *Options
+	leases *leases // of many guests; nil for one
 }
 
 // dhcpMessage is what is used of a client's message.
@@ -109,24 +110,49 @@ func parseDHCP(b []byte) (dhcpMessage, bool) {
 	return m, true
 }
 
+// mac is the client's link address.
+func (m *dhcpMessage) mac() MAC { return MAC(m.chaddr[:6]) }
+
+// offer is the address that a client is to have, with leases one of its own.
+func (s *dhcpServer) offer(m *dhcpMessage) (netip.Addr, bool) {
+	if s.leases == nil {
+		return s.o.Guest, true
+	}
+	return s.leases.offer(m.mac(), m.requested)
+}
+
+// take tells whether a client may use the address that it asks for.
+func (s *dhcpServer) take(m *dhcpMessage, want netip.Addr) bool {
+	if s.leases == nil {
+		return want == s.o.Guest
+	}
+	return s.leases.take(m.mac(), want)
+}
+
 // reply makes the frame that answers a message (RFC 2131, 4.3); nil if there is none.
 func (s *dhcpServer) reply(m dhcpMessage) []byte {
-	kind := byte(dhcpAck)
+	kind, mine := byte(dhcpAck), netip.IPv4Unspecified()
 	switch m.kind {
 	case dhcpDiscover:
+		var ok bool
+		if mine, ok = s.offer(&m); !ok {
+			return nil // no address is left
+		}
 		kind = dhcpOffer
 	case dhcpRequest:
 		if m.server.IsValid() && m.server != s.o.Gateway {
 			return nil // it has chosen another server
 		}
-		want := m.requested
-		if !want.IsValid() {
-			want = m.ciaddr
+		if mine = m.requested; !mine.IsValid() {
+			mine = m.ciaddr
 		}
-		if want != s.o.Guest {
-			kind = dhcpNack
+		if !s.take(&m, mine) {
+			kind, mine = dhcpNack, netip.IPv4Unspecified()
 		}
 	case dhcpInform:
+	case dhcpDecline, dhcpRelease:
+		s.giveBack(&m)
+		return nil
 	default:
 		return nil
 	}
@@ -136,9 +162,7 @@ func (s *dhcpServer) reply(m dhcpMessage) []byte {
 	binary.BigEndian.PutUint16(b[10:], m.flags)
 	if kind != dhcpNack {
 		copy(b[12:], m.ciaddr.AsSlice())
-		if m.kind != dhcpInform {
-			copy(b[16:], s.o.Guest.AsSlice())
-		}
+		copy(b[16:], mine.AsSlice())
 	}
 	copy(b[24:], m.giaddr[:])
 	copy(b[28:], m.chaddr[:])
@@ -152,7 +176,21 @@ func (s *dhcpServer) reply(m dhcpMessage) []byte {
 	for len(b) < dhcpBytesMin {
 		b = append(b, optPad)
 	}
-	return s.frame(m, kind, b)
+	if m.kind == dhcpInform {
+		mine = m.ciaddr
+	}
+	return s.frame(m, mine, b)
+}
+
+// giveBack takes an address back that a client does not use any more, or cannot.
+func (s *dhcpServer) giveBack(m *dhcpMessage) {
+	switch {
+	case s.leases == nil || m.server != s.o.Gateway:
+	case m.kind == dhcpRelease:
+		s.leases.release(m.mac(), m.ciaddr)
+	default:
+		s.leases.decline(m.mac(), m.requested)
+	}
 }
 
 // appendOptions tells the client about the network.
@@ -183,14 +221,11 @@ func appendOption(b []byte, code byte, value []byte) []byte {
 }
 
 // frame packs a reply. It is broadcast where the client asks for that, cannot yet have an
-// address, or has the wrong one; else it goes to the address that the client has or gets.
-func (s *dhcpServer) frame(m dhcpMessage, kind byte, msg []byte) []byte {
+// address, or has the wrong one: an unspecified dst; else it goes to dst, the address that
+// the client has or gets.
+func (s *dhcpServer) frame(m dhcpMessage, dst netip.Addr, msg []byte) []byte {
 	mac := tcpip.LinkAddress(m.chaddr[:6])
-	dst := s.o.Guest
-	if m.kind == dhcpInform {
-		dst = m.ciaddr
-	}
-	if m.flags&0x8000 != 0 || kind == dhcpNack || dst.IsUnspecified() {
+	if m.flags&0x8000 != 0 || dst.IsUnspecified() {
 		dst, mac = netip.AddrFrom4([4]byte{255, 255, 255, 255}), header.EthernetBroadcastAddress
 	}
 	b := make([]byte, header.EthernetMinimumSize+header.IPv4MinimumSize+header.UDPMinimumSize+len(msg))

@@ -18,8 +18,8 @@
 // Flows, connections and queued frames are bounded; what is over a bound is dropped or refused,
 // as a network does.
 //
-// IPv4 only. One guest for each network, yet nothing but the DHCP lease and the single
-// port knows so.
+// IPv4 only. One guest for each network, or with Options.Many as many as are on a switch (package
+// netswitch), where DHCP gives each its own address. Nothing keeps a guest from using another's.
 //
 // # Locks
 //

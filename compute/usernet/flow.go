@@ -6,14 +6,11 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
@@ -101,65 +98,6 @@ func (n *Network) dialOut(to netip.AddrPort) (halfCloser, error) {
 		}
 	}
 	return nil, err
-}
-
-// listen begins a forward.
-func (n *Network) listen(f Forward) error {
-	l, err := (&net.ListenConfig{}).Listen(n.ctx, "tcp", f.Listen)
-	if err != nil {
-		return fault.Wrap(fault.Busy, err, "a forward to the guest's port "+strconv.Itoa(int(f.GuestPort)))
-	}
-	n.mu.Lock()
-	n.listeners = append(n.listeners, l)
-	n.mu.Unlock()
-	n.wg.Go(func() { n.accept(l, f.GuestPort) })
-	return nil
-}
-
-// accept takes connections until the listener is closed.
-func (n *Network) accept(l net.Listener, port uint16) {
-	for {
-		c, err := l.Accept()
-		switch {
-		case errors.Is(err, net.ErrClosed):
-			return
-		case err != nil:
-			n.log.Warn("a forward does not accept", "address", l.Addr().String(), "error", err)
-			select {
-			case <-n.ctx.Done():
-				return
-			case <-time.After(time.Second): // out of descriptors, most likely
-			}
-		case !n.begin(&n.conns, connectionsMax):
-			_ = c.Close()
-		default:
-			go n.inward(c.(*net.TCPConn), port)
-		}
-	}
-}
-
-// inward carries one connection to the guest.
-func (n *Network) inward(c *net.TCPConn, port uint16) {
-	defer n.finish(&n.conns)
-	if !n.keep(c) {
-		return
-	}
-	defer n.drop(c)
-	ctx, cancel := context.WithTimeout(n.ctx, dialTimeout)
-	defer cancel()
-	g, err := gonet.DialTCPWithBind(ctx, n.stack, tcpip.FullAddress{NIC: nic, Addr: address(n.o.Gateway)},
-		tcpip.FullAddress{NIC: nic, Addr: address(n.o.Guest), Port: port}, ipv4.ProtocolNumber)
-	if err != nil {
-		n.log.Debug("the guest takes no connection", "port", port, "error", err)
-		// As the guest's refusal would look: a reset, not an orderly end.
-		_ = c.SetLinger(0)
-		return
-	}
-	if !n.keep(g) {
-		return
-	}
-	defer n.drop(g)
-	splice(c, g)
 }
 
 // halfCloser is a connection with two directions that end apart.

@@ -62,6 +62,9 @@ type Options struct {
 	// Guest is the address that DHCP gives, the zero value 10.0.2.15, or the third of another
 	// subnet.
 	Guest netip.Addr
+	// Many makes it a network of many guests: DHCP gives each link address one of the
+	// subnet's for its own (see Network.Reserve), and Guest is not used.
+	Many bool
 	// Hostname and Domain are told by DHCP; "" is not told.
 	Hostname, Domain string
 	// NoDNS makes the gateway serve no DNS, and DHCP tell of none.
@@ -86,12 +89,14 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Forward carries TCP connections to an address of this host on to the guest.
+// Forward carries TCP connections to an address of this host on to a guest.
 type Forward struct {
 	// Listen is the address: "127.0.0.1:8080". Port 0 takes any; see Network.Forwards.
-	Listen string
+	Listen string `json:"listen"`
+	// Guest is the guest's address; the zero value is Options.Guest, but where there are many.
+	Guest netip.Addr `json:"guest"`
 	// GuestPort is the guest's.
-	GuestPort uint16
+	GuestPort uint16 `json:"guest_port"`
 }
 
 // Network is a network that runs. Its methods may be called by several goroutines.
@@ -107,12 +112,12 @@ type Network struct {
 	wg     sync.WaitGroup
 	dhcp   dhcpServer
 
-	mu        sync.Mutex
-	closed    bool
-	open      map[io.Closer]struct{}
-	conns     int
-	flows     int
-	listeners []net.Listener
+	mu       sync.Mutex
+	closed   bool
+	open     map[io.Closer]struct{}
+	conns    int
+	flows    int
+	forwards []*forward
 }
 
 // New starts a network. Fails with fault.Invalid for options that make no sense, and
@@ -126,6 +131,9 @@ func New(o Options) (*Network, error) {
 		n.log = slog.New(slog.DiscardHandler)
 	}
 	n.dhcp = dhcpServer{o: &n.o}
+	if o.Many {
+		n.dhcp.leases = newLeases(&n.o)
+	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	if err := n.startStack(); err != nil {
 		n.cancel()
@@ -133,7 +141,7 @@ func New(o Options) (*Network, error) {
 	}
 	n.wg.Go(n.pump)
 	for _, f := range o.Forwards {
-		if err := n.listen(f); err != nil {
+		if _, err := n.AddForward(f); err != nil {
 			return nil, errors.Join(err, n.Close())
 		}
 	}
@@ -167,7 +175,7 @@ func (o *Options) check() error {
 			return fault.New(fault.Invalid, "%v is no address of a host in %v", a, o.Subnet)
 		}
 	}
-	if o.Gateway == o.Guest {
+	if o.Gateway == o.Guest && !o.Many {
 		return fault.New(fault.Invalid, "gateway and guest are both %v", o.Guest)
 	}
 	if o.Dial == nil {
@@ -182,13 +190,17 @@ func (o *Options) check() error {
 	if len(o.Hostname) > 63 || len(o.Domain) > 253 {
 		return fault.New(fault.Invalid, "the host's or the domain's name is too long")
 	}
-	for _, f := range o.Forwards {
-		if f.GuestPort == 0 {
-			return fault.New(fault.Invalid, "a forward from %s to no port", f.Listen)
+	o.Forwards = slices.Clone(o.Forwards)
+	for i := range o.Forwards {
+		if err := o.checkForward(&o.Forwards[i]); err != nil {
+			return err
 		}
 	}
 	return nil
 }
+
+// Options are the network's, with what was left out filled in.
+func (n *Network) Options() Options { return n.o }
 
 // broadcast is the subnet's last address.
 func (o *Options) broadcast() netip.Addr {
@@ -353,17 +365,6 @@ func checked(frame []byte, gso stack.GSO) {
 	header.TCP(tcp).SetChecksum(^checksum.Checksum(tcp, 0))
 }
 
-// Forwards are the addresses that are listened at, in the order of Options.Forwards.
-func (n *Network) Forwards() []net.Addr {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	all := make([]net.Addr, 0, len(n.listeners))
-	for _, l := range n.listeners {
-		all = append(all, l.Addr())
-	}
-	return all
-}
-
 // Close ends the network and all that goes through it, and returns when nothing of it runs.
 func (n *Network) Close() error {
 	n.mu.Lock()
@@ -372,11 +373,11 @@ func (n *Network) Close() error {
 		return nil
 	}
 	n.closed = true
-	listeners, open := n.listeners, slices.Collect(maps.Keys(n.open))
+	forwards, open := n.forwards, slices.Collect(maps.Keys(n.open))
 	n.mu.Unlock()
 	var err error
-	for _, l := range listeners {
-		err = errors.Join(err, l.Close())
+	for _, f := range forwards {
+		err = errors.Join(err, f.l.Close())
 	}
 	for _, c := range open {
 		// Those that close it themselves report nothing either.

@@ -92,7 +92,7 @@ func converse(t *testing.T, c halfCloser) {
 }
 
 func TestForward(t *testing.T) {
-	n := network(t, Options{Forwards: []Forward{{"127.0.0.1:0", 80}, {"127.0.0.1:0", 81}}})
+	n := network(t, Options{Forwards: []Forward{{Listen: "127.0.0.1:0", GuestPort: 80}, {Listen: "127.0.0.1:0", GuestPort: 81}}})
 	g := attach(t, n)
 	l := g.listenTCP(t, n, 80)
 	defer l.Close()
@@ -454,7 +454,7 @@ func TestOptions(t *testing.T) {
 		{Gateway: addr("10.0.2.15")},
 		{MTU: 100},
 		{MTU: 1 << 17},
-		{Forwards: []Forward{{"127.0.0.1:0", 0}}},
+		{Forwards: []Forward{{Listen: "127.0.0.1:0", GuestPort: 0}}},
 	} {
 		if n, err := New(o); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%+v: %v", o, err)
@@ -472,7 +472,7 @@ func TestOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if _, err := New(Options{Forwards: []Forward{{l.Addr().String(), 80}}}); !fault.Is(err, fault.Busy) {
+	if _, err := New(Options{Forwards: []Forward{{Listen: l.Addr().String(), GuestPort: 80}}}); !fault.Is(err, fault.Busy) {
 		t.Errorf("an address in use: %v", err)
 	}
 }
@@ -485,7 +485,7 @@ func TestCloseInTheMiddle(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	n := network(t, Options{Dial: elsewhere(l.Addr().String()), Forwards: []Forward{{"127.0.0.1:0", 80}}})
+	n := network(t, Options{Dial: elsewhere(l.Addr().String()), Forwards: []Forward{{Listen: "127.0.0.1:0", GuestPort: 80}}})
 	g := attach(t, n)
 	gl := g.listenTCP(t, n, 80)
 	defer gl.Close()
@@ -523,7 +523,7 @@ func TestCloseInTheMiddle(t *testing.T) {
 // larger than the MTU.
 func TestLarge(t *testing.T) {
 	for _, large := range []bool{false, true} {
-		n := network(t, Options{Large: large, Forwards: []Forward{{"127.0.0.1:0", 80}}})
+		n := network(t, Options{Large: large, Forwards: []Forward{{Listen: "127.0.0.1:0", GuestPort: 80}}})
 		g := attach(t, n)
 		l := g.listenTCP(t, n, 80)
 		defer l.Close()
@@ -624,7 +624,7 @@ func FuzzSend(f *testing.F) {
 
 // BenchmarkForward is one TCP connection from this host into the guest.
 func BenchmarkForward(b *testing.B) {
-	n := network(b, Options{Forwards: []Forward{{"127.0.0.1:0", 80}}})
+	n := network(b, Options{Forwards: []Forward{{Listen: "127.0.0.1:0", GuestPort: 80}}})
 	g := attach(b, n)
 	l := g.listenTCP(b, n, 80)
 	defer l.Close()
