@@ -329,6 +329,9 @@ func (r *run) say(row Row) {
 	if row.Detail != "" {
 		fmt.Printf(" (%s)", row.Detail)
 	}
+	if row.StoodMS > stoodLong {
+		fmt.Printf("; a processor stood still for %.0f ms", row.StoodMS)
+	}
 	fmt.Println()
 	if row.Failed != "" {
 		fmt.Println("     " + row.Failed)

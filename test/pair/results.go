@@ -41,7 +41,11 @@ type Row struct {
 	BeforeQD32 float64 `json:"before_qd32_ms"`
 	// Busy is the machine's load average before the fault: above the number of
 	// its cores, the times say more of the machine than of the pair.
-	Busy    float64 `json:"busy"`
+	Busy float64 `json:"busy"`
+	// StoodMS is the longest that a processor did not get to a thread that
+	// wanted it for a moment only, during the round: so long nobody on it
+	// could do a thing.
+	StoodMS float64 `json:"stood_ms"`
 	IOs     int64   `json:"ios"`
 	Lost    int     `json:"lost"`
 	Stale   int     `json:"stale"`

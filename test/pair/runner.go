@@ -113,6 +113,8 @@ func (r *runner) round(ctx context.Context, k kind, n int) ([]Row, error) {
 	if err != nil {
 		return nil, fmt.Errorf("not whole before the round: %w", err)
 	}
+	processors := watchProcessors()
+	defer processors.end()
 	pause(ctx, r.times.gap-time.Since(r.whole))
 	rows := make([]Row, len(r.loads))
 	found := make([]verify.Counts, len(r.loads))
@@ -125,13 +127,16 @@ func (r *runner) round(ctx context.Context, k kind, n int) ([]Row, error) {
 		rows[i].Busy = busy()
 		found[i] = r.loads[i].Counts()
 	}
+	processors.take()
 	rd := &round{pair: r.pair, world: r.world, owner: status.Owner, epoch: status.Epoch, n: n}
 	failure := k.do(ctx, rd)
 	if failure == nil {
 		status, failure = awaitStatus(ctx, r.pair, r.times.whole, isWhole)
 	}
 	r.whole = time.Now()
-	for i, w := range r.measure(ctx, rd, &failure) {
+	measured := r.measure(ctx, rd, &failure)
+	stood := processors.take()
+	for i, w := range measured {
 		l, row := r.loads[i], &rows[i]
 		c := l.Counts().Sub(found[i])
 		row.Build, row.Time, row.Kind, row.Client, row.Detail = r.build, rd.began, k.name, l.client, rd.detail
@@ -139,6 +144,7 @@ func (r *runner) round(ctx context.Context, k kind, n int) ([]Row, error) {
 		row.IOs = w[laneQD1].IOs + w[laneQD32].IOs
 		row.Lost, row.Stale, row.Torn = c.Of(verify.Lost), c.Of(verify.Stale), c.Of(verify.Torn)
 		row.Corrupt, row.Errors = c.Of(verify.Corrupt), c.Of(verify.Failed)
+		row.StoodMS = ms(stood)
 		row.OwnerMS, row.WholeMS = ms(rd.ownerIn), ms(r.whole.Sub(rd.began))
 		if failure == nil {
 			row.Epochs = status.Epoch - rd.epoch
