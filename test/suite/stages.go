@@ -140,7 +140,10 @@ func fuzz(ctx context.Context, s *suite) (sum tally, err error) {
 		if i := strings.LastIndexByte(file, '/'); i >= 0 {
 			dir = file[:i]
 		}
-		out, err := s.output(ctx, "go", "test", "-run", "^$", "-fuzz", "^"+name+"$", "-fuzztime", s.fuzztime.String(), "./"+dir)
+		out, err := s.output(ctx, "go", "test", "-run", "^$", "-fuzz", "^"+name+"$", "-fuzztime", s.fuzztime.String(),
+			// Where goroutines make coverage a matter of chance, every input looks new, and each
+			// would be minimized for a minute.
+			"-fuzzminimizetime", "10x", "./"+dir)
 		if ctx.Err() != nil {
 			return sum, ctx.Err()
 		}
