@@ -1,12 +1,14 @@
 package machineio
 
 import (
+	"context"
 	"log/slog"
 	"sync"
 
 	"steadfast/block"
 	"steadfast/compute/device"
 	"steadfast/compute/virtio"
+	"steadfast/fault"
 )
 
 // isDisk tells whether a port is a disk's.
@@ -36,7 +38,11 @@ func (l *Live) request(d block.Device, out device.Output) device.Input {
 		in.Status = virtio.BlockUnsupported
 	}
 	if err != nil {
-		l.opt.Logger.Error("a disk's request failed", slog.Int("port", int(out.Port)), slog.Int("kind", int(out.Kind)), slog.Int64("offset", out.Offset), slog.Int64("length", out.Length), slog.Any("error", err))
+		level := slog.LevelError
+		if fault.Is(err, fault.Canceled) { // it was let go: nobody waits for it
+			level = slog.LevelDebug
+		}
+		l.opt.Logger.Log(context.Background(), level, "a disk's request failed", slog.Int("port", int(out.Port)), slog.Int("kind", int(out.Kind)), slog.Int64("offset", out.Offset), slog.Int64("length", out.Length), slog.Any("error", err))
 		in.Status, in.Data = virtio.BlockError, nil
 	}
 	return in

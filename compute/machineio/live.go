@@ -20,6 +20,7 @@ package machineio
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"io"
 	"log/slog"
 	"math"
@@ -59,7 +60,11 @@ type Options struct {
 	// Restarts has a guest that restarts go on in this life, and its log, by the machine's
 	// Reload; else its restart is the machine's end.
 	Restarts bool
-	Logger   *slog.Logger
+	// LetGo, if any, has the requests that disks have under way end now, if they can: it is
+	// called when a life was ended by its context, which would else wait for them. A disk
+	// that is far away may take minutes.
+	LetGo  func()
+	Logger *slog.Logger
 }
 
 // Bounds of what waits for the loop.
@@ -166,6 +171,12 @@ func (l *Live) Type(p []byte) int {
 	return n
 }
 
+// Resize tells the guest that a disk has another size, in bytes: a multiple of
+// block.SectorSize. Before Run, or any time.
+func (l *Live) Resize(disk int, size int64) {
+	l.put(device.Input{Port: l.m.DiskPort(disk), Kind: virtio.BlockResized, Data: binary.LittleEndian.AppendUint64(nil, uint64(size))})
+}
+
 // PressPower presses the power button.
 func (l *Live) PressPower() { l.put(device.Input{Port: l.m.ButtonPort(), Kind: virtio.ButtonPress}) }
 
@@ -204,8 +215,8 @@ func (l *Live) counted() Counters {
 }
 
 // Run lives until the guest ends its machine, or ctx ends, and returns how it ended; the
-// machine is Running when ctx ended. What it had asked of the world is waited for, and that what
-// it has said on its serial port was read, until ctx ends. Fails when the log cannot be written: the
+// machine is Running when ctx ended. What it had asked of the world is waited for, short of LetGo, and
+// that what it has said on its serial port was read, until ctx ends. Fails when the log cannot be written: the
 // machine must not go on then.
 func (l *Live) Run(ctx context.Context) (end machine.End, err error) {
 	defer context.AfterFunc(ctx, l.ring)()
@@ -220,6 +231,9 @@ func (l *Live) Run(ctx context.Context) (end machine.End, err error) {
 	l.finish()
 	if e := l.serial.end(ctx); e != nil {
 		l.opt.Logger.Debug("the serial port's output is lost", slog.Any("error", e))
+	}
+	if l.opt.LetGo != nil {
+		defer context.AfterFunc(ctx, l.opt.LetGo)()
 	}
 	l.tasks.Wait()
 	if l.opt.Log != nil {

@@ -3,6 +3,7 @@ package vmm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"steadfast/block"
+	"steadfast/compute/diskwire"
 	"steadfast/compute/filedisk"
 	"steadfast/compute/machine"
 	"steadfast/compute/machineio"
@@ -43,6 +45,7 @@ type child struct {
 	stop context.CancelFunc
 	// machine is the loop's while it lives, and anybody's once ended is closed.
 	machine *machine.Machine
+	served  []*diskwire.Client // disks that the parent serves
 	dropped atomic.Uint64
 	ended   chan struct{}
 }
@@ -148,15 +151,37 @@ func (c *child) do(req *request, files []*os.File) (*Status, error) {
 	return nil, fault.New(fault.Invalid, "%q is nothing that a machine's process does", req.Verb)
 }
 
-// kit are the descriptors of a start, by role.
-type kit map[string][]*os.File
+// kit are the descriptors of a start, by role, and those of each disk.
+type kit struct {
+	roles map[string][]*os.File
+	disks [][]*os.File
+}
+
+// newKit sorts the descriptors of a start.
+func newKit(roles []string, files []*os.File) (kit, error) {
+	k := kit{roles: map[string][]*os.File{}}
+	for i := 0; i < len(roles); i++ {
+		switch role := roles[i]; {
+		case role == roleDisk:
+			k.disks = append(k.disks, files[i:i+1])
+		case role == roleServed && i+1 < len(roles) && roles[i+1] == roleServed:
+			k.disks = append(k.disks, files[i:i+2])
+			i++
+		case role == roleServed:
+			return k, fault.New(fault.Invalid, "a disk that is served has a socket and a memory: one came")
+		default:
+			k.roles[role] = append(k.roles[role], files[i])
+		}
+	}
+	return k, nil
+}
 
 // one returns the descriptor of a role, or nil.
 func (k kit) one(role string) *os.File {
-	if len(k[role]) == 0 {
+	if len(k.roles[role]) == 0 {
 		return nil
 	}
-	return k[role][0]
+	return k.roles[role][0]
 }
 
 // start makes up a machine and runs it.
@@ -165,9 +190,10 @@ func (c *child) start(req *request, files []*os.File) error {
 		closeAll(files)
 		return fault.New(fault.Invalid, "a second machine, or none, for one process")
 	}
-	k := kit{}
-	for i, role := range req.Files {
-		k[role] = append(k[role], files[i])
+	k, err := newKit(req.Files, files)
+	if err != nil {
+		closeAll(files)
+		return err
 	}
 	m, err := makeUp(req.Start, k)
 	if err != nil {
@@ -187,10 +213,11 @@ func (c *child) start(req *request, files []*os.File) error {
 	if err != nil {
 		return err
 	}
+	c.follow(l, m.Config(), o.Disks)
 	debug.FreeOSMemory() // what was loaded is in the guest's memory, which is not the heap's
 	ctx, stop := context.WithCancel(context.Background())
 	c.machine, c.live, c.stop = m, l, stop
-	for i, f := range k[roleWire] {
+	for i, f := range k.roles[roleWire] {
 		go c.frames(i, f)
 	}
 	if f := k.one(roleConsole); f != nil {
@@ -222,7 +249,7 @@ func makeUp(start *beginning, k kit) (m *machine.Machine, err error) {
 			}
 		}()
 	} else {
-		defer closeAll(append(k[roleKernel], k[roleInitrd]...))
+		defer closeAll(append(k.roles[roleKernel], k.roles[roleInitrd]...))
 	}
 	if f := k.one(roleState); f != nil {
 		defer f.Close()
@@ -260,21 +287,18 @@ func contents(f *os.File, what string, most uint64) ([]byte, error) {
 // options makes what the machine lives with of the descriptors.
 func (c *child) options(m *machine.Machine, k kit) (o machineio.Options, err error) {
 	cfg := m.Config()
-	if len(k[roleDisk]) != len(cfg.Disks) || len(k[roleWire]) != len(cfg.Nets) {
-		return o, fault.New(fault.Invalid, "a machine of %d disks and %d network cards came with %d and %d", len(cfg.Disks), len(cfg.Nets), len(k[roleDisk]), len(k[roleWire]))
+	if len(k.disks) != len(cfg.Disks) || len(k.roles[roleWire]) != len(cfg.Nets) {
+		return o, fault.New(fault.Invalid, "a machine of %d disks and %d network cards came with %d and %d", len(cfg.Disks), len(cfg.Nets), len(k.disks), len(k.roles[roleWire]))
 	}
-	o.Logger = c.log
-	for i, f := range k[roleDisk] {
-		d, err := filedisk.FromFile(f, cfg.Disks[i].ReadOnly)
+	o.Logger, o.LetGo = c.log, c.letGo
+	for i, files := range k.disks {
+		d, err := c.disk(files, cfg.Disks[i])
 		if err != nil {
-			return o, err
+			return o, fault.Wrap(fault.KindOf(err), err, fmt.Sprintf("disk %d", i))
 		}
-		if d.Size() != cfg.Disks[i].Size {
-			return o, fault.New(fault.Invalid, "disk %d has %d bytes, and the machine's has %d", i, d.Size(), cfg.Disks[i].Size)
-		}
-		o.Disks = append(o.Disks, block.Device(d))
+		o.Disks = append(o.Disks, d)
 	}
-	for _, f := range k[roleWire] {
+	for _, f := range k.roles[roleWire] {
 		w := newWire(f, &c.dropped)
 		go w.carry()
 		o.Wires = append(o.Wires, w)
@@ -286,6 +310,47 @@ func (c *child) options(m *machine.Machine, k kit) (o machineio.Options, err err
 		o.Log, err = machine.NewLog(f)
 	}
 	return o, err
+}
+
+// disk makes a disk of its descriptors: a file, or socket and memory of one that the
+// parent serves. A file is as large as it was; what is served may have grown since.
+func (c *child) disk(files []*os.File, cfg machine.Disk) (block.Device, error) {
+	if len(files) == 1 {
+		d, err := filedisk.FromFile(files[0], cfg.ReadOnly)
+		if err == nil && d.Size() != cfg.Size {
+			err = fault.New(fault.Invalid, "it has %d bytes, and the machine's has %d", d.Size(), cfg.Size)
+		}
+		return d, err
+	}
+	d, err := diskwire.Open(files[0], files[1])
+	if err != nil {
+		return nil, err
+	}
+	if d.Size() < cfg.Size {
+		return nil, errors.Join(fault.New(fault.Invalid, "it has %d bytes, and the machine's has %d", d.Size(), cfg.Size), d.Close())
+	}
+	c.served = append(c.served, d)
+	return d, nil
+}
+
+// letGo ends what disks that the parent serves have under way: it may be held there for
+// minutes, and the machine has ended.
+func (c *child) letGo() {
+	for _, d := range c.served {
+		if err := d.Close(); err != nil {
+			c.log.Error("a disk was let go", slog.Any("error", err))
+		}
+	}
+}
+
+// follow tells the guest of the sizes that its disks get, and those which they have got
+// since it was made up.
+func (c *child) follow(l *machineio.Live, cfg machine.Config, disks []block.Device) {
+	for i, d := range disks {
+		if d, ok := d.(*diskwire.Client); ok {
+			d.OnResize(cfg.Disks[i].Size, func(size int64) { l.Resize(i, size) })
+		}
+	}
 }
 
 // typed brings what is typed to the serial port, no faster than it is taken.

@@ -28,13 +28,21 @@
 // is answered by one reply with its ID, and when the machine has ended there is one with
 // the ID 0. docs/OPERATING.md says what the commands of steadfast make of that.
 //
+// # Disks
+//
+// A disk is an open file, which the process has, or a device of the parent's: an initiator,
+// with its sessions and secrets. The process has a socket and a memory of that, and
+// package diskwire is between. Its requests can take as long as a takeover does; the guest
+// waits for those, and nothing else does. A machine that is ended lets them go, and
+// what they do to the device is over when Process.Drained says so.
+//
 // # Trust
 //
 // The process trusts its parent. The parent trusts nothing that comes from the process:
 // packets are bounded, descriptors are not taken, frames are the network's to judge, and
 // what it prints is kept to its last bytes, without what a terminal would obey. A packet that
 // is no answer to anything is the end of the process, and so is a request that it does
-// not take, or no end after its last word.
+// not take, one to a disk that nobody makes, or no end after its last word.
 //
 // # Locks
 //

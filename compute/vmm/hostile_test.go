@@ -37,6 +37,7 @@ var hostile = map[string]func(c control){
 		forever()
 	},
 	"deaf": func(control) { forever() },
+	"disk": hostileDisk,
 	"painter": func(c control) {
 		listened(c)
 		fmt.Fprint(os.Stderr, "\x1b[2Jwords\a")

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"steadfast/compute/diskwire"
 	"steadfast/compute/machine"
 	"steadfast/fault"
 )
@@ -39,8 +40,8 @@ type Options struct {
 	Kernel *os.File
 	Initrd *os.File
 	State  *os.File
-	// Disks are open files, one for each disk of the machine: see filedisk.OpenFile.
-	Disks []*os.File
+	// Disks are those of the machine, in order.
+	Disks []Disk
 	// Nets is how many network cards the machine has; 0: as many as Config.
 	Nets int
 	// Log, if any, gets the machine's log, and Save its state before the first
@@ -76,6 +77,11 @@ type Process struct {
 	broke error
 	// patience is takePatience, but in tests.
 	patience time.Duration
+
+	// disks are the servers, by disk, nil for files; serving are those that run.
+	disks   []*diskwire.Server
+	serving sync.WaitGroup
+	drained chan struct{}
 }
 
 // Bounds of what a process may make its parent wait for, and keep.
@@ -95,7 +101,9 @@ func Start(ctx context.Context, o Options) (*Process, error) {
 	if err := p.begin(Command); err != nil {
 		return nil, err
 	}
-	if err := p.start(ctx, o); err != nil {
+	err := p.start(ctx, o)
+	go p.drain()
+	if err != nil {
 		p.Kill()
 		<-p.exited
 		return nil, errors.Join(err, p.Close())
@@ -104,7 +112,7 @@ func Start(ctx context.Context, o Options) (*Process, error) {
 }
 
 func newProcess() *Process {
-	return &Process{heard: make(chan struct{}), exited: make(chan struct{}), waiting: map[uint64]chan reply{}, words: &lastWords{}, patience: takePatience}
+	return &Process{heard: make(chan struct{}), exited: make(chan struct{}), waiting: map[uint64]chan reply{}, words: &lastWords{}, patience: takePatience, drained: make(chan struct{})}
 }
 
 // begin starts the process, and listens to it.
@@ -193,8 +201,20 @@ func (p *Process) start(ctx context.Context, o Options) (err error) {
 	give(roleKernel, o.Kernel)
 	give(roleInitrd, o.Initrd)
 	give(roleState, o.State)
-	for _, f := range o.Disks {
-		give(roleDisk, f)
+	defer func() { err = errors.Join(err, p.given()) }()
+	for _, d := range o.Disks {
+		if d.Device == nil {
+			give(roleDisk, d.File)
+			p.disks = append(p.disks, nil)
+			continue
+		}
+		s, err := p.serve(d)
+		if err != nil {
+			return err
+		}
+		socket, memory := s.Theirs()
+		give(roleServed, socket)
+		give(roleServed, memory)
 	}
 	give(roleLog, o.Log)
 	give(roleSave, o.Save)
@@ -296,10 +316,7 @@ func (p *Process) listen() {
 			break
 		}
 		if err := p.take(b[:n], flags); err != nil {
-			p.mu.Lock()
-			p.broke = err
-			p.mu.Unlock()
-			p.Kill()
+			p.violated(err)
 			break
 		}
 	}

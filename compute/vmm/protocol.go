@@ -19,7 +19,7 @@ const (
 	// messageMax is in bytes; a socket's buffer has to hold a few.
 	messageMax = 32 << 10
 	// filesMax is how many descriptors a packet can bring: what a machine can have of each.
-	filesMax = machine.DisksMax + machine.NetsMax + 8
+	filesMax = 2*machine.DisksMax + machine.NetsMax + 8
 )
 
 // Verbs of a request.
@@ -36,7 +36,8 @@ const (
 	roleKernel  = "kernel"
 	roleInitrd  = "initrd"
 	roleState   = "state"   // to restore from, instead of a kernel
-	roleDisk    = "disk"    // one for each of Config, in order
+	roleDisk    = "disk"    // a file; one for each of Config, in order
+	roleServed  = "served"  // or two of these in its place: socket and memory of a diskwire.Server
 	roleWire    = "wire"    // one for each network card: a SOCK_SEQPACKET socket, a packet a frame
 	roleConsole = "console" // a stream socket: the serial port
 	roleLog     = "log"     // to write the log to

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"steadfast/compute/machine"
@@ -39,7 +40,8 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		}
 	}
-	os.Exit(m.Run())
+	// A wire's sender lives as long as the process that it is made for.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("steadfast/compute/vmm.(*wire).carry"))
 }
 
 // patience bounds what a test waits for that should take moments.
@@ -76,7 +78,7 @@ func obey(t *testing.T) Options {
 			Memory: machinetest.ObeyMemory, Disks: []machine.Disk{{Size: diskBytes}}, Nets: []machine.Net{{MAC: [6]byte{2}}},
 			Seed: bytes.Repeat([]byte{1}, 32), Wall: 1_800_000_000_000_000_000,
 		},
-		Kernel: testFile(t, "kernel", machinetest.Obey()), Disks: []*os.File{d},
+		Kernel: testFile(t, "kernel", machinetest.Obey()), Disks: Files(d),
 	}
 }
 
@@ -136,7 +138,7 @@ func TestLife(t *testing.T) {
 	typed(t, p, "xd")
 	expect(t, p, "xSECTOR0 ok\n")
 	sector := make([]byte, 512)
-	if _, err := o.Disks[0].ReadAt(sector, 512); err != nil || !strings.HasPrefix(string(sector), "SECTOR0 and more\x00") {
+	if _, err := o.Disks[0].File.ReadAt(sector, 512); err != nil || !strings.HasPrefix(string(sector), "SECTOR0 and more\x00") {
 		t.Errorf("the second sector is %q, %v", sector[:20], err)
 	}
 	typed(t, p, "n")

@@ -76,8 +76,9 @@ func Steadfast() Rules {
 			"node": {"node", "cmd", "test"},
 		},
 		Pure: []string{
-			"scsi", "iscsi", "fault", "san/lun/reserve", "san/store/format", "cluster/quorum", "cluster/group", "san/mirror", "san/alias",
-			"compute/device", "compute/riscv", "compute/riscv/softfloat", "compute/riscv/asm", "compute/riscv/bare", "compute/riscv/boot", "compute/virtio", "compute/devices", "compute/machine",
+			"scsi", "iscsi", "fault", "san/lun/reserve", "san/store/format", "cluster/quorum", "cluster/group", "cluster/inventory", "cluster/placement", "san/mirror", "san/alias",
+			"compute/device", "compute/riscv", "compute/riscv/softfloat", "compute/riscv/asm", "compute/riscv/bare", "compute/riscv/boot", "compute/virtio", "compute/devices", "compute/machine", "compute/vmlock",
+			"compute/netswitch/bridge", "compute/initiator/nexus",
 		},
 		// time is judged by what is used of it: see durationOnly.
 		Impure: []string{

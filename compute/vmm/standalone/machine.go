@@ -280,7 +280,7 @@ func (m *Machine) config() machine.Config {
 // live runs one life of the guest. stopping tells that somebody has asked for its end.
 func (m *Machine) live(ctx context.Context) (end machine.End, stopping bool, err error) {
 	p, err := vmm.Start(ctx, vmm.Options{
-		Config: m.config(), Kernel: m.kernel, Initrd: m.initrd, Disks: m.disks,
+		Config: m.config(), Kernel: m.kernel, Initrd: m.initrd, Disks: vmm.Files(m.disks...),
 		Save: m.record[0], Log: m.record[1], HashEvery: m.o.HashEvery,
 		Restarts: m.o.Record != "" && !m.o.NoRestart,
 	})

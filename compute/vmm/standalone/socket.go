@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -281,7 +282,9 @@ func dial(ctx context.Context, dir, name string, req request) (net.Conn, *bufio.
 		err = c.SetDeadline(time.Now().Add(2 * askPatience))
 	}
 	if err == nil {
+		// Who has closed it before that, or after, says nothing either way.
 		_, err = c.Write(append(b, '\n'))
+		err = fault.Wrap(fault.Unreachable, err, fmt.Sprintf("the machine %q does not answer", name))
 	}
 	r := bufio.NewReaderSize(c, lineMax)
 	var a answer

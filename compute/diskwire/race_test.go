@@ -1,0 +1,5 @@
+//go:build race
+
+package diskwire
+
+const racing = true
