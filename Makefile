@@ -45,7 +45,7 @@ sim: ## the simulated worlds: SEEDS histories of the store (default 500), 50 tim
 
 e2e: build ## libiscsi tools, qemu-img and a QEMU guest against a node of this tree; PEER=tgt tries them on tgt. ROUNDS=n KIND=k hurts a pair
 	@test/need e2e guest pair $(if $(PEER),peer) $(if $(filter multipath,$(CLIENT)),multipath) || true
-	@$(if $(ROUNDS)$(KIND),$(GO) run ./test/pair -rounds $(or $(ROUNDS),1) -kind $(or $(KIND),all) $(if $(CLIENT),-client $(CLIENT)),$(GO) run ./test/e2e $(if $(PEER),-peer $(PEER)))
+	@$(if $(ROUNDS)$(KIND),$(GO) run ./test/pair -rounds $(or $(ROUNDS),1) -kind $(or $(KIND),all) $(if $(CLIENT),-client $(CLIENT)),$(GO) run ./test/e2e $(if $(PEER),-peer $(PEER)) && $(GO) run ./test/initiator $(if $(PEER),-peer $(PEER)))
 
 e2e-guest: build ## SLOW (minutes): the Linux kernel initiator in an emulated guest: CHAP, ext4, fio, node restarts; PEER=tgt
 	@test/need guest $(if $(PEER),peer) || true

@@ -40,14 +40,16 @@ type Config struct {
 
 // Times are the disk's clocks. A zero field takes its default.
 type Times struct {
-	// Connect bounds one attempt to connect, default 250 ms; each eighth
-	// attempt in a row has eight times as long, for links that are slow.
+	// Connect bounds one attempt to connect, default 250 ms; the first ones after
+	// a loss have less, and each eighth in a row has eight times as long, for
+	// links that are slow.
 	Connect time.Duration
-	// Login bounds one login, default 2 s, and twice as long after each that
-	// took too long, up to eight times: a portal may hold a login for a while.
+	// Login bounds one login, default 2 s; the first one after a loss has less,
+	// and each that took too long gives the next one twice as much, up to eight
+	// times this: a portal may hold a login for a while.
 	Login time.Duration
 	// Retry is the pause between attempts, default and at most 250 ms. The
-	// first attempt after a loss has none.
+	// first attempt after a loss has none, and the next ones less.
 	Retry time.Duration
 	// Ping is how long a target with commands to answer may be silent before
 	// it is asked whether it is there, default 1 s; PingIdle the same for one

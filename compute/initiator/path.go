@@ -119,6 +119,7 @@ func (d *Disk) keep(portal string) {
 			return
 		}
 		began := time.Now()
+		k.tries++
 		served, err := k.session()
 		d.mu.Lock()
 		d.why[portal] = err
@@ -131,9 +132,9 @@ func (d *Disk) keep(portal string) {
 			continue
 		case served && time.Since(began) > d.cfg.Times.Retry:
 			// The first attempt after a loss is at once.
-			pause = 0
+			pause, k.tries = 0, 0
 		default:
-			pause = d.cfg.Times.Retry
+			pause = growing(retryFirst, k.tries, d.cfg.Times.Retry)
 		}
 		pause = max(pause, k.wait)
 		d.cfg.Log.Info("iSCSI path is down", append([]any{"error", err, "served", served}, k.log...)...)
@@ -168,7 +169,7 @@ type keeper struct {
 	group    uint16
 	grouped  bool // group is known
 	md5      bool // offer nothing but MD5 for CHAP
-	dials    int  // in a row, without success
+	tries    int  // in a row, without success
 	patience time.Duration
 	wait     time.Duration // what the target asked for before the next attempt
 }
@@ -219,14 +220,32 @@ func (d *Disk) unclaim(group uint16) {
 	d.freed = make(chan struct{})
 }
 
+// An alias that moves is gone for some tens of milliseconds, and what was sent to it
+// meanwhile, or to who had it before, is not answered: so the first attempts are short,
+// and soon after one another.
+const (
+	connectFirst = 20 * time.Millisecond
+	loginFirst   = 150 * time.Millisecond
+	retryFirst   = 10 * time.Millisecond
+)
+
+// growing returns the time for the n-th try in a row, from 1 on: each has twice that of
+// the one before, up to most. With no n it is most.
+func growing(first time.Duration, n int, most time.Duration) time.Duration {
+	if n < 1 || n > 16 {
+		return most
+	}
+	return min(most, first<<(n-1))
+}
+
 // session has one session, from the dial to its loss. served tells whether
 // the login succeeded.
 func (k *keeper) session() (served bool, err error) {
 	d := k.d
 	k.wait = 0
-	limit := d.cfg.Times.Connect
-	if k.dials++; k.dials%8 == 0 {
-		limit *= 8
+	limit := growing(connectFirst, k.tries, d.cfg.Times.Connect)
+	if k.tries%8 == 0 {
+		limit = 8 * d.cfg.Times.Connect
 	}
 	ctx, cancel := context.WithTimeout(d.ctx, limit)
 	address := k.address
@@ -236,7 +255,6 @@ func (k *keeper) session() (served bool, err error) {
 	if err != nil {
 		return false, fault.Wrap(fault.Unreachable, err, "connect")
 	}
-	k.dials = 0
 	stop := context.AfterFunc(d.ctx, func() { _ = sock.Close() })
 	defer stop()
 	login, err := k.logIn(sock)
@@ -293,7 +311,7 @@ func random(p []byte) { _, _ = rand.Read(p) }
 func (k *keeper) logIn(sock net.Conn) (*iscsi.Initiate, error) {
 	d := k.d
 	t := &d.cfg.Times
-	k.patience = min(max(k.patience, t.Login), 8*t.Login)
+	k.patience = min(max(k.patience, min(loginFirst, t.Login)), 8*t.Login)
 	if err := sock.SetDeadline(time.Now().Add(k.patience)); err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -192,22 +193,32 @@ func (g *guest) hurry() {
 
 // guestWords tell the guest's init what to log in to.
 func guestWords(client string, volume Volume, trace bool) ([]string, error) {
-	u, err := url.Parse(volume.URL)
+	portals, target, lun, err := splitURL(volume.URL)
 	if err != nil {
 		return nil, err
 	}
-	target, lun, ok := strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
-	if u.Scheme != "iscsi" || !ok {
-		return nil, fmt.Errorf("%q is not iscsi://PORTAL/TARGET/LUN", volume.URL)
-	}
-	portals, level := u.Host, 4
+	level := 4
 	if client == multipathClient {
 		portals = ownPortals()
 	}
 	if trace {
 		level = 8
 	}
-	return []string{"address=" + guestAddress, "portal=" + portals, "target=" + target, "lun=" + lun, fmt.Sprintf("debug=%d", level)}, nil
+	return []string{"address=" + guestAddress, "portal=" + portals, "target=" + target, "lun=" + strconv.Itoa(lun), fmt.Sprintf("debug=%d", level)}, nil
+}
+
+// splitURL takes an iscsi:// URL apart.
+func splitURL(text string) (portal, target string, lun int, err error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return "", "", 0, err
+	}
+	target, number, ok := strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
+	lun, err = strconv.Atoi(number)
+	if u.Scheme != "iscsi" || !ok || err != nil {
+		return "", "", 0, fmt.Errorf("%q is not iscsi://PORTAL/TARGET/LUN", text)
+	}
+	return u.Host, target, lun, nil
 }
 
 func (g *guest) Cut(ctx context.Context) ([]verify.Window, error) { return g.load.Cut(ctx) }

@@ -26,7 +26,7 @@ func TestGuestWords(t *testing.T) {
 
 func TestClientsBy(t *testing.T) {
 	for value, want := range map[string]string{
-		"qemu": "qemu", "libiscsi": "libiscsi", "linux": "linux", "both": "qemu libiscsi", "all": "qemu libiscsi linux",
+		"qemu": "qemu", "libiscsi": "libiscsi", "linux": "linux", "both": "qemu libiscsi", "all": "qemu libiscsi steadfast linux", "steadfast,qemu": "steadfast qemu",
 		"multipath": "multipath",
 	} {
 		if got, err := clientsBy(value); err != nil || strings.Join(got, " ") != want {

@@ -4,30 +4,33 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"steadfast/test/verify"
 )
 
 // The clients that load a pair.
-var clientNames = []string{"qemu", "libiscsi", "linux", multipathClient}
+var clientNames = []string{"qemu", "libiscsi", ownClient, "linux", multipathClient}
 
-// clientsBy returns the clients that a flag's value means. Both are those that
-// are processes here; the third is a guest, and takes its minutes. The fourth is
+// clientsBy returns the clients that a flag's value means. Both are those of others
+// that are processes here; the fourth is a guest, and takes its minutes. The fifth is
 // such a guest, too, and wants a group that is reached by several paths.
-func clientsBy(value string) ([]string, error) {
+func clientsBy(value string) (list []string, err error) {
 	switch value {
 	case "both":
 		return clientNames[:2], nil
 	case "all":
-		return clientNames[:3], nil
+		return clientNames[:4], nil
 	}
-	for _, name := range clientNames {
-		if name == value {
-			return []string{name}, nil
+	for name := range strings.SplitSeq(value, ",") {
+		if !slices.Contains(clientNames, name) || slices.Contains(list, name) {
+			return nil, fmt.Errorf("no client %q, or twice: %s, several with commas, both (the first two) or all (the first four)", name, strings.Join(clientNames, ", "))
 		}
+		list = append(list, name)
 	}
-	return nil, fmt.Errorf("no client %q: qemu, libiscsi, linux, multipath, both (the first two) or all (the first three)", value)
+	return list, nil
 }
 
 // load is one client's volume under load.
@@ -154,8 +157,11 @@ func (r *runner) connect(ctx context.Context, client string, volume Volume) (ver
 	c := verify.Client{
 		Dir: r.world.folder.Path, Initiator: initiatorName, Log: log, Start: r.world.client.StartIn, NOP: r.nop, Env: r.env,
 	}
-	if client == "qemu" {
+	switch client {
+	case "qemu":
 		return verify.OpenQEMU(ctx, c, volume.URL)
+	case ownClient:
+		return openOwn(ctx, r.world.client, volume, log)
 	}
 	return verify.OpenLibiscsi(ctx, c, r.bridge, volume.URL)
 }

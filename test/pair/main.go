@@ -55,7 +55,7 @@ func main() {
 	var spanMiB int64
 	flag.StringVar(&kind, "kind", "all", "kinds of rounds, with commas; -list tells them")
 	flag.IntVar(&r.rounds, "rounds", 1, "rounds of each kind that shall be in the results")
-	flag.StringVar(&client, "client", "both", "qemu, libiscsi, both, linux, all or multipath")
+	flag.StringVar(&client, "client", "both", "qemu, libiscsi, steadfast, linux, multipath, several with commas, both (qemu and libiscsi) or all")
 	flag.StringVar(&r.product, "product", "pair", "pair; or a stand-in: node, plain, standby, standby-silent, rollback")
 	flag.StringVar(&r.results, "results", "bin/pair-results.jsonl", "file that rounds are appended to")
 	flag.StringVar(&r.parent, "dir", "/var/tmp", "folder on a disk to make files in")

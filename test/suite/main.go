@@ -38,6 +38,7 @@ func stages() []stage {
 		{"sim", simulate},
 		{"conformance", conformance},
 		{"e2e", endToEnd},
+		{"initiator", ownInitiator},
 		{"pair", pair},
 		{"guests", guests},
 	}

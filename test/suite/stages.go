@@ -174,6 +174,11 @@ func endToEnd(ctx context.Context, s *suite) (tally, error) {
 	return s.harness(ctx, "iscsi-ls", "libiscsi-bin", "./test/e2e", "-tools")
 }
 
+// ownInitiator drives a node by the initiator of this tree, which needs no tools and no root.
+func ownInitiator(ctx context.Context, s *suite) (tally, error) {
+	return s.harness(ctx, "go", "golang", "./test/initiator", "-kills", "1")
+}
+
 // pairRate bounds each lane's requests a second: the round is about the fault, and
 // CI's machines are small.
 const pairRate = "300"
@@ -186,7 +191,7 @@ func pair(ctx context.Context, s *suite) (tally, error) {
 		fmt.Println("SKIP pair: network namespaces need root")
 		return tally{skipped: 1}, nil
 	}
-	return s.harness(ctx, "qemu-nbd", "qemu-utils", "./test/pair", "-rounds", "1", "-goals=false", "-rate", pairRate, "-results", s.tmp+"/pair.jsonl")
+	return s.harness(ctx, "qemu-nbd", "qemu-utils", "./test/pair", "-rounds", "1", "-client", "qemu,libiscsi,steadfast", "-goals=false", "-rate", pairRate, "-results", s.tmp+"/pair.jsonl")
 }
 
 // guests boots a Debian guest in the machine, built from the archive that this host's apt
