@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -44,9 +45,13 @@ func Open(name string, readOnly bool) (*File, error) {
 	return FromFile(f, readOnly)
 }
 
+// lockPatience is how long a lock is waited for: the process of a machine whose parent
+// was killed has its files for a moment more.
+const lockPatience = 2 * time.Second
+
 // OpenFile opens a disk's file and locks it against other machines, for as long as the
 // file, or a process that has it, lives. Fails with fault.NotFound, fault.Denied, or
-// fault.Busy when another machine has it.
+// fault.Busy when another machine has it, and goes on to.
 func OpenFile(name string, readOnly bool) (*os.File, error) {
 	flags, lock := os.O_RDWR, unix.LOCK_EX
 	if readOnly {
@@ -59,8 +64,10 @@ func OpenFile(name string, readOnly bool) (*os.File, error) {
 	case err != nil:
 		return nil, fault.Wrap(fault.Denied, err, "a disk's file")
 	}
-	if err := unix.Flock(int(f.Fd()), lock|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fault.New(fault.Busy, "%s is in use by another machine", name), f.Close())
+	for end := time.Now().Add(lockPatience); unix.Flock(int(f.Fd()), lock|unix.LOCK_NB) != nil; time.Sleep(lockPatience / 200) {
+		if time.Now().After(end) {
+			return nil, errors.Join(fault.New(fault.Busy, "%s is in use by another machine", name), f.Close())
+		}
 	}
 	return f, nil
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"steadfast/block"
 	"steadfast/fault"
@@ -108,5 +109,25 @@ func TestRefused(t *testing.T) {
 	}
 	if err := r.Trim(0, 512); !fault.Is(err, fault.ReadOnly) {
 		t.Errorf("a trim of it: %v", err)
+	}
+}
+
+// TestLockPasses: who has a file for a moment more is waited for.
+func TestLockPasses(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(name, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first, err := OpenFile(name, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { _ = first.Close() })
+	second, err := OpenFile(name, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
 	}
 }
