@@ -34,6 +34,7 @@ func (n *Node) handle(mux *http.ServeMux) {
 	mux.Handle(steadfastv1connect.NewNodeServiceHandler(nodeService{n}, opts...))
 	mux.Handle(steadfastv1connect.NewClusterServiceHandler(clusterService{n}, opts...))
 	mux.Handle(steadfastv1connect.NewGroupServiceHandler(groupService{n}, opts...))
+	mux.Handle(steadfastv1connect.NewDatacenterServiceHandler(datacenterService{n}, opts...))
 }
 
 // faults turns the errors of every call into the API's.

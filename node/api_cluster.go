@@ -41,8 +41,8 @@ func (s clusterService) InitCluster(_ context.Context, req *steadfastv1.InitClus
 	if err := s.n.mayBegin(req.Name, req.Address); err != nil {
 		return nil, err
 	}
-	if s.n.cfg.Cluster.Witness {
-		return nil, fault.New(fault.Invalid, "a witness cannot be a cluster's first member: begin with \"steadfast cluster init\" on a storage node, and have the witness join")
+	if role := s.n.role(); role != quorum.RoleNode {
+		return nil, fault.New(fault.Invalid, "a %s cannot be a cluster's first member: begin with \"steadfast cluster init\" on a storage node, and have the %s join", role, role)
 	}
 	dir := s.n.clusterDir()
 	before, err := filesIn(dir)
@@ -122,8 +122,8 @@ func (s clusterService) CreateToken(ctx context.Context, req *steadfastv1.Create
 		return nil, err
 	}
 	role := quorum.Role(req.Role)
-	if role != quorum.RoleNode && role != quorum.RoleWitness {
-		return nil, fault.New(fault.Invalid, "%q is no role; a joiner is a %s or a %s", req.Role, quorum.RoleNode, quorum.RoleWitness)
+	if role != quorum.RoleNode && role != quorum.RoleWitness && role != quorum.RoleHost {
+		return nil, fault.New(fault.Invalid, "%q is no role; a joiner is a %s, a %s or a %s", req.Role, quorum.RoleNode, quorum.RoleWitness, quorum.RoleHost)
 	}
 	good := time.Duration(req.GoodSeconds) * time.Second
 	if good == 0 {
@@ -172,11 +172,7 @@ func (s clusterService) JoinCluster(ctx context.Context, req *steadfastv1.JoinCl
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTime)
 	defer cancel()
-	role := quorum.RoleNode
-	if s.n.cfg.Cluster.Witness {
-		role = quorum.RoleWitness
-	}
-	id, err := quorumio.Join(ctx, s.n.clusterDir(), t, quorum.Member(req.Name), req.Address, role)
+	id, err := quorumio.Join(ctx, s.n.clusterDir(), t, quorum.Member(req.Name), req.Address, s.n.role())
 	if err != nil {
 		return nil, err
 	}
@@ -237,6 +233,9 @@ func (s clusterService) RemoveMember(ctx context.Context, req *steadfastv1.Remov
 		if _, has := spec.Node(quorum.Member(req.Name)); has {
 			return nil, fault.New(fault.Busy, "group %q has its copy on %s; give it another node first with \"steadfast group set %s --replace %s --with NODE\", or delete it", spec.Name, req.Name, spec.Name, req.Name)
 		}
+	}
+	if err := noHost(c.member.State().Inventory.Entries, req.Name); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, decideTime)
 	defer cancel()
@@ -344,6 +343,9 @@ func (s clusterService) DrainNode(ctx context.Context, req *steadfastv1.DrainNod
 	}
 	if err := memberThere(c, string(name)); err != nil {
 		return nil, err
+	}
+	if r := c.member.State().Roll.Members[name]; r != nil && r.Role == quorum.RoleHost {
+		return nil, fault.New(fault.Invalid, "%s is a host, and owns no groups; its machines leave it with \"steadfast host maintenance %s\"", name, name)
 	}
 	ctx, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()

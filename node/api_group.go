@@ -97,7 +97,7 @@ func (n *Node) newSpec(c *cluster, req *steadfastv1.CreateGroupRequest) (*ha.Spe
 			return nil, memberThere(c, name)
 		}
 		if r.Role != quorum.RoleNode {
-			return nil, fault.New(fault.Invalid, "%s is a witness, which holds no data; name two storage nodes", name)
+			return nil, fault.New(fault.Invalid, "%s is a %s, which holds no data; name two storage nodes", name, r.Role)
 		}
 		spec.Nodes = append(spec.Nodes, ha.Node{Name: r.Name, Pool: req.Pools[min(i, len(req.Pools)-1)]})
 	}
@@ -341,7 +341,7 @@ func (s groupService) DeleteGroup(ctx context.Context, req *steadfastv1.DeleteGr
 	}
 	ctx, cancel := context.WithTimeout(ctx, followTime)
 	defer cancel()
-	if err := ha.Delete(ctx, c.member, spec.Name); err != nil {
+	if err := ha.Delete(ctx, c.member, spec.Name, noDatastore); err != nil {
 		return nil, undecided(err)
 	}
 	s.n.publish("group-deleted", "", "", "group %q was deleted", spec.Name)

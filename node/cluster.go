@@ -42,9 +42,9 @@ const (
 type cluster struct {
 	id     *identity.Identity
 	member *quorumio.Member
-	groups *ha.Groups // nil on a witness
+	groups *ha.Groups // nil on who stores nothing
 	holder *aliasio.Holder
-	shares *inventory
+	shares *sharedRecords
 	stop   func() // ends following the quorum
 	api    *apiListener
 	guard  *guard.Guard // nil: there is none
@@ -52,6 +52,22 @@ type cluster struct {
 	// alone.
 	guarded quorum.Revision
 	reached string // address that was kept. Of decided alone
+	// placer decides where machines run; nil on who stores nothing. placed is the
+	// inventory's revision that it was woken for. Of decided alone.
+	placer  *placer
+	placed  quorum.Revision
+	unplace func() // ends the placer
+}
+
+// role is what the node is in a cluster.
+func (n *Node) role() quorum.Role {
+	switch {
+	case n.cfg.Cluster.Witness:
+		return quorum.RoleWitness
+	case n.cfg.Cluster.Host:
+		return quorum.RoleHost
+	}
+	return quorum.RoleNode
 }
 
 // clusterDir is where the membership is kept.
@@ -134,8 +150,8 @@ func (n *Node) openMember(id *identity.Identity) (c *cluster, err error) {
 // takePart has the node do what a member does.
 func (n *Node) takePart(c *cluster, fresh bool) (err error) {
 	n.serve(c.api, n.apiMux())
-	c.shares = &inventory{member: c.member}
-	if !n.cfg.Cluster.Witness {
+	c.shares = &sharedRecords{member: c.member}
+	if n.cfg.Cluster.Stores() {
 		if err := n.shareState(c, c.id, fresh); err != nil {
 			return errors.Join(err, c.api.Close(), c.member.Close())
 		}
@@ -145,10 +161,13 @@ func (n *Node) takePart(c *cluster, fresh bool) (err error) {
 			n.log.Warn("without a guard this node's death is noticed later", "error", err)
 		}
 	}
+	if n.cfg.Cluster.Stores() {
+		c.unplace = n.place(c)
+	}
 	n.mu.Lock()
 	n.cluster, n.clusterProblem = c, ""
 	n.mu.Unlock()
-	if !n.cfg.Cluster.Witness {
+	if n.cfg.Cluster.Stores() {
 		n.openGroups(c)
 	}
 	c.stop = c.member.Watch(n.decided)
@@ -304,6 +323,10 @@ func (n *Node) decided(state *quorum.State) {
 	if c != nil {
 		n.brief(c, state)
 		n.keepAddress(c, state)
+		if c.placer != nil && c.placed != state.Inventory.Revision {
+			c.placed = state.Inventory.Revision
+			c.placer.wake()
+		}
 	}
 	unlock, err := n.change() // which takes in what is new
 	if err == nil {
@@ -317,7 +340,7 @@ func (n *Node) adoptShared() {
 	n.mu.RLock()
 	c := n.cluster
 	n.mu.RUnlock()
-	if c == nil || n.cfg.Cluster.Witness || !c.shares.moved() {
+	if c == nil || !n.cfg.Cluster.Stores() || !c.shares.moved() {
 		return
 	}
 	if err := n.state.Adopt(c.shares.Entries()); err != nil {
@@ -395,6 +418,9 @@ func (n *Node) closeCluster() error {
 	if c.stop != nil {
 		c.stop()
 	}
+	if c.unplace != nil {
+		c.unplace()
+	}
 	var err error
 	if c.groups != nil {
 		err = c.groups.Close()
@@ -427,8 +453,8 @@ func bootTime() group.Instant {
 	return group.Instant(t.Nano())
 }
 
-// inventory is the cluster's inventory as the control state wants it.
-type inventory struct {
+// sharedRecords is the cluster's inventory as the control state wants it.
+type sharedRecords struct {
 	member *quorumio.Member
 	seen   atomic.Uint64 // revision that was read last
 
@@ -437,12 +463,12 @@ type inventory struct {
 }
 
 // moved tells whether there is a newer revision than was read last.
-func (i *inventory) moved() bool {
+func (i *sharedRecords) moved() bool {
 	return uint64(i.member.State().Inventory.Revision) != i.seen.Load()
 }
 
 // Entries implements control.Inventory.
-func (i *inventory) Entries() map[string][]byte {
+func (i *sharedRecords) Entries() map[string][]byte {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	inv := i.member.State().Inventory
@@ -452,7 +478,7 @@ func (i *inventory) Entries() map[string][]byte {
 }
 
 // Edit implements control.Inventory.
-func (i *inventory) Edit(edits map[string][]byte) error {
+func (i *sharedRecords) Edit(edits map[string][]byte) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), editTime)

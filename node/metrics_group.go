@@ -71,6 +71,9 @@ func (n *Node) collectCluster(put putMetric) {
 	}
 	state := c.member.State()
 	collectQuorum(put, c, state)
+	if c.placer != nil {
+		collectSite(put, c.placer.look(state.Inventory), c.placer.decisions())
+	}
 	n.mu.RLock()
 	groups := c.groups
 	n.mu.RUnlock()

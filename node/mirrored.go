@@ -135,10 +135,10 @@ func (n *Node) createMirrored(ctx context.Context, req *steadfastv1.CreateVolume
 }
 
 // editGroup changes a group's spec.
-func (n *Node) editGroup(ctx context.Context, c *cluster, name string, change func(*ha.Spec) error) error {
+func (n *Node) editGroup(ctx context.Context, c *cluster, name string, change func(*ha.Spec) error, guards ...ha.Guard) error {
 	ctx, cancel := context.WithTimeout(ctx, followTime)
 	defer cancel()
-	return undecided(ha.Change(ctx, c.member, name, change))
+	return undecided(ha.Change(ctx, c.member, name, change, guards...))
 }
 
 // untilServed waits until initiators could see a volume as it is to be.
@@ -167,6 +167,10 @@ func (n *Node) setMirrored(ctx context.Context, m mirrored, req *steadfastv1.Set
 	if err != nil {
 		return nil, err
 	}
+	var guards []ha.Guard
+	if req.NewName != nil && *req.NewName != m.Name {
+		guards = append(guards, unusedVolume(m.Number))
+	}
 	var v ha.Volume
 	err = n.editGroup(ctx, m.c, m.spec.Name, func(s *ha.Spec) error {
 		for i := range s.Volumes {
@@ -181,7 +185,7 @@ func (n *Node) setMirrored(ctx context.Context, m mirrored, req *steadfastv1.Set
 			return nil
 		}
 		return fault.New(fault.NotFound, "volume %q was deleted meanwhile", m.Name)
-	})
+	}, guards...)
 	if err != nil {
 		return nil, err
 	}
@@ -246,7 +250,7 @@ func (n *Node) deleteMirrored(ctx context.Context, m mirrored, req *steadfastv1.
 			}
 		}
 		return fault.New(fault.NotFound, "volume %q was deleted meanwhile", m.Name)
-	})
+	}, unusedVolume(m.Number))
 	if err != nil {
 		return nil, err
 	}

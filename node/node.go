@@ -28,12 +28,16 @@
 // node it was made on: a handler that finds itself on the wrong one returns elsewhere,
 // and forward.go passes the call on, once.
 //
+// Storage nodes also decide where machines run, and which hosts are lost (placement.go):
+// all of them at once, by edits that name the revision that they were decided at.
+//
 // # Where things are
 //
 //	node, shutdown, lock, notify     start, stop, the service manager
 //	pools, units, access             pools that come and go; plain volumes as units
 //	cluster, mirrored, verify        membership; volumes of groups; comparing copies
 //	api*, convert, names, forward    the API, a file a service or a part of one
+//	placement, heard, guards         which host a machine runs on; what machines stand on
 //	events, metrics*                 what is told to people and to Prometheus
 //	check                            an offline check of a pool
 //	memory, priority                 the process itself

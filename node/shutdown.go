@@ -43,11 +43,12 @@ func (s clusterService) ShutdownCluster(ctx context.Context, req *steadfastv1.Sh
 	return &steadfastv1.ShutdownClusterResponse{}, nil
 }
 
-// shutdownOthers tells the other members to end: storage nodes, then witnesses.
-// One that does not answer is not running, or cut off, and is said.
+// shutdownOthers tells the other members to end: hosts, whose machines need
+// storage to end, storage nodes, then witnesses. One that does not answer is not
+// running, or cut off, and is said.
 func (n *Node) shutdownOthers(ctx context.Context, c *cluster, confirm string) error {
 	var errs []error
-	for _, role := range []quorum.Role{quorum.RoleNode, quorum.RoleWitness} {
+	for _, role := range []quorum.Role{quorum.RoleHost, quorum.RoleNode, quorum.RoleWitness} {
 		for _, r := range c.member.State().Roll.Sorted() {
 			if r.Role != role || r.Name == c.member.Self().Member {
 				continue

@@ -86,6 +86,10 @@ func (a *app) groups() steadfastv1connect.GroupServiceClient {
 	return steadfastv1connect.NewGroupServiceClient(a.transport(), baseURL, a.options())
 }
 
+func (a *app) datacenters() steadfastv1connect.DatacenterServiceClient {
+	return steadfastv1connect.NewDatacenterServiceClient(a.transport(), baseURL, a.options())
+}
+
 // answers gives errors of calls their kinds again.
 type answers struct{ a *app }
 

@@ -20,9 +20,9 @@ import (
 
 // clusterCommand is "steadfast cluster".
 func (a *app) clusterCommand() *cobra.Command {
-	return group("cluster", "Tend the quorum of two storage nodes and a witness",
+	return group("cluster", "Tend the quorum of two storage nodes and a witness, and clusters of hosts",
 		a.clusterInit(), a.clusterToken(), a.clusterJoin(), a.clusterShow(), a.clusterSet(), a.clusterRemove(), a.clusterLeave(),
-		a.clusterRecover(), a.clusterShutdown())
+		a.clusterRecover(), a.clusterShutdown(), a.clusterCreate(), a.clusterList(), a.clusterDelete())
 }
 
 // memberNames lists names for completion.
@@ -72,11 +72,12 @@ func (a *app) clusterToken() *cobra.Command {
 	var role string
 	good := time.Hour
 	c := &cobra.Command{
-		Use: "token --role node|witness", Short: "Make a token by which one node or witness may join", Args: exactly(0),
+		Use: "token --role node|witness|host", Short: "Make a token by which one node, witness or host may join", Args: exactly(0),
 		Long: `Make a token for one joiner, which will ask at this node. Whoever has it may
 join once: hand it over as you would a password. The first line of the output
 is the token; with --delete ID, a token that was made is taken back.`,
 		Example: `  steadfast cluster token --role witness
+  steadfast cluster token --role host
   steadfast cluster token --delete 3f09c2a61b77`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if id, _ := cmd.Flags().GetString("delete"); id != "" {
@@ -97,7 +98,8 @@ is the token; with --delete ID, a token that was made is taken back.`,
 			return err
 		},
 	}
-	c.Flags().StringVar(&role, "role", "node", "what the joiner is to be: node or witness")
+	c.Flags().StringVar(&role, "role", "node", "what the joiner is to be: node, witness or host")
+	a.complete(c, "role", func(context.Context) []string { return []string{"node", "witness", "host"} })
 	c.Flags().DurationVar(&good, "good", good, "how long it is good")
 	c.Flags().String("delete", "", "take back the token with this id")
 	return c
@@ -107,7 +109,7 @@ func (a *app) clusterJoin() *cobra.Command {
 	var name, address string
 	c := &cobra.Command{
 		Use: "join TOKEN --name NAME --address HOST:PORT", Short: "Make this node a member of a token's cluster", Args: exactly(1),
-		Long: `Make this node, or this witness, a member of the cluster that the token is of.
+		Long: `Make this node, witness or host a member of the cluster that the token is of.
 With - the token is read from standard input, where no list of processes shows
 it. Initiators that this node knows are given to the cluster.`,
 		Example: "  steadfast cluster join - --name b --address 10.0.0.2:7400",
@@ -132,9 +134,16 @@ it. Initiators that this node knows are given to the cluster.`,
 }
 
 func (a *app) clusterShow() *cobra.Command {
-	return &cobra.Command{
-		Use: "show", Short: "Show the cluster's members", Example: "  steadfast cluster show", Args: exactly(0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+	c := &cobra.Command{
+		Use: "show [NAME]", Short: "Show the quorum's members, or a cluster of hosts", Args: between(0, 1),
+		Long: `Show the members of the quorum: storage nodes, witness, hosts. With a name, show
+that cluster of hosts.`,
+		Example: `  steadfast cluster show
+  steadfast cluster show prod`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return a.showHostCluster(cmd.Context(), args[0])
+			}
 			r, err := a.clusters().GetCluster(cmd.Context(), &steadfastv1.GetClusterRequest{})
 			if err != nil {
 				return err
@@ -159,12 +168,14 @@ func (a *app) clusterShow() *cobra.Command {
 			})
 		},
 	}
+	a.complete(c, "", a.hostClusterNames)
+	return c
 }
 
 // describeMember says in a line what a member is.
 func describeMember(m *steadfastv1.Member) string {
 	text := fmt.Sprintf("%s: %s at %s, life %d", m.Name, m.Role, m.Address, m.Boot)
-	if !m.Voter {
+	if !m.Voter && m.Role != string(quorum.RoleHost) { // which never votes
 		text += ", not voting yet"
 	}
 	if !m.Reachable {
@@ -178,12 +189,29 @@ func describeMember(m *steadfastv1.Member) string {
 
 func (a *app) clusterSet() *cobra.Command {
 	var address string
+	var ha bool
 	c := &cobra.Command{
-		Use: "set MEMBER --address HOST:PORT", Short: "Change where a member is reached", Args: exactly(1),
-		Long: `Change the address at which the other members reach a member. It goes on to be
-reached at the old one until it is started again.`,
-		Example: "  steadfast cluster set b --address 10.0.1.2:7400",
+		Use: "set NAME", Short: "Change where a member is reached, or a cluster of hosts", Args: exactly(1),
+		Long: `With --address, change where the other members reach a member. It goes on to be
+reached at the old address until it is started again.
+
+With --ha or --ha=false, say whether machines of a cluster of hosts are started
+again on other hosts when theirs is lost.`,
+		Example: `  steadfast cluster set b --address 10.0.1.2:7400
+  steadfast cluster set prod --ha`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case cmd.Flags().Changed("ha") && cmd.Flags().Changed("address"):
+				return fault.New(fault.Invalid, "--address is of a member, --ha of a cluster of hosts; give one")
+			case cmd.Flags().Changed("ha"):
+				r, err := a.datacenters().SetHostCluster(cmd.Context(), &steadfastv1.SetHostClusterRequest{Name: args[0], Ha: &ha})
+				if err != nil {
+					return err
+				}
+				return a.did(r.Cluster, "cluster %q: high availability is %s", args[0], onOff(ha))
+			case !cmd.Flags().Changed("address"):
+				return fault.New(fault.Invalid, "nothing to change; say --address of a member, or --ha of a cluster of hosts")
+			}
 			r, err := a.clusters().SetMember(cmd.Context(), &steadfastv1.SetMemberRequest{Name: args[0], Address: address})
 			if err != nil {
 				return err
@@ -191,8 +219,9 @@ reached at the old one until it is started again.`,
 			return a.did(r.Member, "%s is reached at %s", r.Member.Name, r.Member.Address)
 		},
 	}
-	c.Flags().StringVar(&address, "address", "", "the new address, like 10.0.1.2:7400")
-	a.complete(c, "", a.memberNames)
+	c.Flags().StringVar(&address, "address", "", "a member's new address, like 10.0.1.2:7400")
+	c.Flags().BoolVar(&ha, "ha", false, "start the machines of a lost host on others")
+	a.complete(c, "", a.membersAndClusters)
 	return c
 }
 
@@ -274,8 +303,8 @@ func (a *app) clusterShutdown() *cobra.Command {
 	var confirm string
 	c := &cobra.Command{
 		Use: "shutdown --confirm CLUSTER", Short: "End every member, in the right order", Args: exactly(0),
-		Long: `End the daemons of all members: the other storage node first, then the witness,
-then this node. Clients lose their disks until the cluster is started again.`,
+		Long: `End the daemons of all members: hosts first, whose machines need their disks to
+end, then the other storage node, the witness, and this node. Clients lose their disks until the cluster is started again.`,
 		Example: "  steadfast cluster shutdown --confirm 5c1f0a94be2d4f7e9a3b6c8d7e1f2a3b",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, err := a.clusters().ShutdownCluster(cmd.Context(), &steadfastv1.ShutdownClusterRequest{Cluster: confirm}); err != nil {

@@ -16,6 +16,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 
+	"steadfast/cluster/identity"
+	"steadfast/cluster/quorum"
+	"steadfast/cluster/quorumio"
 	"steadfast/fault"
 	"steadfast/internal/freeport"
 )
@@ -30,13 +33,14 @@ func TestMain(m *testing.M) {
 //	serve                     wait until the node serves
 //	await REGEXP COMMAND...   repeat a command until it succeeds and matches
 //	exits N ARGS...           steadfast ARGS must end with status N
+//	joinhost FILE NAME AT     a host joins by the token in FILE, and does not begin
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireUniqueNames:  true,
 		RequireExplicitExec: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"serve": serveScript, "exits": exitsScript, "await": awaitScript,
+			"serve": serveScript, "exits": exitsScript, "await": awaitScript, "joinhost": joinHostScript,
 		},
 		Setup: func(e *testscript.Env) error {
 			// Sockets' paths are short; the script's own folder may not be.
@@ -137,6 +141,19 @@ func exitsScript(ts *testscript.TestScript, neg bool, args []string) {
 	if got != want {
 		ts.Fatalf("steadfast %s: exit status %d; want %d", strings.Join(args[1:], " "), got, want)
 	}
+}
+
+// joinHostScript makes a host a member of a token's cluster. There is no process.
+func joinHostScript(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: joinhost TOKENFILE NAME ADDRESS")
+	}
+	token, err := identity.ParseToken(strings.TrimSpace(ts.ReadFile(args[0])))
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, err = quorumio.Join(ctx, filepath.Join(ts.Getenv("D"), args[1]), token, quorum.Member(args[1]), args[2], quorum.RoleHost)
+	ts.Check(err)
 }
 
 // leaves returns every command that does something.

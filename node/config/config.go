@@ -62,6 +62,8 @@ type Config struct {
 type Cluster struct {
 	// Witness: the node only votes. It has no pools and no portals.
 	Witness bool `toml:"witness"`
+	// Host: the node runs machines. It has no pools, no portals and no vote.
+	Host bool `toml:"host"`
 	// Listen is where other members are answered; empty: at the address that the
 	// cluster has for this member.
 	Listen Address `toml:"listen"`
@@ -72,6 +74,9 @@ type Cluster struct {
 	// node/handed. For a trial without root.
 	HandedAliases bool `toml:"handed_aliases"`
 }
+
+// Stores tells whether the node is a storage node: one with pools and portals.
+func (c Cluster) Stores() bool { return !c.Witness && !c.Host }
 
 // Log says what is logged and how.
 type Log struct {
@@ -173,10 +178,12 @@ func (c *Config) complete(text []byte) error {
 		return at("sessions", 0, "%d is not between 0 (the default) and 65000", c.Limits.Sessions)
 	case c.Limits.QueueDepth < 0 || c.Limits.QueueDepth > 4096:
 		return at("queue_depth", 0, "%d is not between 0 (the default) and 4096", c.Limits.QueueDepth)
+	case c.Cluster.Witness && c.Cluster.Host:
+		return at("host", 0, "a node is a witness, or a host, or neither; run one process for each")
 	case (c.Discovery.User == "") != (c.Discovery.SecretFile == ""):
 		return at("chap_user", 0, "chap_user and chap_secret_file go together; give both or none")
 	}
-	if c.Portals == nil && !c.Cluster.Witness {
+	if c.Portals == nil && c.Cluster.Stores() {
 		c.Portals = []Portal{{Address: Address(net.JoinHostPort("", strconv.Itoa(DefaultPort)))}}
 	}
 	seen := map[Address]bool{}

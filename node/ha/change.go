@@ -20,8 +20,24 @@ func (gs *Groups) Change(ctx context.Context, name string, change func(*Spec) er
 	return Change(ctx, gs.cfg.Member, name, change)
 }
 
-// Change is Groups.Change for a member that may have no part in the group.
-func Change(ctx context.Context, m quorumio.Editor, name string, change func(*Spec) error) error {
+// Guard tells why a group may not be changed: what stands on the group is others' to
+// know. It is asked with the inventory and the group of the revision that the
+// change is made at, so nothing can come to stand on it in between.
+type Guard func(inv map[string][]byte, s *Spec) error
+
+// guarded asks guards.
+func guarded(inv map[string][]byte, s *Spec, guards []Guard) error {
+	for _, g := range guards {
+		if err := g(inv, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Change is Groups.Change for a member that may have no part in the group. It
+// fails as the guards do, too.
+func Change(ctx context.Context, m quorumio.Editor, name string, change func(*Spec) error, guards ...Guard) error {
 	return quorumio.Update(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
 		old, ok := inv.Entries[groupPrefix+name]
 		if !ok {
@@ -30,6 +46,9 @@ func Change(ctx context.Context, m quorumio.Editor, name string, change func(*Sp
 		s := &Spec{}
 		if err := json.Unmarshal(old, s); err != nil {
 			return nil, fault.Wrap(fault.Stale, err, "the record of group "+name)
+		}
+		if err := guarded(inv.Entries, s, guards); err != nil {
+			return nil, err
 		}
 		if err := change(s); err != nil {
 			return nil, err
@@ -59,8 +78,9 @@ func Create(ctx context.Context, m quorumio.Editor, s *Spec) error {
 	})
 }
 
-// Delete takes a group without volumes out of the inventory; its nodes follow.
-func Delete(ctx context.Context, m quorumio.Editor, name string) error {
+// Delete takes a group without volumes out of the inventory; its nodes follow. It
+// fails as the guards do, too.
+func Delete(ctx context.Context, m quorumio.Editor, name string, guards ...Guard) error {
 	return quorumio.Update(ctx, m, func(inv quorum.Inventory) ([]quorum.Edit, error) {
 		specs, err := Specs(map[string][]byte{groupPrefix + name: inv.Entries[groupPrefix+name]})
 		switch {
@@ -70,6 +90,9 @@ func Delete(ctx context.Context, m quorumio.Editor, name string) error {
 			return nil, err
 		case len(specs[0].Volumes) > 0:
 			return nil, fault.New(fault.Busy, "group %q has %d volumes; delete them first, for example \"steadfast volume delete %s\"", name, len(specs[0].Volumes), specs[0].Volumes[0].Name)
+		}
+		if err := guarded(inv.Entries, specs[0], guards); err != nil {
+			return nil, err
 		}
 		b, err := json.Marshal(append(goneGroups(inv.Entries), specs[0].StateID))
 		return []quorum.Edit{{Key: groupPrefix + name}, {Key: goneKey, Value: b}}, fault.Wrap(fault.Internal, err, "the groups that are gone")
