@@ -1,0 +1,255 @@
+package host
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"log/slog"
+	"sync"
+	"time"
+
+	"steadfast/cluster/inventory"
+	"steadfast/cluster/quorum"
+	"steadfast/cluster/quorumio"
+	"steadfast/compute/vmlock"
+	"steadfast/fault"
+	"steadfast/iscsi"
+)
+
+// Host runs machines. Its methods may be called by several goroutines.
+type Host struct {
+	o      Options
+	log    *slog.Logger
+	ctx    context.Context
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup
+
+	changed  chan struct{} // the inventory, or a run, may have
+	speaking chan struct{} // there may be something to be said
+
+	mu     sync.Mutex
+	life   string // what this life calls itself
+	boot   uint32 // its number; 0: it is not entered
+	why    error  // why it is not
+	opened uint32 // ISIDs that were given
+	runs   map[string]*run
+}
+
+// Open begins to run machines: it enters a life of this host, and follows the inventory from
+// then on. Close is to follow. Fails with fault.Invalid.
+func Open(o Options) (*Host, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	h := &Host{
+		o: o, log: o.Log, life: newLife(), runs: map[string]*run{},
+		changed: make(chan struct{}, 1), speaking: make(chan struct{}, 1),
+	}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.tasks.Go(h.follow)
+	h.tasks.Go(h.speak)
+	return h, nil
+}
+
+// newLife returns a name for a life of a host.
+func newLife() string {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // it never fails
+	return hex.EncodeToString(id[:])
+}
+
+// Close ends all machines at once, as the end of this process would, and returns when
+// nothing of them is left. Who wants their guests to be shut down has the host in
+// maintenance first.
+func (h *Host) Close() error {
+	h.cancel()
+	h.tasks.Wait()
+	return nil
+}
+
+// wake has the inventory looked at.
+func (h *Host) wake() {
+	select {
+	case h.changed <- struct{}{}:
+	default:
+	}
+}
+
+// isid returns a session name that no other nexus of this host has had, as far as anybody
+// remembers: the host's life, and a count in it. RFC 7143, 11.12.5, type "random"
+// (T = 10b): 40 bits after the type.
+func (h *Host) isid() (isid iscsi.ISID, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.opened > isidCountMax || h.boot == 0 {
+		return isid, fault.New(fault.Limit, "this host has opened %d volumes in life %d, and begins another when its process is started again", h.opened, h.boot)
+	}
+	n := uint64(h.boot)<<20 | uint64(h.opened)
+	h.opened++
+	isid[0] = 0x80
+	for i := range 5 {
+		isid[5-i] = byte(n >> (8 * i))
+	}
+	return isid, nil
+}
+
+// isidCountMax bounds what a life opens: 20 bits, beside 20 of the life's number.
+const isidCountMax = 1<<20 - 1
+
+// follow is the goroutine that follows the inventory.
+func (h *Host) follow() {
+	stop := h.o.Member.Watch(func(*quorum.State) { h.wake() })
+	defer stop()
+	var retry <-chan time.Time
+	for {
+		select {
+		case <-h.ctx.Done():
+			h.endAll(errClosed)
+			return
+		case <-h.changed:
+		case <-retry:
+		}
+		retry = nil
+		if err := h.look(); err != nil {
+			h.log.Warn("this host is not up", "error", err)
+			retry = time.After(h.o.Times.Retry)
+		}
+	}
+}
+
+// look looks at the inventory, and does what it wants of this host.
+func (h *Host) look() error {
+	v, err := inventory.Read(h.o.Member.State().Inventory.Entries)
+	if err != nil {
+		h.log.Warn("a part of the inventory cannot be read", "error", err)
+	}
+	if unread(v, "life/"+h.o.Name) || unread(v, "host/"+h.o.Name) {
+		return fault.New(fault.Stale, "a newer program wrote what the inventory says of this host; upgrade it")
+	}
+	life := v.Lives[h.o.Name]
+	mine := life != nil && life.ID == h.life
+	h.mu.Lock()
+	boot := h.boot
+	h.mu.Unlock()
+	if mine && life.State == inventory.Lost || boot != 0 && !mine {
+		h.evict()
+		mine = false
+	}
+	if !mine {
+		err := h.enter()
+		h.mu.Lock()
+		h.why = err
+		h.mu.Unlock()
+		return err
+	}
+	if boot != life.Boot {
+		h.mu.Lock()
+		h.boot, h.opened, h.why = life.Boot, 0, nil
+		h.mu.Unlock()
+		h.log.Info("this host is up", "life", life.Boot)
+		h.o.Event(Event{Type: EventHostUp, Text: "this host is up"})
+	}
+	h.reconcile(v, life.Boot)
+	return nil
+}
+
+// unread tells whether a document is there that cannot be read.
+func unread(v *inventory.View, key string) bool {
+	for _, k := range v.Unread {
+		if k == key {
+			return true
+		}
+	}
+	return false
+}
+
+// evict ends a life of this host that is over: its machines first.
+func (h *Host) evict() {
+	h.log.Warn("this host was declared lost: its machines are ended")
+	h.o.Event(Event{Type: EventHostOver, Trouble: true, Text: "this host was declared lost, or began elsewhere: its machines are ended"})
+	h.endAll(errEvicted)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.life, h.boot = newLife(), 0
+}
+
+// endAll ends all runs at once, and returns when they have ended.
+func (h *Host) endAll(why error) {
+	h.mu.Lock()
+	all := make([]*run, 0, len(h.runs))
+	for _, r := range h.runs {
+		all = append(all, r)
+	}
+	h.mu.Unlock()
+	for _, r := range all {
+		r.cancel(why)
+	}
+	for _, r := range all {
+		<-r.done
+	}
+}
+
+// enter enters this life.
+func (h *Host) enter() error {
+	ctx, cancel := context.WithTimeout(h.ctx, h.o.Times.Edit)
+	defer cancel()
+	life := inventory.HostLife{
+		Host: h.o.Name, ID: h.life, Program: h.o.Program, Build: h.o.Build, Memory: h.o.Memory, CPUs: h.o.CPUs,
+	}
+	return quorumio.Update(ctx, h.o.Member, func(inv quorum.Inventory) ([]quorum.Edit, error) {
+		v, _ := inventory.Read(inv.Entries) // HostUp refuses what it cannot judge
+		_, edits, err := v.HostUp(life, time.Now().UnixNano())
+		return edits, err
+	})
+}
+
+// reconcile begins what is placed here, tells runs what is wanted of them, and ends those that
+// are not this host's any more.
+func (h *Host) reconcile(v *inventory.View, boot uint32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, p := range v.Placements {
+		if p.Host != h.o.Name || p.Boot != boot || !p.Active() {
+			continue
+		}
+		m, me := v.Machines[name], v.Hosts[h.o.Name]
+		if m == nil || me == nil || v.Datastores[m.Datastore] == nil {
+			continue // a newer program wrote of it: what runs goes on
+		}
+		w := wants{stop: p.Leave || m.Desired != inventory.Running || m.Run != p.Run, resets: m.Resets}
+		r := h.runs[name]
+		if r != nil && r.generation == p.Generation {
+			r.want(w)
+			continue
+		}
+		if r != nil {
+			r.cancel(errOver)
+		}
+		owner := vmlock.Owner{Host: me.Number, Boot: boot}
+		h.runs[name] = newRun(h, m, v.Datastores[m.Datastore].Group, owner, p.Generation, w, r)
+	}
+	for name, r := range h.runs {
+		p := v.Placements[name]
+		if unread(v, "placement/"+name) || r.present(p, h.o.Name) && (p.Boot == boot || r.saying()) {
+			continue
+		}
+		r.cancel(errOver)
+		select {
+		case <-r.done:
+			delete(h.runs, name)
+		default: // it wakes this when it has ended
+		}
+	}
+}
+
+// present tells whether a placement is the one that is run.
+func (r *run) present(p *inventory.Placement, host string) bool {
+	return p.Active() && p.Generation == r.generation && p.Host == host && p.Boot == r.me.Boot
+}
+
+// saying tells whether there is something to be said of how the machine ended.
+func (r *run) saying() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.outcome != nil
+}

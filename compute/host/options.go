@@ -1,0 +1,179 @@
+package host
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"time"
+
+	"steadfast/block"
+	"steadfast/cluster/inventory"
+	"steadfast/cluster/quorum"
+	"steadfast/cluster/quorumio"
+	"steadfast/compute/initiator"
+	"steadfast/fault"
+	"steadfast/iscsi"
+)
+
+// Member is this host's part in the quorum: quorumio.Member is one.
+type Member interface {
+	quorumio.Editor
+	// Watch calls f with the present state and each new one, or the newest of several, until
+	// stop.
+	Watch(f func(*quorum.State)) (stop func())
+}
+
+// Volume is one volume of a machine, on a nexus of its own: initiator.Disk is one.
+type Volume interface {
+	block.Device
+	// The reservations; see initiator.Disk for what they do and how they fail.
+	Register(ctx context.Context, key uint64) error
+	Reserve(ctx context.Context, kind uint8) error
+	PreemptAbort(ctx context.Context, kind uint8, victim uint64) error
+	ReadKeys(ctx context.Context) ([]uint64, error)
+	ReadReservation(ctx context.Context) (initiator.Reservation, error)
+	// State tells of the paths.
+	State() initiator.State
+	// Close ends what waits (fault.Canceled), and may be called while that does. What was
+	// sent may land still.
+	Close() error
+}
+
+// At names a volume.
+type At struct{ Group, Volume string }
+
+// OpenFunc opens a volume on a new nexus of this ISID. Fails with fault.Unreachable or fault.Busy for
+// what may be tried again, and else for good.
+type OpenFunc func(ctx context.Context, at At, isid iscsi.ISID) (Volume, error)
+
+// Initiators opens volumes by iSCSI. find says how each is reached: all of a Config but its
+// ISID.
+func Initiators(find func(ctx context.Context, at At) (initiator.Config, error)) OpenFunc {
+	return func(ctx context.Context, at At, isid iscsi.ISID) (Volume, error) {
+		cfg, err := find(ctx, at)
+		if err != nil {
+			return nil, err
+		}
+		cfg.ISID = isid
+		d, err := initiator.Open(ctx, cfg)
+		if err != nil {
+			return nil, err // not a nil *Disk in a Volume
+		}
+		return d, nil
+	}
+}
+
+// Wire is where a network card is attached: netswitch.Uplink and Tap and usernet.Network are such.
+type Wire interface {
+	// Join carries frames between the network and a socket whose reads and writes are one
+	// frame each, until either ends.
+	Join(wire net.Conn) error
+	Close() error
+}
+
+// Attachment is a network card's place on its network.
+type Attachment struct {
+	Wire Wire
+	MTU  uint16 // 0 for 1500
+}
+
+// Event is something that people are told.
+type Event struct {
+	// Type is a stable name, Machine the one that it is about, or empty.
+	Type, Machine string
+	// Trouble tells that somebody should look.
+	Trouble bool
+	Text    string
+}
+
+// Types of events.
+const (
+	EventHostUp   = "host-up"   // a life of this host has begun
+	EventHostOver = "host-over" // it was declared lost, and its machines were ended
+	EventWaits    = "machine-waits"
+	EventStarted  = "machine-started"
+	EventAgain    = "machine-restarted" // its guest restarts, or was reset
+	EventEnded    = "machine-ended"
+	EventFenced   = "machine-fenced" // another host has taken it over
+	EventFull     = "machine-paused"
+	EventRoom     = "machine-resumed"
+	EventConsole  = "machine-console"
+	EventNetwork  = "machine-network"
+)
+
+// Options are what a host is made with.
+type Options struct {
+	// Name is this host's in the inventory.
+	Name   string
+	Member Member
+	// Program and Build say what this program is; Memory (bytes) and CPUs are for machines.
+	Program, Build string
+	Memory         uint64
+	CPUs           int
+	// Open opens volumes.
+	Open OpenFunc
+	// Attach attaches a network card of a machine, for as long as it runs.
+	Attach func(ctx context.Context, machine string, card int, n inventory.Net) (Attachment, error)
+	// Consoles is a folder for the machines' console logs, NAME.log; Temp one for what they
+	// boot from, which nobody else sees, and nothing is left in.
+	Consoles, Temp string
+	Log            *slog.Logger // nil: nothing
+	// Event is told what happens; it must not wait. nil: nobody.
+	Event func(Event)
+	Times Times
+}
+
+// Times are the host's clocks. A zero field takes its default.
+type Times struct {
+	// Check is how often a lock is looked at, default 1 s.
+	Check time.Duration
+	// Grace is how long a guest has to power off once its button was pressed, default 60 s;
+	// Force how long its process has to end it then, default 5 s.
+	Grace, Force time.Duration
+	// Drain is how long what a machine that ended has asked of its disks, and then giving its
+	// lock back, may take, default 10 s.
+	Drain time.Duration
+	// Try is how long one attempt to open a volume may take, default 10 s; Retry the pause
+	// before the next attempt at anything, default 1 s.
+	Try, Retry time.Duration
+	// Edit is how long the quorum may take to decide, default 5 s.
+	Edit time.Duration
+}
+
+func (t *Times) setDefaults() {
+	for _, d := range []struct {
+		p *time.Duration
+		v time.Duration
+	}{
+		{&t.Check, time.Second},
+		{&t.Grace, time.Minute},
+		{&t.Force, 5 * time.Second},
+		{&t.Drain, 10 * time.Second},
+		{&t.Try, 10 * time.Second},
+		{&t.Retry, time.Second},
+		{&t.Edit, 5 * time.Second},
+	} {
+		if *d.p <= 0 {
+			*d.p = d.v
+		}
+	}
+}
+
+func (o *Options) check() error {
+	if o.Name == "" || o.Member == nil || o.Open == nil || o.Consoles == "" || o.Temp == "" {
+		return fault.New(fault.Invalid, "a host needs a name, a member of the quorum, a way to volumes, and folders for consoles and for what machines boot from")
+	}
+	o.Times.setDefaults()
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Event == nil {
+		o.Event = func(Event) {}
+	}
+	if o.Attach == nil {
+		o.Attach = func(_ context.Context, _ string, _ int, n inventory.Net) (Attachment, error) {
+			return Attachment{}, fault.New(fault.NotFound, "this host has no network %q; name it in the host's configuration", n.Network)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,340 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"steadfast/cluster/inventory"
+	"steadfast/cluster/placement"
+	"steadfast/compute/vmlock"
+	"steadfast/compute/vmm"
+	"steadfast/compute/vmm/standalone"
+	"steadfast/fault"
+)
+
+// Causes of a run's contexts.
+var (
+	errStopped = fault.New(fault.Canceled, "the machine is not to run any more")
+	errOver    = fault.New(fault.Canceled, "the machine is not this host's any more")
+	errClosed  = fault.New(fault.Canceled, "this host's process ends")
+	errEvicted = fault.New(fault.Fenced, "this host was declared lost")
+)
+
+// wants is what the inventory wants of a run.
+type wants struct {
+	stop   bool
+	resets uint64 // the machine's count
+}
+
+// run is one placement of a machine on this host, from beginning to end.
+type run struct {
+	h          *Host
+	m          *inventory.Machine // as it was when the run began
+	group      string             // of its datastore
+	me         vmlock.Owner
+	generation uint64
+	before     *run // of this machine, or nil
+
+	// ctx ends when the machine is to end at once, and nothing is to be said; starting, too,
+	// when it is not to start any more.
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	starting context.Context
+	stop     context.CancelCauseFunc
+	notice   chan struct{} // wants may have changed
+	done     chan struct{}
+	console  *standalone.Console
+
+	mu      sync.Mutex
+	wants   wants
+	told    told
+	outcome *placement.Machine // how it ended, once it has
+}
+
+// told is what is known of a run for people. It is under run.mu.
+type told struct {
+	phase    Phase
+	step     string
+	since    time.Time // of the phase
+	process  *vmm.Process
+	volumes  []Volume
+	restarts int
+	resets   int
+	full     map[int]string // disks that wait for space, and what the storage says
+}
+
+// newRun begins a run. The first wants are there before it begins.
+func newRun(h *Host, m *inventory.Machine, group string, me vmlock.Owner, generation uint64, w wants, before *run) *run {
+	r := &run{
+		h: h, m: m, group: group, me: me, generation: generation, before: before, wants: w,
+		notice: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	r.ctx, r.cancel = context.WithCancelCause(context.Background())
+	r.starting, r.stop = context.WithCancelCause(r.ctx)
+	if w.stop {
+		r.stop(errStopped)
+	}
+	r.told = told{phase: Starting, since: time.Now(), full: map[int]string{}}
+	h.tasks.Go(r.main)
+	return r
+}
+
+// want takes what the inventory wants now.
+func (r *run) want(w wants) {
+	r.mu.Lock()
+	changed := r.wants != w
+	r.wants = w
+	r.mu.Unlock()
+	if !changed {
+		return
+	}
+	if w.stop {
+		r.stop(errStopped)
+	}
+	r.notify()
+}
+
+func (r *run) notify() {
+	select {
+	case r.notice <- struct{}{}:
+	default:
+	}
+}
+
+func (r *run) wanted() wants {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.wants
+}
+
+// tell notes where a run is.
+func (r *run) tell(p Phase, step string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.told.phase != p {
+		r.told.since = time.Now()
+	}
+	r.told.phase, r.told.step = p, step
+}
+
+// event tells people something about the machine.
+func (r *run) event(kind string, trouble bool, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	r.h.log.Info("machine", "machine", r.m.Name, "event", kind, "text", text)
+	r.h.o.Event(Event{Type: kind, Machine: r.m.Name, Trouble: trouble, Text: text})
+}
+
+// end is how a run, or a life of its guest, ended. Runs: there is nothing to be said.
+type end struct {
+	outcome placement.Outcome
+	detail  string
+	found   uint64
+	again   bool // another life of the guest is to follow
+}
+
+// endOf is the end that an error is.
+func endOf(err error) end { return end{outcome: placement.Failed, detail: err.Error()} }
+
+// main is a run's goroutine.
+func (r *run) main() {
+	defer close(r.done)
+	defer r.cancel(nil)
+	defer r.h.wake()
+	if r.before != nil {
+		<-r.before.done // two lives of a machine at once would be fenced, but why
+		r.before = nil
+	}
+	log := r.openConsole()
+	e := r.carry()
+	r.console.End()
+	if log != nil {
+		if err := log.Close(); err != nil {
+			r.event(EventConsole, true, "the console's log is not whole: %v", err)
+		}
+	}
+	r.mu.Lock()
+	r.told.phase, r.told.step, r.told.since = Ended, e.detail, time.Now()
+	r.told.process, r.told.volumes = nil, nil
+	if e.outcome != placement.Runs {
+		r.outcome = &placement.Machine{Name: r.m.Name, Generation: r.generation, Outcome: e.outcome, Detail: e.detail, Found: e.found}
+	}
+	r.mu.Unlock()
+	if e.outcome != placement.Runs {
+		r.event(EventEnded, e.outcome != placement.Shutdown && e.outcome != placement.Stopped, "%s", e.detail)
+		r.h.wakeSpeaker()
+	}
+}
+
+// openConsole makes the console. A machine runs without a log rather than not at all.
+func (r *run) openConsole() io.Closer {
+	say := func(format string, args ...any) { r.event(EventConsole, true, format, args...) }
+	log, err := standalone.OpenConsoleLog(filepath.Join(r.h.o.Consoles, r.m.Name+".log"))
+	var outputs []io.Writer
+	if err == nil {
+		outputs = append(outputs, log)
+	} else {
+		say("what the guest writes is not kept: %v", err)
+	}
+	c := standalone.NewConsole(outputs, say)
+	r.mu.Lock()
+	r.console = c
+	r.mu.Unlock()
+	if err != nil {
+		return nil
+	}
+	return log
+}
+
+// carry takes the lock, in as many attempts as it takes, and runs the machine.
+func (r *run) carry() end {
+	for attempt := 1; ; attempt++ {
+		if attempt > vmlock.AttemptMax {
+			return endOf(fault.New(fault.Limit, "the machine's lock could not be taken in %d attempts", vmlock.AttemptMax))
+		}
+		k, err := r.take(uint8(attempt))
+		if err == nil {
+			return r.hold(k)
+		}
+		var newer *superseded
+		switch {
+		case r.ctx.Err() != nil:
+			return end{}
+		case r.starting.Err() != nil:
+			return end{outcome: placement.Stopped, detail: "stopped before it began"}
+		case errors.As(err, &newer):
+			return end{outcome: placement.Superseded, detail: err.Error(), found: newer.found}
+		case !fault.Is(err, fault.Busy) && !fault.Is(err, fault.Unreachable):
+			return endOf(err)
+		}
+		r.tell(Starting, "waits: "+err.Error())
+		pause(r.starting, r.h.o.Times.Retry)
+	}
+}
+
+// pause waits, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// superseded is a lock block that has a greater generation.
+type superseded struct {
+	error
+	found uint64
+}
+
+func (s *superseded) Unwrap() error { return s.error }
+
+// take makes one attempt at the lock, on volumes of its own.
+func (r *run) take(attempt uint8) (*keeper, error) {
+	volumes, err := r.open()
+	if err != nil {
+		return nil, err
+	}
+	id, err := machineID(r.m.ID)
+	var k *keeper
+	if err == nil {
+		cfg := vmlock.Config{VM: id, Me: r.me, Generation: r.generation, Attempt: attempt}
+		k, err = newKeeper(cfg, volumes, r.h.o.Times.Check, func(err error) {
+			r.h.log.Warn("a look at a machine's lock failed", "machine", r.m.Name, "error", err)
+		})
+	}
+	if err != nil {
+		closeVolumes(volumes)
+		return nil, err
+	}
+	r.tell(Starting, "takes the lock")
+	select {
+	case <-k.held:
+		return k, nil
+	case <-k.over:
+		err = k.err
+		if k.found > 0 {
+			err = &superseded{err, k.found}
+		}
+	case <-r.starting.Done():
+		err = context.Cause(r.starting)
+	}
+	r.setVolumes(nil)
+	k.close()
+	return nil, err
+}
+
+func (r *run) setVolumes(list []Volume) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.told.volumes = list
+}
+
+// open opens all volumes, the home first. It waits for those that cannot be reached.
+func (r *run) open() ([]Volume, error) {
+	names := r.m.Volumes()
+	volumes := make([]Volume, len(names))
+	errs := make([]error, len(names))
+	var all sync.WaitGroup
+	r.tell(Starting, "opens its volumes")
+	ctx, cancel := context.WithCancel(r.starting)
+	defer cancel()
+	for i, name := range names {
+		all.Go(func() {
+			if volumes[i], errs[i] = r.openOne(ctx, At{r.group, name}); errs[i] != nil {
+				cancel() // the others need not go on
+			}
+		})
+	}
+	all.Wait()
+	var err error
+	for _, e := range errs {
+		if e != nil && (err == nil || fault.Is(err, fault.Canceled)) {
+			err = e // rather what went wrong than who gave up for it
+		}
+	}
+	if err == nil {
+		r.setVolumes(volumes)
+		return volumes, nil
+	}
+	var opened []Volume
+	for _, v := range volumes {
+		if v != nil {
+			opened = append(opened, v)
+		}
+	}
+	closeVolumes(opened)
+	return nil, err
+}
+
+// openOne opens a volume.
+func (r *run) openOne(ctx context.Context, at At) (Volume, error) {
+	for told := false; ; {
+		isid, err := r.h.isid()
+		if err != nil {
+			return nil, err
+		}
+		try, cancel := context.WithTimeout(ctx, r.h.o.Times.Try)
+		v, err := r.h.o.Open(try, at, isid)
+		cancel()
+		switch {
+		case err == nil:
+			return v, nil
+		case ctx.Err() != nil:
+			return nil, fault.Wrap(fault.Canceled, context.Cause(ctx), "opening the volume "+at.Volume)
+		case !fault.Is(err, fault.Unreachable) && !fault.Is(err, fault.Busy) && !errors.Is(err, context.DeadlineExceeded):
+			return nil, fault.Wrap(fault.KindOf(err), err, "opening the volume "+at.Volume)
+		}
+		r.tell(Starting, fmt.Sprintf("waits for the volume %s: %v", at.Volume, err))
+		if !told {
+			told = true
+			r.event(EventWaits, true, "waits for the volume %s: %v", at.Volume, err)
+		}
+		pause(ctx, r.h.o.Times.Retry)
+	}
+}

@@ -1,0 +1,169 @@
+package host
+
+import (
+	"cmp"
+	"context"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"steadfast/compute/initiator"
+	"steadfast/compute/vmm"
+	"steadfast/compute/vmm/standalone"
+	"steadfast/fault"
+)
+
+// Phase is where a machine is on this host.
+type Phase string
+
+// Phases.
+const (
+	Starting Phase = "starting"
+	Running  Phase = "running"
+	Stopping Phase = "stopping"
+	Ended    Phase = "ended" // and the inventory does not say so yet
+)
+
+// Machine is how a machine does on this host.
+type Machine struct {
+	Name       string
+	Generation uint64 // of its placement
+	Phase      Phase
+	// Step says what is done or waited for, or how it ended.
+	Step  string
+	Since time.Time // of the phase
+	// PID is its process's; 0: it has none. Status is what that says; Silent why it says
+	// nothing.
+	PID    int
+	Status vmm.Status
+	Silent error
+	// Restarts are those that its guest wanted, Resets those that people did.
+	Restarts, Resets int
+	// Full is what the storage says while the machine waits for space, by disk.
+	Full  map[string]string
+	Disks []Disk
+}
+
+// Disk is how a machine's volume does.
+type Disk struct {
+	// Name is the disk's, or empty for the home volume.
+	Name, Volume string
+	State        initiator.State
+}
+
+// State is how this host does.
+type State struct {
+	// Boot is the number of its life; 0: it is not entered, and Why says why.
+	Boot uint32
+	Why  error
+}
+
+// State tells how this host does.
+func (h *Host) State() State {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return State{h.boot, h.why}
+}
+
+// find returns a machine's run.
+func (h *Host) find(machine string) (*run, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.runs[machine]
+	if r == nil {
+		return nil, fault.New(fault.NotFound, "the machine %q does not run on this host", machine)
+	}
+	return r, nil
+}
+
+// Machine tells how one does. Its process may take until ctx ends to say. Fails with
+// fault.NotFound.
+func (h *Host) Machine(ctx context.Context, name string) (Machine, error) {
+	r, err := h.find(name)
+	if err != nil {
+		return Machine{}, err
+	}
+	return r.describe(ctx), nil
+}
+
+// Machines tells how all do, by name.
+func (h *Host) Machines(ctx context.Context) []Machine {
+	h.mu.Lock()
+	runs := make([]*run, 0, len(h.runs))
+	for _, r := range h.runs {
+		runs = append(runs, r)
+	}
+	h.mu.Unlock()
+	slices.SortFunc(runs, func(a, b *run) int { return cmp.Compare(a.m.Name, b.m.Name) })
+	list := make([]Machine, len(runs))
+	var all sync.WaitGroup
+	for i, r := range runs {
+		all.Go(func() { list[i] = r.describe(ctx) }) // one that does not answer holds up none
+	}
+	all.Wait()
+	return list
+}
+
+func (r *run) describe(ctx context.Context) Machine {
+	r.mu.Lock()
+	t := r.told
+	m := Machine{
+		Name: r.m.Name, Generation: r.generation, Phase: t.phase, Step: t.step, Since: t.since,
+		Restarts: t.restarts, Resets: t.resets, Full: map[string]string{},
+	}
+	for disk, why := range t.full {
+		m.Full[r.m.Disks[disk].Name] = why
+	}
+	r.mu.Unlock()
+	for i, v := range t.volumes {
+		d := Disk{Volume: r.m.Home, State: v.State()}
+		if i > 0 {
+			d.Name, d.Volume = r.m.Disks[i-1].Name, r.m.Disks[i-1].Volume
+		}
+		m.Disks = append(m.Disks, d)
+	}
+	if t.process != nil {
+		m.PID = t.process.PID()
+		m.Status, m.Silent = t.process.Status(ctx)
+		if fault.Is(m.Silent, fault.Stale) {
+			m.Silent = nil // it has just ended
+		}
+	}
+	return m
+}
+
+// Attach gives w what the machine's guest writes on its serial port, after the last lines
+// of before, until the machine has ended: w is closed then, and when it is too far behind. leave
+// ends it sooner. Fails with fault.NotFound.
+func (h *Host) Attach(machine string, w io.WriteCloser) (leave func(), err error) {
+	c, err := h.console(machine)
+	if err != nil {
+		return nil, err
+	}
+	return c.Attach(w), nil
+}
+
+// Type types on the machine's serial port. It waits for a guest, and for it to take that,
+// until the machine has ended. Fails with fault.NotFound.
+func (h *Host) Type(machine string, p []byte) error {
+	c, err := h.console(machine)
+	if err != nil {
+		return err
+	}
+	c.Type(p)
+	return nil
+}
+
+func (h *Host) console(machine string) (*standalone.Console, error) {
+	r, err := h.find(machine)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.console == nil {
+		return nil, fault.New(fault.Busy, "the machine %q has not begun yet; try again", machine)
+	}
+	return r.console, nil
+}
