@@ -67,7 +67,7 @@ nightly: build ## SLOW (half an hour): Debian guests under load, judged: nginx, 
 	@test/need image || true
 	@$(GO) run ./test/guestlife -time $(or $(TIME),60s) $(if $(ONLY),-only '$(ONLY)')
 
-bench: build ## SLOW (13 minutes), root: speed against tgt in the same run; BENCH_SECONDS, BENCH_ROUNDS, BENCH_ROWS
+bench: build ## SLOW (25 minutes), root: speed against tgt, and of machines against QEMU, in the same run; BENCH_SECONDS, BENCH_ROUNDS, BENCH_ROWS
 	@test/need bench image || true
 	@$(GO) run ./test/bench
 
