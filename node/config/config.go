@@ -220,7 +220,7 @@ func lineOf(text []byte, key string, nth int) int {
 	for l := range bytes.Lines(text) {
 		line++
 		rest, ok := strings.CutPrefix(strings.TrimSpace(string(l)), key)
-		if !ok || key[0] != '[' && !strings.HasPrefix(strings.TrimSpace(rest), "=") {
+		if !ok || !strings.HasPrefix(key, "[") && !strings.HasPrefix(strings.TrimSpace(rest), "=") {
 			continue
 		}
 		if nth--; nth < 0 {
@@ -235,7 +235,7 @@ func known() []string {
 	return []string{
 		"data_dir", "socket", "metrics_address", "cache_size", "drain_timeout", "level", "format", "address", "group", "log", "portal",
 		"discovery", "limits", "chap_user", "chap_secret_file", "sessions", "queue_depth", "memory",
-		"cluster", "witness", "listen", "alias_port", "handed_aliases",
+		"cluster", "witness", "host", "listen", "alias_port", "handed_aliases",
 	}
 }
 
