@@ -51,6 +51,7 @@ type conn struct {
 	wait         nexus.Instant // what the target asked to wait before a reconnect
 	managed      chan uint8    // where the answer to a task management request goes
 	logout       bool          // a logout was sent
+	owed         int           // answers to pings in queue
 
 	iov  [][]byte // the sender's
 	bufs net.Buffers
@@ -193,7 +194,7 @@ func (c *conn) send(rounds int) {
 	c.sending = true
 	for ; rounds > 0 && len(c.queue) > 0 && !c.broken; rounds-- {
 		batch := c.queue
-		c.queue = c.spare[:0]
+		c.queue, c.owed = c.spare[:0], 0
 		c.d.mu.Unlock()
 		err := c.write(batch)
 		c.d.mu.Lock()

@@ -322,7 +322,7 @@ func (k *keeper) logIn(sock net.Conn) (*iscsi.Initiate, error) {
 	claimed := false
 	last, err := negotiate(sock, l, func() error {
 		if claimed {
-			return nil
+			return sameGroup(k.group, l)
 		}
 		k.group, k.grouped = l.Group, true
 		if !d.claim(k.group) {
@@ -331,6 +331,9 @@ func (k *keeper) logIn(sock net.Conn) (*iscsi.Initiate, error) {
 		claimed = true
 		return nil
 	})
+	if err == nil {
+		err = sameGroup(k.group, l)
+	}
 	var late net.Error
 	if errors.As(err, &late) && late.Timeout() {
 		k.patience *= 2
@@ -353,6 +356,15 @@ func (k *keeper) logIn(sock net.Conn) (*iscsi.Initiate, error) {
 	d.welcome(n, &last)
 	d.mu.Unlock()
 	return l, nil
+}
+
+// sameGroup refuses a portal that tells of another group than the one that is
+// claimed: its session would be counted to a nexus that has one.
+func sameGroup(claimed uint16, l *iscsi.Initiate) error {
+	if l.Group != claimed {
+		return violation("portal group %d, which was %d before", l.Group, claimed)
+	}
+	return nil
 }
 
 // firstCmdSN is the number of a session's first command; the login requests,
@@ -384,7 +396,7 @@ func negotiate(sock net.Conn, l *iscsi.Initiate, between func() error) (last isc
 		if err := l.Take(&last, data[:n]); err != nil {
 			return last, err
 		}
-		if !l.Done {
+		if !l.Done && !last.Continue() {
 			if err := between(); err != nil {
 				return last, err
 			}
@@ -760,7 +772,9 @@ func (d *Disk) limits(c *conn, zeroed bool) (u unit, err error) {
 	u.compareMax = int(l.CompareAndWriteMax) * block.SectorSize
 	u.writeSameMax = sameChunk
 	if l.WriteSameMax > 0 {
-		u.writeSameMax = int64(min(l.WriteSameMax*block.SectorSize, sameChunk))
+		// Bounded before it is multiplied: a product of 0 would ask for WRITE SAME
+		// of 0 blocks, which is all to the end of the disk. SBC-3, 5.42.
+		u.writeSameMax = int64(min(l.WriteSameMax, sameChunk/block.SectorSize) * block.SectorSize)
 	}
 	u.zeroed = zeroed || p.Zeroed
 	u.writeSame = p.WriteSame

@@ -205,13 +205,16 @@ func (c *conn) dataIn(h *iscsi.Header) error {
 	c.d.mu.Lock()
 	err := c.numbers(h)
 	r := c.lookup(h.InitiatorTag())
+	if r != nil && r.answered {
+		r = nil // the sender may settle it at any moment, and the memory is its caller's again
+	}
 	c.d.mu.Unlock()
 	switch {
 	case err != nil:
 		return err
 	case n > c.params.MaxRecvLength:
 		return violation("Data-In of %d bytes, of at most %d", n, c.params.MaxRecvLength)
-	case r == nil || r.answered:
+	case r == nil:
 		return violation("Data-In for task %#x, which there is not", h.InitiatorTag())
 	case int64(h.BufferOffset()) != int64(r.got) || n > len(r.in)-r.got:
 		// DataPDUInOrder and DataSequenceInOrder are both agreed on.
@@ -252,6 +255,10 @@ func (c *conn) dataIn(h *iscsi.Header) error {
 	return err
 }
 
+// owedMax bounds the answers to pings that wait to be sent: a target that asks
+// and does not read would fill our memory.
+const owedMax = 256
+
 // dispatch does what a PDU says. Under Disk.mu.
 func (c *conn) dispatch(h *iscsi.Header, data []byte) error {
 	switch h.Opcode() {
@@ -272,6 +279,9 @@ func (c *conn) dispatch(h *iscsi.Header, data []byte) error {
 			return nil
 		}
 		if h.TargetTag() != iscsi.NoTag {
+			if c.owed++; c.owed > owedMax {
+				return violation("%d pings, and it takes no answer", c.owed)
+			}
 			reply := c.immediate(iscsi.OpNopOut, iscsi.NoTag)
 			reply.SetTargetTag(h.TargetTag())
 			reply.SetLUN(h.LUN())
@@ -322,8 +332,8 @@ func (c *conn) answer(r *request, h *iscsi.Header, data []byte) error {
 		// GOOD means that all of it was transferred; who says so and
 		// transferred less, or counts otherwise, is not to be believed.
 		under := h.Flags()&(iscsi.FlagUnderflow|iscsi.FlagOverflow) != 0 && h.Residual() != 0
-		if r.got != len(r.in) || under {
-			return violation("GOOD after %d of %d bytes, residual %d", r.got, len(r.in), h.Residual())
+		if r.got != len(r.in) || r.sent != len(r.out) || under {
+			return violation("GOOD after %d of %d bytes, residual %d", r.got+r.sent, len(r.in)+len(r.out), h.Residual())
 		}
 	}
 	r.answered = true

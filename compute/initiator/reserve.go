@@ -381,7 +381,7 @@ func (d *Disk) fence(c *conn) {
 	// commands: nothing in doubt is younger than the fence.
 	d.covered = map[uint16]bool{c.n.Tag: true}
 	d.bar(nil)
-	for _, k := range d.core.Fenced(nil) {
+	for _, k := range d.core.Fenced(c.n, nil) {
 		d.unknown(k)
 	}
 	d.pump()

@@ -372,6 +372,9 @@ func (r *run) reservations() error {
 				{"b writes", 0, func() error { return b.WriteAt(p, 0, 0) }},
 				{"keys", 0, func() error {
 					keys, err := b.ReadKeys(ctx)
+					if err == nil && len(keys) == 0 {
+						err = errors.New("no keys")
+					}
 					for _, k := range keys {
 						if k != 0xb {
 							err = fmt.Errorf("keys %x", keys)

@@ -372,10 +372,13 @@ func (k *Core) LoggedIn(n *Nexus, cmdSN uint32, depth int, dst []*Command) []*Co
 }
 
 // Fenced says that no task of any nexus that is down can have an effect any
-// more: a LOGICAL UNIT RESET or a PREEMPT AND ABORT ended them. As LoggedIn.
-func (k *Core) Fenced(dst []*Command) []*Command {
+// more, but of the one that a PREEMPT AND ABORT came by, which it spares and
+// which may be down by now; nil spares none. As LoggedIn.
+func (k *Core) Fenced(by *Nexus, dst []*Command) []*Command {
 	for _, n := range k.nexuses {
-		dst = k.resolve(n, dst)
+		if n != by {
+			dst = k.resolve(n, dst)
+		}
 	}
 	return dst
 }

@@ -162,7 +162,7 @@ func (w *world) step(rng *rand.Rand, nexuses []*Nexus, i int) {
 					delete(w.alive, c)
 				}
 			}
-			w.unknown(w.k.Fenced(nil), false)
+			w.unknown(w.k.Fenced(nil, nil), false)
 		}
 	case 7:
 		w.k.Wake(w.now)
@@ -306,5 +306,25 @@ func TestChoice(t *testing.T) {
 	}
 	if c.Outstanding() != 2 {
 		t.Errorf("%d on the path that is left", c.Outstanding())
+	}
+}
+
+// TestFencedSpares: what is in doubt on the nexus that fenced stays so.
+func TestFencedSpares(t *testing.T) {
+	var k Core
+	by, other := k.Nexus(1), k.Nexus(2)
+	for _, n := range []*Nexus{by, other} {
+		k.LoggedIn(n, 1, 4, nil)
+		n.Phase = Up
+		n.Window(1, 9)
+		k.Submit(&Command{Kind: Once, Pin: n})
+		if k.Next() == nil {
+			t.Fatal("nothing was sent")
+		}
+	}
+	k.Lost(other, 1, nil)
+	k.Lost(by, 2, nil)
+	if ended := k.Fenced(by, nil); len(ended) != 1 || by.InDoubt() != 1 || other.InDoubt() != 0 {
+		t.Errorf("%d ended, %d and %d in doubt", len(ended), by.InDoubt(), other.InDoubt())
 	}
 }
