@@ -227,6 +227,20 @@ func TestUnreachable(t *testing.T) {
 	w.start()
 	w.place("h1", 2)
 	until(t, "another attempt", func() bool { return x.heard(EventWaits) == 2 })
+	x.way.mu.Lock()
+	tried := x.way.opened
+	x.way.mu.Unlock()
+	until(t, "more tries", func() bool {
+		x.way.mu.Lock()
+		defer x.way.mu.Unlock()
+		return x.way.opened > tried+4
+	})
+	x.Host.mu.Lock()
+	names := x.opened
+	x.Host.mu.Unlock()
+	if names > 4 { // of two volumes, in two runs
+		t.Errorf("%d names of nexuses were given while no volume could be reached", names)
+	}
 	x.way.fail(nil)
 	x.attach()
 }

@@ -314,11 +314,13 @@ func (r *run) open() ([]Volume, error) {
 
 // openOne opens a volume.
 func (r *run) openOne(ctx context.Context, at At) (Volume, error) {
+	// One name for all tries: a volume that did not open has carried nothing and was not registered,
+	// and names are not to run out while storage is away for hours.
+	isid, err := r.h.isid()
+	if err != nil {
+		return nil, err
+	}
 	for told := false; ; {
-		isid, err := r.h.isid()
-		if err != nil {
-			return nil, err
-		}
 		try, cancel := context.WithTimeout(ctx, r.h.o.Times.Try)
 		v, err := r.h.o.Open(try, at, isid)
 		cancel()

@@ -533,6 +533,11 @@ func (l *Lock) act() []Effect {
 
 // looked follows reading the block once it was won.
 func (l *Lock) looked(a Answer) []Effect {
+	if a.Status == Conflict && l.state == Holding {
+		// Reads are refused: another has reserved the home for itself alone. To ask again would
+		// be refused as fast, without end.
+		return l.stop()
+	}
 	if a.Status != Good {
 		return l.again(func() []Effect { return l.do(l.step, ReadBlock{}) })
 	}

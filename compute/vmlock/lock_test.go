@@ -295,6 +295,12 @@ func TestHolder(t *testing.T) {
 		t.Errorf("a conflict: %v", out)
 	}
 
+	_, p = hold()
+	check = lastDo(t, p.lock.Step(Check{}))
+	if out := p.lock.Step(Answer{Seq: check.Seq, Status: Conflict}); len(out) != 1 || p.lock.State() != Over {
+		t.Errorf("a check that met a conflict: %v", out)
+	}
+
 	// A release whose answer is lost is read, and done again if it did not land.
 	for _, landed := range []bool{false, true} {
 		w, p = hold()
