@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +32,9 @@ const (
 	// deafAfter is what counts as a break in listening: the process did not run, or
 	// knew no leader, which an election alone does not take as long as.
 	deafAfter = 1500 * time.Millisecond
+	// editBytesMax bounds the documents of one change: as one command the quorum
+	// takes 1 MiB of them in base64. What is left the next round decides, at once.
+	editBytesMax = 640 << 10
 )
 
 // placeMember is what placing machines needs of the quorum's member.
@@ -250,12 +254,35 @@ func (p *placer) round(ctx context.Context) {
 	err := quorumio.Update(ctx, p.member, func(inv quorum.Inventory) ([]quorum.Edit, error) {
 		now := p.now().UnixNano()
 		before = p.look(inv)
-		done = placement.Decide(before, reports, now)
-		return placement.Edits(before, done, now)
+		var edits []quorum.Edit
+		var err error
+		done, edits, err = fitting(before, placement.Decide(before, reports, now), now)
+		return edits, err
 	})
 	p.hindered(ctx, err)
 	if err == nil {
 		p.tell(before, done)
+	}
+}
+
+// fitting returns as many of the decisions as one change of the inventory can take,
+// the first ones, and that change. Waits are no change, and all stay.
+func fitting(v *inventory.View, all []placement.Decision, now int64) ([]placement.Decision, []quorum.Edit, error) {
+	for n := len(all); ; n /= 2 {
+		some := slices.Clone(all[:n])
+		for _, d := range all[n:] {
+			if _, waits := d.(placement.Wait); waits {
+				some = append(some, d)
+			}
+		}
+		edits, err := placement.Edits(v, some, now)
+		bytes := 0
+		for _, e := range edits {
+			bytes += len(e.Key) + len(e.Value)
+		}
+		if err != nil || bytes <= editBytesMax || n <= 1 {
+			return some, edits, err
+		}
 	}
 }
 

@@ -545,3 +545,43 @@ func TestEndings(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+// TestManyAtOnce ends more machines, with the largest documents that there can be,
+// than one command of the quorum takes: each change fits, and says something.
+func TestManyAtOnce(t *testing.T) {
+	const machines, most = 300, 1 << 20 // of a command, as the quorum has it
+	v := &inventory.View{Machines: map[string]*inventory.Machine{}, Placements: map[string]*inventory.Placement{}}
+	var all []placement.Decision
+	for i := range machines {
+		name := fmt.Sprintf("m%03d", i)
+		v.Machines[name] = &inventory.Machine{
+			Name: name, Desired: inventory.Running, Run: 1,
+			Hardware: inventory.Hardware{CommandLine: strings.Repeat("x", 4*inventory.CommandLineMax)}, // and all else
+		}
+		v.Placements[name] = &inventory.Placement{Machine: name, Host: "h1", Boot: 1, Generation: 1, Run: 1}
+		all = append(all, placement.End{Machine: name, Generation: 1, Why: inventory.EndedHostLost})
+	}
+	all = append(all, placement.Wait{Machine: "w", Why: "no memory"})
+	rounds := 0
+	for left := all; len(left) > 1; rounds++ {
+		some, edits, err := fitting(v, left, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := quorum.Command{Kind: quorum.KindEdit, By: quorum.Incarnation{Member: "a", Boot: 1}, Revision: 1, Edits: edits}
+		encoded, err := c.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(encoded) > most || len(edits) == 0 {
+			t.Fatalf("a change of %d documents and %d bytes; the quorum takes %d", len(edits), len(encoded), most)
+		}
+		if some[len(some)-1] != all[machines] {
+			t.Fatal("a wait was left out, and would be told again")
+		}
+		left = left[len(some)-1:]
+	}
+	if rounds < 2 {
+		t.Fatalf("%d rounds: this proves nothing", rounds)
+	}
+}
