@@ -84,11 +84,11 @@ func (c *Client) Close() error {
 }
 
 // OnResize has do called when the device's size has changed, and now if it is not size
-// any more. do must not wait.
+// any more. do must not wait, nor use the client.
 func (c *Client) OnResize(size int64, do func(size int64)) {
 	c.mu.Lock()
+	defer c.mu.Unlock() // the last size that do is told is the one that the device has
 	c.resize = do
-	c.mu.Unlock()
 	if now := c.size.Load(); now != size {
 		do(now)
 	}

@@ -125,7 +125,7 @@ func (t tcp4) cut(most int, do func(frame []byte) bool) bool {
 	head, data := t.frame[:t.payload], t.frame[t.payload:]
 	id, sequence := be.Uint16(head[t.ip+ipID:]), be.Uint32(head[t.tcp+tcpSequence:])
 	flags := head[t.tcp+tcpFlags]
-	for n, off := uint16(0), 0; off < len(data); n++ {
+	for n, off := uint16(0), 0; off < len(data); n++ { // the options of both headers are in each
 		size := min(most, len(data)-off)
 		s := tcp4{append(append(buf[:0], head...), data[off:off+size]...), t.ip, t.tcp, t.payload}
 		ip, tcp := s.frame[s.ip:s.tcp], s.frame[s.tcp:]
@@ -136,7 +136,7 @@ func (t tcp4) cut(most int, do func(frame []byte) bool) bool {
 		be.PutUint32(tcp[tcpSequence:], sequence+uint32(off))
 		tcp[tcpFlags] = flags
 		if off > 0 {
-			tcp[tcpFlags] &^= tcpCWR
+			tcp[tcpFlags] &^= tcpCWR // it tells of one reduction, once (RFC 3168, 6.1.2)
 		}
 		if off += size; off < len(data) {
 			tcp[tcpFlags] &^= tcpFIN | tcpPSH
@@ -148,4 +148,22 @@ func (t tcp4) cut(most int, do func(frame []byte) bool) bool {
 		}
 	}
 	return true
+}
+
+// WholeTCP4 tells whether a frame is a whole TCP segment over IPv4, with one VLAN tag at most,
+// whose lengths are its own: what a NetFrame that is larger than the MTU has to be.
+func WholeTCP4(frame []byte) bool {
+	_, ok := parseTCP4(frame)
+	return ok
+}
+
+// CutTCP4 calls do with the frames of packets of at most mtu bytes that one makes of such a
+// segment as cards do it, checksums right; each is good until do returns. It is false, and do is not
+// called, for any other frame, and for one whose headers leave no room.
+func CutTCP4(frame []byte, mtu int, do func(frame []byte)) bool {
+	t, ok := parseTCP4(frame)
+	if !ok || t.most(mtu) <= 0 {
+		return false
+	}
+	return t.cut(t.most(mtu), func(piece []byte) bool { do(piece); return true })
 }

@@ -33,6 +33,8 @@ import (
 	"encoding/binary"
 	"slices"
 	"time"
+
+	"steadfast/compute/virtio"
 )
 
 // Bounds.
@@ -160,7 +162,7 @@ func (b *Bridge) Frame(now Instant, from Port, frame []byte, out []Port) []Port 
 		p.counters.Runts++
 		return out
 	}
-	if len(frame) > ordinary(b.mtu) && !(p.large && whole(frame)) {
+	if len(frame) > ordinary(b.mtu) && !(p.large && virtio.WholeTCP4(frame)) {
 		p.counters.Oversized++
 		return out
 	}
