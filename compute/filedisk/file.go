@@ -64,12 +64,16 @@ func OpenFile(name string, readOnly bool) (*os.File, error) {
 	case err != nil:
 		return nil, fault.Wrap(fault.Denied, err, "a disk's file")
 	}
-	for end := time.Now().Add(lockPatience); unix.Flock(int(f.Fd()), lock|unix.LOCK_NB) != nil; time.Sleep(lockPatience / 200) {
-		if time.Now().After(end) {
+	for end := time.Now().Add(lockPatience); ; time.Sleep(lockPatience / 200) {
+		switch err := unix.Flock(int(f.Fd()), lock|unix.LOCK_NB); {
+		case err == nil:
+			return f, nil
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
+			return nil, errors.Join(fault.Wrap(fault.Failed, err, "locking "+name), f.Close())
+		case time.Now().After(end):
 			return nil, errors.Join(fault.New(fault.Busy, "%s is in use by another machine", name), f.Close())
 		}
 	}
-	return f, nil
 }
 
 // FromFile makes a device of an open file, which is the device's then.

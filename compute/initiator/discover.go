@@ -26,12 +26,15 @@ type FoundAddress struct {
 }
 
 // Discover asks a portal for its targets. Of cfg, Initiator, ISID, Auth, Times
-// and Dial count. RFC 7143, appendix C.
+// and Dial count; it takes at most eight times Times.Connect and Times.Login. RFC 7143,
+// appendix C.
 func Discover(ctx context.Context, portal string, cfg Config) ([]Found, error) {
 	cfg.Target, cfg.Portals = "iqn.2026-11.io.steadfast:discovery", []string{portal}
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, 8*(cfg.Times.Connect+cfg.Times.Login))
+	defer cancel()
 	found, err := discover(ctx, portal, &cfg, false)
 	var no *iscsi.LoginRefused
 	if errors.As(err, &no) && no.Status == iscsi.LoginInitiatorError && cfg.Auth.In != nil {

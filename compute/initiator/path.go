@@ -137,6 +137,10 @@ func (d *Disk) keep(portal string) {
 			pause = growing(retryFirst, k.tries, d.cfg.Times.Retry)
 		}
 		pause = max(pause, k.wait)
+		if k.tries&(k.tries-1) != 0 {
+			d.complain(portal, err)
+			continue // told often enough
+		}
 		d.cfg.Log.Info("iSCSI path is down", append([]any{"error", err, "served", served}, k.log...)...)
 		d.complain(portal, err)
 	}

@@ -152,7 +152,7 @@ func receive(l link, c deadline, admit func(Hello) error, mtu int) error {
 func attach(ctx context.Context, network, address string, h Hello) (l link, c net.Conn, mtu int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, helloPatience)
 	defer cancel()
-	c, err = (&net.Dialer{}).DialContext(ctx, network, address)
+	c, err = (&net.Dialer{Control: bounded, KeepAliveConfig: keepAlive}).DialContext(ctx, network, address)
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return nil, nil, 0, fault.New(fault.Denied, "%s is another user's; start your own with \"steadfast switch --socket PATH\"", address)

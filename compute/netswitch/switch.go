@@ -10,7 +10,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,8 +32,27 @@ const (
 	pathMax = 107 - len(controlSuffix)
 )
 
-// A TCP connection is over when its other side has not been heard of for about 11 seconds.
+// A TCP connection is over when its other side has not been heard of for about 11 seconds,
+// or has not taken what was sent for unacknowledgedMax: while something is on its way the
+// kernel does not ask.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}
+
+// unacknowledgedMax also ends a connection whose other side takes no frames for so long.
+const unacknowledgedMax = 30 * time.Second
+
+// bounded has a TCP socket, and those that a listening one accepts, end by unacknowledgedMax.
+func bounded(network, _ string, c syscall.RawConn) error {
+	if !strings.HasPrefix(network, "tcp") {
+		return nil
+	}
+	var err error
+	if e := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unacknowledgedMax.Milliseconds()))
+	}); e != nil {
+		return e
+	}
+	return err
+}
 
 // GatewayPort is the name of the port at which the gateway is.
 const GatewayPort = "gateway"
@@ -82,6 +103,9 @@ type Switch struct {
 func Open(o Options) (s *Switch, err error) {
 	if o.MTU == 0 {
 		o.MTU = bridge.MTUDefault
+	}
+	if o.MTU < 576 || o.MTU > 65535 { // RFC 791, 3.1
+		return nil, fault.New(fault.Invalid, "an MTU of %d bytes: from 576 to 65535", o.MTU)
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -203,7 +227,12 @@ func (s *Switch) serve() error {
 		if l.address == "" {
 			continue
 		}
-		listener, err := (&net.ListenConfig{Control: private, KeepAliveConfig: keepAlive}).Listen(context.Background(), l.network, l.address)
+		listener, err := (&net.ListenConfig{
+			Control: func(network, address string, c syscall.RawConn) error {
+				return errors.Join(private(network, address, c), bounded(network, address, c))
+			},
+			KeepAliveConfig: keepAlive,
+		}).Listen(context.Background(), l.network, l.address)
 		switch {
 		case errors.Is(err, unix.EADDRINUSE), errors.Is(err, unix.EADDRNOTAVAIL):
 			return fault.Wrap(fault.Busy, err, "the switch cannot listen there")
