@@ -300,13 +300,13 @@ func (gs *Groups) takePassed(from quorum.Member, ask unitRequest, late func() bo
 
 // Tell implements lun.Teller: what initiators of the other node's portals are to be
 // told is on its way, in the order in which it came.
-func (u *unit) Tell(list []lun.Notice) {
+func (u *unit) Tell(list []lun.Notice) <-chan struct{} {
 	s := u.s
 	s.mu.Lock()
 	multipath := s.spec.Multipath
 	s.mu.Unlock()
 	if !multipath {
-		return
+		return nil
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -316,18 +316,25 @@ func (u *unit) Tell(list []lun.Notice) {
 			u.notices = append(u.notices, n)
 		}
 	}
-	if !u.telling && len(u.notices) > 0 {
+	if len(u.notices) == 0 {
+		return nil
+	}
+	if u.brought == nil {
+		u.brought = make(chan struct{})
+	}
+	if !u.telling {
 		u.telling = true
 		s.tasks.Go(u.bring)
 	}
+	return u.brought
 }
 
 // bring brings attentions to the other node until there are none left.
 func (u *unit) bring() {
 	for {
 		u.mu.Lock()
-		list := u.notices
-		u.notices = nil
+		list, brought := u.notices, u.brought
+		u.notices, u.brought = nil, nil
 		u.telling = len(list) > 0
 		u.mu.Unlock()
 		if len(list) == 0 {
@@ -336,6 +343,7 @@ func (u *unit) bring() {
 		g := u.s.g
 		ask := unitRequest{Group: g.name, Volume: hexID(u.id), Attention: list}
 		answer, _, err := askUnit(u.s.ctx, attentionTime, g.unitOf(g.Spec().Other(g.cfg.Member.Self().Member)), ask)
+		close(brought)
 		if err != nil {
 			g.cfg.Log.Debug("attentions wait for their initiators to come", "group", g.name, "volume", u.Name(), "error", err)
 			continue

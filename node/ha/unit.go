@@ -27,8 +27,9 @@ type unit struct {
 	v        Volume
 	watchers map[int]func(lun.Event)
 	next     int
-	notices  []lun.Notice // for initiators of the other node's portals
-	telling  bool         // they are being brought there
+	notices  []lun.Notice  // for initiators of the other node's portals
+	brought  chan struct{} // closed when they were; nil without any
+	telling  bool          // some are being brought there
 }
 
 var (

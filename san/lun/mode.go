@@ -40,6 +40,15 @@ func (k *task) modeSense() *scsi.Check {
 // the volume, SWP, TAS and D_SENSE, which last until the next reset. All other
 // nexuses hear of a change. SPC-4, 6.11, 6.12.
 func (k *task) modeSelect() *scsi.Check {
+	brought := func() {}
+	check := k.changeMode(&brought)
+	brought()
+	return check
+}
+
+// changeMode performs it. It sets brought, to be called before the answer, when
+// nexuses of other nodes are to be told.
+func (k *task) changeMode(brought *func()) *scsi.Check {
 	q := scsi.DecodeMode(k.CDB)
 	k.Required = q.Length
 	switch {
@@ -82,11 +91,12 @@ func (k *task) modeSelect() *scsi.Check {
 	u.sense.Store(m.DescriptorSense)
 	u.mu.Unlock()
 	u.reload()
-	if old.WriteCache = m.WriteCache; m != old {
-		u.tellAway(everyone(modeChanged, k.itl.nexus)) // of the write cache the volume tells on all nodes
-	}
 	attend(u.all(k.itl), modeChanged)
 	k.itl.drop(modeChanged)
+	if old.WriteCache = m.WriteCache; m != old {
+		// Of the write cache the volume tells on all nodes.
+		*brought = u.tellAway(everyone(modeChanged, k.itl.nexus))
+	}
 	return nil
 }
 

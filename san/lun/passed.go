@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"steadfast/fault"
 	"steadfast/san/lun/reserve"
@@ -249,14 +250,36 @@ type Notice struct {
 type Teller interface {
 	// Tell takes what nexuses there are to be told, to be brought to that node's
 	// Hear. It is called with locks held: it does not block, nor call the Server.
-	Tell([]Notice)
+	// The channel is closed when they were brought, or could not be; nil is that
+	// there is nothing to wait for.
+	Tell([]Notice) <-chan struct{}
 }
 
+// tellMax bounds how long a command that has nexuses of other nodes told waits
+// for that.
+const tellMax = 250 * time.Millisecond
+
 // tellAway has nexuses of other nodes told. Under persist, so that nobody does
-// once the volume was replaced.
-func (u *unit) tellAway(list []Notice) {
-	if t, ok := u.vol().(Teller); ok && len(list) > 0 {
-		t.Tell(list)
+// once the volume was replaced. The command is to be answered after what it
+// returns, which is called without locks and waits until they were told, a
+// little while: an initiator that is behind both nodes finds the condition
+// pending once it has the answer, as with one device. SAM-5, 5.14.
+func (u *unit) tellAway(list []Notice) (brought func()) {
+	t, ok := u.vol().(Teller)
+	if !ok || len(list) == 0 {
+		return func() {}
+	}
+	done := t.Tell(list)
+	if done == nil {
+		return func() {}
+	}
+	return func() {
+		timer := time.NewTimer(tellMax)
+		defer timer.Stop()
+		select {
+		case <-done:
+		case <-timer.C:
+		}
 	}
 }
 

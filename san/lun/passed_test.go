@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"steadfast/fault"
 	"steadfast/san/lun"
@@ -21,14 +22,16 @@ import (
 type told struct {
 	*luntest.Kept
 
-	mu   sync.Mutex
-	list []lun.Notice
+	mu      sync.Mutex
+	list    []lun.Notice
+	brought chan struct{} // what Tell returns
 }
 
-func (v *told) Tell(list []lun.Notice) {
+func (v *told) Tell(list []lun.Notice) <-chan struct{} {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.list = append(v.list, list...)
+	return v.brought
 }
 
 // twoNodes are a node that serves a volume, and one that has it on standby.
@@ -465,6 +468,57 @@ func TestFarAttentions(t *testing.T) {
 	}
 	if list, err := w.owner.srv.Hear(w.v.ID(), []lun.Notice{{ASC: 0x2a, ASCQ: 0x03}}); len(list) > 0 || err != nil {
 		t.Errorf("a node that serves the unit heard of %v, %v", list, err)
+	}
+}
+
+// TestFarAttentionsFirst: a command is answered when the nexuses of the other
+// node were told what it did to them, or after a little while.
+func TestFarAttentionsFirst(t *testing.T) {
+	for name, do := range map[string]func(w *twoNodes, a *host){
+		"RELEASE": func(_ *twoNodes, a *host) {
+			a.persist(scsi.ActionPersistRelease, reserve.WriteExclusiveRegistrantsOnly, 1, 0, 0)
+		},
+		"LOGICAL UNIT RESET": func(_ *twoNodes, a *host) {
+			a.Manage(scsi.LogicalUnitResetFunction, scsi.MakeLUN(plainLUN), 0)
+		},
+		"MODE SELECT": func(_ *twoNodes, a *host) {
+			list := modeList(control(0x04, 0, 0x40))
+			a.ok(plainLUN, modeSelect(list), list)
+		},
+		"clear reservations": func(w *twoNodes, _ *host) {
+			_ = w.owner.srv.ClearReservations(w.v.ID())
+		},
+	} {
+		for _, reached := range []bool{true, false} {
+			synctest.Test(t, func(t *testing.T) {
+				w := newTwoNodes(t)
+				a, far := w.owner.open(hostA), w.through(hostB)
+				good(t, a.persist(scsi.ActionPersistRegister, 0, 0, 1, 0))
+				good(t, far.persist(scsi.ActionPersistRegister, 0, 0, 2, 0))
+				good(t, a.persist(scsi.ActionPersistReserve, reserve.WriteExclusiveRegistrantsOnly, 1, 0, 0))
+				brought := make(chan struct{})
+				w.v.mu.Lock()
+				w.v.brought = brought
+				w.v.mu.Unlock()
+				done := false
+				go func() { do(w, a); done = true }()
+				synctest.Wait()
+				if w.v.mu.Lock(); len(w.v.list) == 0 || done {
+					t.Errorf("%s: %d told, answered before: %t", name, len(w.v.list), done)
+				}
+				w.v.mu.Unlock()
+				if reached {
+					close(brought)
+					synctest.Wait()
+				} else {
+					time.Sleep(time.Second)
+					synctest.Wait()
+				}
+				if !done {
+					t.Errorf("%s: not answered (reached: %t)", name, reached)
+				}
+			})
+		}
 	}
 }
 

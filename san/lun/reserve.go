@@ -164,7 +164,7 @@ func (k *task) decide(r reserve.Request) *scsi.Check {
 	aborted := u.mark(k.port, k, func(t *task) bool { return slices.Contains(e.Abort, t.itl.nexus) })
 	away := u.notify(e.Notices)
 	u.mu.Unlock()
-	u.tellAway(away)
+	brought := u.tellAway(away)
 	u.persist.Unlock()
 	for _, i := range u.all(nil) {
 		if i.pending() {
@@ -173,6 +173,7 @@ func (k *task) decide(r reserve.Request) *scsi.Check {
 	}
 	aborted.drain()
 	aborted.cleared(k.port)
+	brought()
 	return nil
 }
 

@@ -164,8 +164,9 @@ func (u *unit) reset(by *port) bool {
 	done := u.resetMode()
 	if !by.far { // who passed it on tells its own
 		u.persist.Lock()
-		u.tellAway(everyone(resetOccurred, reserve.Nexus{}))
+		brought := u.tellAway(everyone(resetOccurred, reserve.Nexus{}))
 		u.persist.Unlock()
+		defer brought()
 	}
 	u.mu.Lock()
 	u.legacy = nil
@@ -229,6 +230,8 @@ func (u *unit) close() {
 // clearReservations takes every registration and reservation off the unit, for
 // an administrator whose host died holding one.
 func (u *unit) clearReservations() error {
+	brought := func() {}
+	defer func() { brought() }()
 	u.persist.Lock()
 	defer u.persist.Unlock()
 	if u.elsewhere() {
@@ -251,7 +254,7 @@ func (u *unit) clearReservations() error {
 	u.refresh()
 	away := u.notify(told)
 	u.mu.Unlock()
-	u.tellAway(away)
+	brought = u.tellAway(away)
 	attend(u.all(nil), reservationsPreempted)
 	return nil
 }
