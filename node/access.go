@@ -116,7 +116,7 @@ func (n *Node) hidePool(p *pool) error {
 // offer makes a target known to initiators, with whom it admits. Under admin,
 // or at the start.
 func (n *Node) offer(t control.Target) error {
-	view := n.state.View(t.Name)
+	view := n.viewOf(t.Name)
 	if err := n.units.setView(t.Name, view); err != nil {
 		return err
 	}
@@ -143,10 +143,17 @@ func (n *Node) withdraw(name string) error {
 //
 // Units go first, so that whoever is admitted finds its volumes. One whose last
 // mapping went is dropped right after; in between it sees a unit that does not
-// exist, which is the truth.
-func (n *Node) syncTarget(name string) error {
-	view := n.state.View(name)
-	return errors.Join(n.units.setView(name, view), n.targets.SetAccess(name, n.accessOf(view)))
+// exist, which is the truth. The sessions of initiators that were replaced, each
+// by another of its name, are dropped in any case.
+func (n *Node) syncTarget(name string, replaced ...string) error {
+	view := n.viewOf(name)
+	access := n.accessOf(view)
+	var err error
+	if len(replaced) > 0 {
+		others := slices.DeleteFunc(slices.Clone(access), func(a target.Access) bool { return slices.Contains(replaced, a.Initiator) })
+		err = n.targets.SetAccess(name, others)
+	}
+	return errors.Join(err, n.units.setView(name, view), n.targets.SetAccess(name, access))
 }
 
 // accessOf lists who is admitted, and what each must prove. An initiator whose
@@ -166,6 +173,9 @@ func (n *Node) accessOf(view map[string][]control.Mapping) []target.Access {
 
 // authOf returns what an initiator must prove.
 func (n *Node) authOf(name string) (iscsi.Auth, error) {
+	if auth, is, err := n.memberAuthOf(name); is {
+		return auth, err
+	}
 	n.mu.RLock()
 	auth, ok := n.auths[name]
 	n.mu.RUnlock()

@@ -35,6 +35,7 @@ func (n *Node) handle(mux *http.ServeMux) {
 	mux.Handle(steadfastv1connect.NewClusterServiceHandler(clusterService{n}, opts...))
 	mux.Handle(steadfastv1connect.NewGroupServiceHandler(groupService{n}, opts...))
 	mux.Handle(steadfastv1connect.NewDatacenterServiceHandler(datacenterService{n}, opts...))
+	mux.Handle(steadfastv1connect.NewMachineServiceHandler(machineService{n: n}, opts...))
 }
 
 // faults turns the errors of every call into the API's.

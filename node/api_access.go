@@ -220,6 +220,9 @@ func (n *Node) findInitiator(name string) (control.Initiator, error) {
 	if i, ok := n.state.Initiator(normal(name)); ok {
 		return i, nil
 	}
+	if err := n.notOfMembers(name); err != nil {
+		return control.Initiator{}, err
+	}
 	var names []string
 	for _, i := range n.state.Initiators() {
 		names = append(names, i.Name)
@@ -230,6 +233,9 @@ func (n *Node) findInitiator(name string) (control.Initiator, error) {
 // findInitiatorOrGroup returns the stored form of an initiator's or group's
 // name.
 func (n *Node) findInitiatorOrGroup(name string) (string, error) {
+	if err := n.notOfMembers(name); err != nil {
+		return "", err
+	}
 	if len(n.state.Resolve(normal(name))) > 0 {
 		return normal(name), nil
 	}
@@ -272,6 +278,9 @@ func (s initiatorService) AddInitiator(_ context.Context, req *steadfastv1.AddIn
 	defer unlock()
 	name, err := iscsi.NormalizeName(req.Name)
 	if err != nil {
+		return nil, err
+	}
+	if err := n.notOfMembers(name); err != nil {
 		return nil, err
 	}
 	if _, ok := n.state.Initiator(name); ok {

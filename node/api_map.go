@@ -153,6 +153,9 @@ func (s volumeService) UnmapVolume(_ context.Context, req *steadfastv1.UnmapVolu
 
 // notMapped says why there is nothing to unmap.
 func (n *Node) notMapped(req *steadfastv1.UnmapVolumeRequest) error {
+	if err := n.notOfMembers(req.Initiator); err != nil {
+		return err
+	}
 	mapped := n.state.Mappings(func(m control.Mapping) bool { return m.VolumeName == req.Volume })
 	if len(mapped) == 0 {
 		if _, _, _, err := n.findVolume(req.Volume); err != nil {

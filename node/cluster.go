@@ -19,6 +19,7 @@ import (
 	"steadfast/cluster/identity"
 	"steadfast/cluster/quorum"
 	"steadfast/cluster/quorumio"
+	"steadfast/compute/host"
 	"steadfast/fault"
 	"steadfast/node/control"
 	"steadfast/node/guard"
@@ -45,9 +46,13 @@ type cluster struct {
 	groups *ha.Groups // nil on who stores nothing
 	holder *aliasio.Holder
 	shares *sharedRecords
-	stop   func() // ends following the quorum
+	access membersAccess // of storage nodes
+	paths  *paths        // to machines' volumes, as a member
+	stop   func()        // ends following the quorum
 	api    *apiListener
 	guard  *guard.Guard // nil: there is none
+	// hosting runs machines; nil on who is no host.
+	hosting *host.Host
 	// guarded is the revision of the membership that the guard knows. Of decided
 	// alone.
 	guarded quorum.Revision
@@ -140,10 +145,13 @@ func (n *Node) openMember(id *identity.Identity) (c *cluster, err error) {
 					gs.ServeUnit(conn, from)
 				}
 			},
-			protoAPI:    func(conn *tls.Conn, _ identity.Peer) { c.api.serve(conn) },
+			protoAPI:    func(conn *tls.Conn, from identity.Peer) { c.api.serve(conn, from) },
 			guard.Proto: func(conn *tls.Conn, from identity.Peer) { n.mourn(conn, from.Name) },
 		},
 	})
+	if err == nil {
+		c.paths = newPaths(c, n.cfg.Cluster.AliasPort, n.log)
+	}
 	return c, err
 }
 
@@ -153,6 +161,11 @@ func (n *Node) takePart(c *cluster, fresh bool) (err error) {
 	c.shares = &sharedRecords{member: c.member}
 	if n.cfg.Cluster.Stores() {
 		if err := n.shareState(c, c.id, fresh); err != nil {
+			return errors.Join(err, c.api.Close(), c.member.Close())
+		}
+	}
+	if n.cfg.Cluster.Host {
+		if c.hosting, err = n.beginHosting(c); err != nil {
 			return errors.Join(err, c.api.Close(), c.member.Close())
 		}
 	}
@@ -232,7 +245,7 @@ func (n *Node) openGroups(c *cluster) {
 	var holder *aliasio.Holder
 	if !n.cfg.Cluster.HandedAliases {
 		var err error
-		if holder, err = aliasio.Open(aliasio.Options{Grant: ha.Grant}); err != nil {
+		if holder, err = holdAliases(); err != nil {
 			n.events.publish(&steadfastv1.Event{Severity: severityError, Kind: "alias-hindered", Text: "alias addresses cannot be held on this node: " + err.Error()})
 			cfg.Aliases = noAliases{err}
 		} else {
@@ -244,6 +257,19 @@ func (n *Node) openGroups(c *cluster) {
 	n.mu.Lock()
 	c.groups, c.holder = groups, holder
 	n.mu.Unlock()
+}
+
+// clearingMax is how long the guard of the life before may take to clear away what that left.
+const clearingMax = 2 * time.Second
+
+// holdAliases opens the holder of alias addresses.
+func holdAliases() (*aliasio.Holder, error) {
+	for end := time.Now().Add(clearingMax); ; time.Sleep(clearingMax / 100) {
+		h, err := aliasio.Open(aliasio.Options{Grant: ha.Grant})
+		if !fault.Is(err, fault.Busy) || time.Now().After(end) {
+			return h, err
+		}
+	}
 }
 
 // tellPortals enters the tags of the node's portals in the cluster's inventory, as
@@ -334,34 +360,13 @@ func (n *Node) decided(state *quorum.State) {
 	}
 }
 
-// adoptShared takes in shared records that others have changed, and has targets
-// follow. Under admin.
-func (n *Node) adoptShared() {
-	n.mu.RLock()
-	c := n.cluster
-	n.mu.RUnlock()
-	if c == nil || !n.cfg.Cluster.Stores() || !c.shares.moved() {
-		return
-	}
-	if err := n.state.Adopt(c.shares.Entries()); err != nil {
-		n.log.Error("the cluster's records cannot be read", "error", err)
-		return
-	}
-	n.forgetAuths()
-	for _, name := range n.targets.Targets() {
-		if err := n.syncTarget(name); err != nil && !fault.Is(err, fault.NotFound) {
-			n.log.Error("a target cannot follow the cluster's records", "target", name, "error", err)
-		}
-	}
-}
-
 // brief tells the guard whom to tell of this node's death.
 func (n *Node) brief(c *cluster, state *quorum.State) {
 	if c.guard == nil || c.guarded == state.Roll.Revision {
 		return
 	}
 	me := c.member.Self()
-	w := guard.Ward{Dir: n.clusterDir(), Boot: me.Boot, Member: me.Member}
+	w := guard.Ward{Dir: n.clusterDir(), Boot: me.Boot, Member: me.Member, Aliases: n.cfg.Cluster.Stores() && !n.cfg.Cluster.HandedAliases}
 	for _, r := range state.Roll.Sorted() {
 		if r.Name != me.Member && r.Role == quorum.RoleNode {
 			w.Others = append(w.Others, *r)
@@ -381,10 +386,12 @@ func (n *Node) mourn(conn *tls.Conn, from quorum.Member) {
 		n.log.Warn("a guard was not understood", "from", from, "error", err)
 		return
 	}
+	dead := quorum.Incarnation{Member: from, Boot: o.Boot}
 	if gs := n.haGroups(); gs != nil {
-		gs.Died(quorum.Incarnation{Member: from, Boot: o.Boot})
+		gs.Died(dead)
 	}
 	n.events.publish(&steadfastv1.Event{Severity: severityWarning, Kind: "member-died", Text: "the process of member " + string(from) + " has ended"})
+	n.hostDied(dead)
 }
 
 // watchMember tells when the member ends by itself.
@@ -422,8 +429,11 @@ func (n *Node) closeCluster() error {
 		c.unplace()
 	}
 	var err error
+	if c.hosting != nil {
+		err = n.endHosting(c.hosting)
+	}
 	if c.groups != nil {
-		err = c.groups.Close()
+		err = errors.Join(err, c.groups.Close())
 	}
 	if c.holder != nil {
 		err = errors.Join(err, c.holder.Close())
@@ -457,9 +467,19 @@ func bootTime() group.Instant {
 type sharedRecords struct {
 	member *quorumio.Member
 	seen   atomic.Uint64 // revision that was read last
+	// torn: the control state could not take in what was read last. Under
+	// Node.admin.
+	torn bool
 
 	mu   sync.Mutex
 	base map[string][]byte // the entries of that revision
+}
+
+// held returns the entries that were read last.
+func (i *sharedRecords) held() map[string][]byte {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.base
 }
 
 // moved tells whether there is a newer revision than was read last.

@@ -83,7 +83,7 @@ func (ev *events) publish(e *steadfastv1.Event) {
 		level = slog.LevelError
 	}
 	attrs := []slog.Attr{slog.String("kind", e.Kind)}
-	for _, a := range []slog.Attr{slog.String("group", e.Group), slog.String("pool", e.Pool), slog.String("volume", e.Volume), slog.String("drive", e.Drive)} {
+	for _, a := range []slog.Attr{slog.String("group", e.Group), slog.String("pool", e.Pool), slog.String("volume", e.Volume), slog.String("drive", e.Drive), slog.String("machine", e.Machine)} {
 		if a.Value.String() != "" {
 			attrs = append(attrs, a)
 		}

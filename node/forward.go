@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"steadfast/api/steadfast/v1/steadfastv1connect"
+	"steadfast/cluster/identity"
 	"steadfast/cluster/quorum"
 	"steadfast/fault"
 )
@@ -64,11 +65,23 @@ func elsewhere(ctx context.Context, node quorum.Member) error {
 var streaming = []string{
 	steadfastv1connect.NodeServiceWatchEventsProcedure, steadfastv1connect.SnapshotServiceListChangesProcedure,
 	steadfastv1connect.GroupServiceVerifyGroupProcedure,
+	// These pass on by themselves what they stream.
+	steadfastv1connect.MachineServiceWriteMachineProcedure, steadfastv1connect.MachineServiceReadMachineProcedure,
+	steadfastv1connect.MachineServiceWatchConsoleProcedure,
 }
+
+// passedKey is the context's key of whether another member has passed the call on.
+type passedKey struct{}
+
+// passedOn tells whether another member has passed the present call on, or asks itself.
+func passedOn(ctx context.Context) bool { return ctx.Value(passedKey{}) != nil }
 
 // forwarding passes calls on that another node must answer.
 func (n *Node) forwarding(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(forwardedHeader) != "" {
+			r = r.WithContext(context.WithValue(r.Context(), passedKey{}, true))
+		}
 		stream := r.Method != http.MethodPost
 		for _, p := range streaming {
 			stream = stream || strings.HasSuffix(r.URL.Path, p)
@@ -78,6 +91,8 @@ func (n *Node) forwarding(next http.Handler) http.Handler {
 			return
 		}
 		if r.Header.Get(forwardedHeader) != "" {
+			// It is who asked there that asks, and not who passes it on.
+			r = r.WithContext(context.WithValue(r.Context(), callerKey{}, nil))
 			kept := &keptAnswer{header: http.Header{}, status: http.StatusOK}
 			next.ServeHTTP(kept, r)
 			if c, err := n.inCluster(); err == nil {
@@ -181,9 +196,10 @@ func newAPIListener() *apiListener {
 	return &apiListener{conns: make(chan net.Conn), ended: make(chan struct{})}
 }
 
-// serve has a connection answered, and returns when it was closed.
-func (l *apiListener) serve(conn *tls.Conn) {
-	c := &apiConn{Conn: conn, over: make(chan struct{})}
+// serve has a connection answered, and returns when it was closed. from is who is at its
+// other end.
+func (l *apiListener) serve(conn *tls.Conn, from identity.Peer) {
+	c := &apiConn{Conn: conn, from: from, over: make(chan struct{})}
 	select {
 	case l.conns <- c:
 		select {
@@ -216,8 +232,27 @@ func (l *apiListener) Addr() net.Addr { return &net.UnixAddr{Name: protoAPI, Net
 // apiConn tells when it is closed.
 type apiConn struct {
 	net.Conn
+	from identity.Peer
 	over chan struct{}
 	once sync.Once
+}
+
+// callerKey is the context's key of the identity.Peer that calls.
+type callerKey struct{}
+
+// connContext has the handlers of a connection know which member is at its other end.
+func connContext(ctx context.Context, conn net.Conn) context.Context {
+	if c, ok := conn.(*apiConn); ok {
+		return context.WithValue(ctx, callerKey{}, c.from)
+	}
+	return ctx
+}
+
+// callerOf returns the member that a call came from itself: by no socket of this node's,
+// and passed on by nobody.
+func callerOf(ctx context.Context) (identity.Peer, bool) {
+	from, ok := ctx.Value(callerKey{}).(identity.Peer)
+	return from, ok
 }
 
 // Close implements net.Conn.

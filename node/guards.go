@@ -32,6 +32,15 @@ func unusedVolume(number uint32) ha.Guard {
 	}
 }
 
+// unusedMirrored refuses to show a volume to initiators of people's, or to change how it is
+// written, while a machine has it: its hosts reach it without a mapping, and nobody else
+// is to write there. A machine that comes to have it at this moment is looked at when it is
+// registered.
+func (n *Node) unusedMirrored(m mirrored) error {
+	err := unusedVolume(m.Number)(m.c.member.State().Inventory.Entries, m.spec)
+	return fault.Wrap(fault.KindOf(err), err, "its hosts see it without a mapping")
+}
+
 // noDatastore refuses to delete a group that is a datastore.
 func noDatastore(inv map[string][]byte, s *ha.Spec) error {
 	view, _ := inventory.Read(inv)

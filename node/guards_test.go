@@ -65,8 +65,9 @@ func TestSiteMetrics(t *testing.T) {
 		Clusters: map[string]*inventory.Cluster{"k": {Name: "k"}},
 		Hosts: map[string]*inventory.Host{
 			"h1": {Name: "h1", Cluster: "k"}, "h2": {Name: "h2", Cluster: "k"}, "h3": {Name: "h3", Cluster: "k"}, "h4": {Name: "h4", Cluster: "k", Maintenance: true},
+			"h5": {Name: "h5", Cluster: "k"},
 		},
-		Lives: map[string]*inventory.HostLife{"h1": life(inventory.Up), "h2": life(inventory.Lost), "h4": life(inventory.Lost)},
+		Lives: map[string]*inventory.HostLife{"h1": life(inventory.Up), "h2": life(inventory.Lost), "h4": life(inventory.Lost), "h5": life(inventory.Left)},
 		Machines: map[string]*inventory.Machine{
 			"new": machine("new", inventory.Stopped), "on": machine("on", inventory.Running), "off": machine("off", inventory.Stopped),
 			"ending": machine("ending", inventory.Stopped), "between": machine("between", inventory.Running), "next": machine("next", inventory.Running),
@@ -80,8 +81,8 @@ func TestSiteMetrics(t *testing.T) {
 	v.Machines["again"].Run = 2 // what failed was the start before
 	collectSite(put, v, map[string]uint64{"place": 3})
 	want := map[string]float64{
-		"hosts k up": 1, "hosts k lost": 1, "hosts k unknown": 1, "hosts k maintenance": 1,
-		"host_lost k h1": 0, "host_lost k h2": 1, "host_lost k h3": 0, "host_lost k h4": 0,
+		"hosts k up": 1, "hosts k left": 1, "hosts k lost": 1, "hosts k unknown": 1, "hosts k maintenance": 1,
+		"host_lost k h1": 0, "host_lost k h2": 1, "host_lost k h3": 0, "host_lost k h4": 0, "host_lost k h5": 0,
 		"machines k running": 1, "machines k stopping": 1, "machines k waiting": 2, "machines k stopped": 3, "machines k panicked": 1, "machines k failed": 1,
 		"placement_decisions_total place": 3,
 	}

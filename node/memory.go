@@ -16,12 +16,16 @@ func LimitMemory(getenv func(string) string) {
 	if getenv("GOMEMLIMIT") != "" {
 		return
 	}
-	if limit := groupLimit("/proc/self/cgroup", "/sys/fs/cgroup"); limit > 0 {
+	if limit := MemoryMax(); limit > 0 {
 		// A tenth is left for what the collector does not see: stacks of
 		// threads, the kernel's buffers, the page cache.
 		debug.SetMemoryLimit(limit - limit/10)
 	}
 }
+
+// MemoryMax returns how much memory the control group of this process may have, in bytes; 0
+// for as much as there is.
+func MemoryMax() int64 { return groupLimit("/proc/self/cgroup", "/sys/fs/cgroup") }
 
 // ballastBytes is memory that is never touched, and so takes none: the garbage
 // collector, which runs when the heap has doubled, takes it for live. Without,

@@ -61,7 +61,9 @@ func MetricNames() (names []string) {
 
 // families are all metrics. Names keep Prometheus's rules: base units, _total
 // for counters.
-func families() []family { return slices.Concat(nodeFamilies(), clusterFamilies(), siteFamilies()) }
+func families() []family {
+	return slices.Concat(nodeFamilies(), clusterFamilies(), siteFamilies(), hostFamilies())
+}
 
 func nodeFamilies() []family {
 	const gauge, counter = prometheus.GaugeValue, prometheus.CounterValue

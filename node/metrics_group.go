@@ -74,6 +74,9 @@ func (n *Node) collectCluster(put putMetric) {
 	if c.placer != nil {
 		collectSite(put, c.placer.look(state.Inventory), c.placer.decisions())
 	}
+	if c.hosting != nil {
+		collectHosted(put, c.hosting.State(), c.hosting.Known())
+	}
 	n.mu.RLock()
 	groups := c.groups
 	n.mu.RUnlock()

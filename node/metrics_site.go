@@ -11,7 +11,7 @@ import (
 func siteFamilies() []family {
 	const gauge, counter = prometheus.GaugeValue, prometheus.CounterValue
 	return []family{
-		{"hosts", gauge, []string{"cluster", "state"}, "Hosts of a cluster of hosts: up, lost, unknown (not come yet), maintenance."},
+		{"hosts", gauge, []string{"cluster", "state"}, "Hosts of a cluster of hosts: up, lost, left (ended in order), unknown (not come yet), maintenance."},
 		{"host_lost", gauge, []string{"cluster", "host"}, "1 while the host's newest life was declared lost, and it is not in maintenance."},
 		{"machines", gauge, []string{"cluster", "state"}, "Machines of a cluster of hosts: running, stopping, waiting, stopped, panicked, failed."},
 		{"placement_decisions_total", counter, []string{"decision"}, "Decisions of this node that took effect: lost (a host), place, leave, end (a machine)."},
@@ -20,7 +20,7 @@ func siteFamilies() []family {
 
 // States of hosts and machines, as metrics have them.
 var (
-	hostStates    = []string{"up", "lost", "unknown", "maintenance"}
+	hostStates    = []string{"up", "lost", "left", "unknown", "maintenance"}
 	machineStates = []string{"running", "stopping", "waiting", "stopped", "panicked", "failed"}
 )
 

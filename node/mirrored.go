@@ -168,7 +168,7 @@ func (n *Node) setMirrored(ctx context.Context, m mirrored, req *steadfastv1.Set
 		return nil, err
 	}
 	var guards []ha.Guard
-	if req.NewName != nil && *req.NewName != m.Name {
+	if req.NewName != nil && *req.NewName != m.Name || req.ReadOnly != nil && *req.ReadOnly {
 		guards = append(guards, unusedVolume(m.Number))
 	}
 	var v ha.Volume
@@ -293,7 +293,10 @@ func (n *Node) mapMirrored(m mirrored, req *steadfastv1.MapVolumeRequest) (contr
 	if req.Target != "" && normal(req.Target) != m.spec.Target {
 		return out, fault.New(fault.Invalid, "volume %q is reached through its group's target %s; leave --target out", m.Name, m.spec.Target)
 	}
-	var err error
+	err := n.unusedMirrored(m)
+	if err != nil {
+		return out, err
+	}
 	if out.Initiator, err = n.findInitiatorOrGroup(req.Initiator); err != nil {
 		return out, err
 	}

@@ -322,13 +322,13 @@ func (p *placer) tell(before *inventory.View, done []placement.Decision) {
 			if before.Placements[d.Machine].Active() {
 				severity = severityWarning // it did not leave its host as planned
 			}
-			p.event(severity, "machine-placed", "machine %q runs on host %q from now on: %s", d.Machine, d.Host, d.Reason)
+			p.eventOf(d.Machine, severity, "machine-placed", "machine %q runs on host %q from now on: %s", d.Machine, d.Host, d.Reason)
 		case placement.Leave:
 			p.count("leave")
-			p.event(severityInfo, "machine-leaves", "machine %q is asked to shut down, to be started on another host: %q is in maintenance", d.Machine, before.Placements[d.Machine].Host)
+			p.eventOf(d.Machine, severityInfo, "machine-leaves", "machine %q is asked to shut down, to be started on another host: %q is in maintenance", d.Machine, before.Placements[d.Machine].Host)
 		case placement.End:
 			p.count("end")
-			p.event(severityOf(d.Why), "machine-ended", "machine %q: %s%s", d.Machine, d.Why.Text(), detail(d.Detail))
+			p.eventOf(d.Machine, severityOf(d.Why), "machine-ended", "machine %q: %s%s", d.Machine, d.Why.Text(), detail(d.Detail))
 		case placement.Wait:
 			waits[d.Machine] = d.Why
 		}
@@ -339,7 +339,7 @@ func (p *placer) tell(before *inventory.View, done []placement.Decision) {
 	p.mu.Unlock()
 	for machine, why := range waits {
 		if old[machine] != why {
-			p.event(severityWarning, "machine-waits", "machine %q waits: %s", machine, why)
+			p.eventOf(machine, severityWarning, "machine-waits", "machine %q waits: %s", machine, why)
 		}
 	}
 }
@@ -351,6 +351,14 @@ func (p *placer) newlyEvicted(d placement.Evict) bool {
 	news := p.evicted[d.Host] != d.Boot
 	p.evicted[d.Host] = d.Boot
 	return news
+}
+
+// died notes that a host's life is over, and that its last words are not those of one that has
+// come back.
+func (p *placer) died(host string, boot uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.evicted[host] = boot
 }
 
 func severityOf(why inventory.Ending) string {
@@ -394,5 +402,9 @@ func (p *placer) waiting() map[string]string {
 }
 
 func (p *placer) event(severity, kind, format string, args ...any) {
-	p.publish(&steadfastv1.Event{Severity: severity, Kind: kind, Text: fmt.Sprintf(format, args...)})
+	p.eventOf("", severity, kind, format, args...)
+}
+
+func (p *placer) eventOf(machine, severity, kind, format string, args ...any) {
+	p.publish(&steadfastv1.Event{Severity: severity, Kind: kind, Machine: machine, Text: fmt.Sprintf(format, args...)})
 }

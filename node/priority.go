@@ -3,6 +3,7 @@ package node
 import (
 	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,7 +16,23 @@ const niceness = -10
 // RaisePriority asks the system to prefer this process's threads, and those that
 // they will make. A user who may not is refused, and that is no error: the node
 // works, with less margin.
-func RaisePriority() {
+func RaisePriority() { setNiceness(niceness) }
+
+// DropPriority gives up what this process has from its parent for being preferred: a
+// virtual machine comes after the node that it is on, in processor time and when memory
+// is short.
+func DropPriority() {
+	if now, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil && 20-now < 0 { // the system call says 20 less it
+		setNiceness(0)
+	}
+	const score = "/proc/self/oom_score_adj"
+	if b, err := os.ReadFile(score); err == nil && strings.HasPrefix(string(b), "-") {
+		_ = os.WriteFile(score, []byte("0"), 0) // to give up is always granted
+	}
+}
+
+// setNiceness asks for a niceness of all threads of this process.
+func setNiceness(niceness int) {
 	// Twice: a thread may be made between by one that was not asked yet.
 	for range 2 {
 		threads, err := os.ReadDir("/proc/self/task")

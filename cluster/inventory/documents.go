@@ -21,10 +21,18 @@ const (
 	sectorSize           = 512
 	linkMax              = 128 // bytes
 	textMax              = 128 // bytes: a version, a reason
-	HostNumberMax        = 1<<16 - 1
+	HostNumberMax        = 1<<16 - 2
 	BootMax              = 1<<20 - 1
 	GenerationMax        = 1<<20 - 1
 	sizeMax        int64 = 1 << 50
+)
+
+// EditorNumber and EditorBoot are whom the cluster itself writes into machines'
+// volumes as, under their lock: no host has that number. Each time has a
+// generation of its own, see View.ReserveGeneration.
+const (
+	EditorNumber = HostNumberMax + 1
+	EditorBoot   = 1
 )
 
 // version is the version that documents are written in.
@@ -119,8 +127,9 @@ type Machine struct {
 	// Run counts the starts that were asked for, Resets the resets.
 	Run    uint64 `json:"run,omitempty"`
 	Resets uint64 `json:"resets,omitempty"`
-	// Floor is a generation that its lock block has had before this document was:
-	// placements begin above it.
+	// Floor is a generation that its lock block has had, or may have had, for
+	// another reason than a placement: before this document was, or to write into
+	// the machine's volumes. Placements begin above it.
 	Floor uint64 `json:"floor,omitempty"`
 }
 
@@ -169,6 +178,7 @@ type State string
 const (
 	Up   State = "up"
 	Lost State = "lost"
+	Left State = "left" // its process has ended in order, and said so
 )
 
 // HostLife is the newest life of a host.

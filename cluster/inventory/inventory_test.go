@@ -197,6 +197,12 @@ func (s *site) do(t testing.TB, line string) ([]quorum.Edit, error) {
 		return v.Place(Placement{Machine: name, Host: a.named["host"], Boot: uint32(a.number("boot")), Generation: uint64(a.number("generation")), Reason: "a test"}, s.now)
 	case "vm leave":
 		return v.AskLeave(name, uint64(a.number("generation")))
+	case "vm reserve":
+		generation, edits, err := v.ReserveGeneration(name)
+		if p := v.Placements[name]; err == nil && (p != nil && generation <= p.Generation || generation <= v.Machines[name].Floor) {
+			err = fault.New(fault.Internal, "generation %d was there before", generation)
+		}
+		return edits, err
 	case "vm end":
 		return v.End(name, uint64(a.number("generation")), Ending(strings.ReplaceAll(a.named["why"], "-", " ")), a.named["detail"], s.now)
 	}
@@ -285,7 +291,7 @@ func TestNewer(t *testing.T) {
 		"host/h":        {"host add h cluster=c", "host maintenance h", "host remove h", "cluster delete c", "host up h life=y boot=2", "vm set m host=h"},
 		"datastore/ds":  {"datastore add ds datacenter=dc group=g", "datastore add e datacenter=dc group=g", "datastore remove ds", "vm set m policy=leave", "datacenter delete dc"},
 		"machine/m":     {"vm create m", "vm start m", "vm stop m", "vm reset m", "vm delete m", "cluster delete c", "datastore remove ds", "host remove h", "vm place m host=h boot=1 generation=2", "vm create n cluster=c datastore=ds home=home"},
-		"placement/m":   {"vm set m policy=leave", "vm delete m", "vm place m host=h boot=1 generation=2", "vm end m generation=1 why=stopped", "host remove h", "vm leave m generation=1"},
+		"placement/m":   {"vm set m policy=leave", "vm delete m", "vm reserve m", "vm place m host=h boot=1 generation=2", "vm end m generation=1 why=stopped", "host remove h", "vm leave m generation=1"},
 		"life/h":        {"host up h life=y boot=2", "host lost h boot=1"},
 		"group/g":       {"vm set m policy=leave", "datastore add e datacenter=dc group=g"},
 		"count/host":    {"host add i cluster=c"},
@@ -390,7 +396,7 @@ func TestRules(t *testing.T) {
 				"datastore add "+x+" datacenter="+pick("x", "y")+" group="+pick("g1", "g2", "g3"), "datastore remove "+x,
 				"vm create "+x+" cluster="+pick("x", "y")+" datastore="+pick("x", "y")+" home="+pick("a", "b")+" disks=d:"+pick("b", "c", "d")+":1024 mac=02:00:00:00:00:0"+pick("1", "2")+" floor="+pick("0", "3"),
 				"vm set "+x+" "+pick("memory=128", "host=x", "host=", "cluster=y", "home=c", "disks=d:d:2048", "mac=02:00:00:00:00:03", "policy=leave", "id=0123", "desired=running"),
-				"vm start "+x, "vm start "+x, "vm stop "+x, "vm reset "+x, "vm delete "+x,
+				"vm start "+x, "vm start "+x, "vm stop "+x, "vm reset "+x, "vm delete "+x, "vm reserve "+x,
 				"vm place "+x+" host="+pick("x", "y")+" boot="+pick("1", "2")+" generation="+pick("1", "2", "3", "4", "5", "6"), "vm leave "+x+" generation="+pick("1", "2", "4"),
 				"vm end "+x+" why="+pick("shutdown", "moved", "host-lost", "stopped", "nonsense")+" generation="+pick("1", "2", "3", "4"),
 			)

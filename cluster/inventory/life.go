@@ -35,7 +35,7 @@ func (v *View) HostUp(life HostLife, now int64) (boot uint32, edits []quorum.Edi
 		return next.Boot, e, err
 	}
 	switch {
-	case old.ID == life.ID && old.State == Lost:
+	case old.ID == life.ID && old.State != Up:
 		return 0, nil, fault.New(fault.Fenced, "the host %q was declared lost in this life; it ends its machines, and begins another", life.Host)
 	case old.ID == life.ID:
 		return old.Boot, nil, nil
@@ -50,6 +50,17 @@ func (v *View) HostUp(life HostLife, now int64) (boot uint32, edits []quorum.Edi
 // HostLost declares a life of a host lost. Fails with fault.Stale when it is not
 // the host's newest, or lost already.
 func (v *View) HostLost(host string, boot uint32, now int64) ([]quorum.Edit, error) {
+	return v.hostOver(host, boot, Lost, now)
+}
+
+// HostLeft ends a life of a host in order: its process ends, and takes no machines any more.
+// Fails as HostLost does.
+func (v *View) HostLeft(host string, boot uint32, now int64) ([]quorum.Edit, error) {
+	return v.hostOver(host, boot, Left, now)
+}
+
+// hostOver ends a life of a host.
+func (v *View) hostOver(host string, boot uint32, state State, now int64) ([]quorum.Edit, error) {
 	if err := v.readable(lifePrefix + host); err != nil {
 		return nil, err
 	}
@@ -58,7 +69,7 @@ func (v *View) HostLost(host string, boot uint32, now int64) ([]quorum.Edit, err
 		return nil, fault.New(fault.Stale, "life %d of the host %q is over already", boot, host)
 	}
 	next := *old
-	next.State, next.Since = Lost, now
+	next.State, next.Since = state, now
 	return one(edit(lifePrefix+host, &next, old))
 }
 
@@ -180,10 +191,9 @@ func clip(s string) string {
 //   - hosts' numbers, machines' identifiers, volumes and addresses are each
 //     there once, and no number is above the count of hosts;
 //   - a machine's cluster and datastore are in one datacenter;
-//   - a life is of a host, and a placement of a machine, of its identifier, and
-//     of a generation above the machine's floor;
-//   - an active placement is of the machine's run, and its host is there, in
-//     this life or a later one.
+//   - a life is of a host, and a placement of a machine and of its identifier;
+//   - an active placement is of the machine's run and of a generation above the
+//     machine's floor, and its host is there, in this life or a later one.
 func (v *View) Check() error {
 	bad := func(format string, args ...any) error {
 		return fault.New(fault.Corrupt, "the inventory contradicts itself: "+format, args...)
@@ -222,10 +232,10 @@ func (v *View) Check() error {
 	}
 	for name, p := range v.Placements {
 		m := v.Machines[name]
-		if m == nil || m.ID != p.ID || p.Generation <= m.Floor || p.Run > m.Run {
+		if m == nil || m.ID != p.ID || p.Run > m.Run {
 			return bad("there is a placement of no machine %q", name)
 		}
-		if l := v.Lives[p.Host]; p.Active() && (p.Run != m.Run || v.Hosts[p.Host] == nil || l == nil || p.Boot > l.Boot) {
+		if l := v.Lives[p.Host]; p.Active() && (p.Run != m.Run || p.Generation <= m.Floor || v.Hosts[p.Host] == nil || l == nil || p.Boot > l.Boot) {
 			return bad("the machine %q is placed on no host %q", name, p.Host)
 		}
 	}

@@ -96,6 +96,33 @@ func fixed(m, next *Machine) string {
 	return ""
 }
 
+// ReserveGeneration reserves a generation of a machine that has stopped, above all that
+// there were: whoever it is given to takes the machine's lock with it to write into its
+// volumes, as EditorNumber. A placement that is decided later has a greater
+// one, and fences that. Fails with fault.Busy while the machine runs.
+func (v *View) ReserveGeneration(name string) (generation uint64, edits []quorum.Edit, err error) {
+	m, err := find(v, v.Machines, machinePrefix, name)
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := v.readable(placementPrefix + name); err != nil {
+		return 0, nil, err
+	}
+	if v.runs(m) {
+		return 0, nil, fault.New(fault.Busy, "the machine %q runs; stop it first: \"steadfast vm stop %s\"", name, name)
+	}
+	next := m.clone()
+	if p := v.Placements[name]; p != nil {
+		next.Floor = max(next.Floor, p.Generation)
+	}
+	next.Floor++
+	if err := next.check(); err != nil {
+		return 0, nil, err // there is none left
+	}
+	edits, err = one(edit(machinePrefix+name, next, m))
+	return next.Floor, edits, err
+}
+
 // runs tells whether a machine shall run, or some host still sees to its end.
 func (v *View) runs(m *Machine) bool {
 	return m.Desired == Running || v.Placements[m.Name].Active()

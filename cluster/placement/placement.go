@@ -37,7 +37,8 @@
 // its policy is to leave it: once, on another host if one has the memory, and on
 // a new life of the same one if none has. A machine that had run for GiveBack
 // since has its restart back: the bound is there for a machine that takes host
-// after host down with it, not for two power cuts in a year. A machine that is
+// after host down with it, not for two power cuts in a year. Neither does a loss
+// count that no node has listened through: the nodes were down as well. A machine that is
 // not started again has ended, for as long as nobody starts it. Neither has a
 // guest that shut down or panicked failed: that is its own affair, and what was
 // wanted of it ends with it. A reset is carried out by the host, in place.
@@ -173,8 +174,10 @@ type decider struct {
 	now   int64
 	heard map[string]Report // the newest word, by host
 	lost  map[string]bool   // by host: its newest life is lost, or being declared so
-	free  map[string]int64  // bytes of memory by host that takes machines or runs some
-	out   []Decision
+	// listened is for how long a node has listened without a break, the one that has longest.
+	listened time.Duration
+	free     map[string]int64 // bytes of memory by host that takes machines or runs some
+	out      []Decision
 }
 
 // Decide returns what is to be done, of which at most one thing is about one
@@ -207,6 +210,7 @@ func Decide(v *inventory.View, reports []Heard, now int64) []Decision {
 // merge keeps the newest word of each host; of two lives the later one's.
 func (d *decider) merge(reports []Heard) {
 	for _, n := range reports {
+		d.listened = max(d.listened, n.Listening)
 		for _, r := range n.Hosts {
 			old, ok := d.heard[r.Host]
 			if !ok || r.Boot > old.Boot || r.Boot == old.Boot && r.Age < old.Age {
@@ -378,6 +382,8 @@ func (d *decider) again(c candidate, p *inventory.Placement, why inventory.Endin
 	case c.m.Policy != inventory.Restart:
 		d.end(p, why, detail+"; its policy is to leave it")
 		return c, false
+	case why == inventory.EndedHostLost && d.listened < time.Duration(d.now-p.Since):
+		// No node was there all the time: everything has been down, and no machine did that.
 	case c.restarts >= restartsMax:
 		d.end(p, why, detail+"; it was restarted once already")
 		return c, false

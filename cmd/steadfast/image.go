@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -106,6 +108,7 @@ func (a *app) imageBuild(store openStore) *cobra.Command {
 	var spec image.Spec
 	var bytes sizeFlag
 	var dir, cache, passwordFile string
+	var files []string
 	c := &cobra.Command{
 		Use: "build NAME", Short: "Build a Debian 13 image for riscv64 machines", Args: exactly(1),
 		Long: `Build a Debian 13 (trixie) image for riscv64 machines: kernel, initrd, disk and a
@@ -124,7 +127,8 @@ Profiles:
 ` + profileList(),
 		Example: `  steadfast image build vm1
   steadfast image build db1 --package redis-server --size 4G --root-password-file pw
-  steadfast image build ci --profile minimal --dir ./ci-image`,
+  steadfast image build ci --profile minimal --dir ./ci-image
+  steadfast image build web1 --package nginx --file site.conf:/etc/nginx/conf.d/site.conf`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec.Name, spec.SizeBytes = args[0], int64(bytes)
 			if err := image.CheckName(spec.Name); err != nil {
@@ -135,6 +139,10 @@ Profiles:
 				if spec.RootPassword, err = a.secret(passwordFile, "--root-password-file", ""); err != nil {
 					return err
 				}
+			}
+			var err error
+			if spec.Files, err = imageFiles(files); err != nil {
+				return err
 			}
 			to, err := a.imageTarget(store, spec.Name, dir)
 			if err != nil {
@@ -156,6 +164,7 @@ Profiles:
 	}
 	c.Flags().StringVar(&spec.Profile, "profile", "", "what the image is made of (default "+image.Profiles()[0].Name+")")
 	c.Flags().StringArrayVar(&spec.Packages, "package", nil, "a package to add, NAME or NAME=VERSION; may be repeated")
+	c.Flags().StringArrayVar(&files, "file", nil, "FILE:PATH, a file of this host to put at a path of the guest's, root's there; may be repeated")
 	c.Flags().Var(&bytes, "size", "the disk's size (default 1G)")
 	c.Flags().StringVar(&spec.Hostname, "hostname", "", "the guest's name (default NAME)")
 	c.Flags().StringVar(&passwordFile, "root-password-file", "", "file with root's password (\"-\": standard input; default: none is needed on the console)")
@@ -171,6 +180,35 @@ Profiles:
 		return names
 	})
 	return c
+}
+
+// imageFiles reads the files of --file. Fails with fault.Invalid, and fault.NotFound.
+func imageFiles(flags []string) ([]image.File, error) {
+	var files []image.File
+	for _, text := range flags {
+		// The last colon: a path of this host may have some.
+		i := strings.LastIndexByte(text, ':')
+		if i < 1 || i == len(text)-1 {
+			return nil, fault.New(fault.Invalid, "--file %q: it is FILE:PATH, as in site.conf:/etc/nginx/conf.d/site.conf", text)
+		}
+		info, err := os.Stat(text[:i])
+		if err == nil && !info.Mode().IsRegular() {
+			err = fault.New(fault.Invalid, "%s is no regular file", text[:i])
+		}
+		var content []byte
+		if err == nil {
+			content, err = os.ReadFile(text[:i])
+		}
+		if err != nil {
+			kind := fault.Invalid
+			if errors.Is(err, fs.ErrNotExist) {
+				kind = fault.NotFound
+			}
+			return nil, fault.Wrap(kind, err, "--file")
+		}
+		files = append(files, image.File{Path: text[i+1:], Content: content, Mode: info.Mode().Perm()})
+	}
+	return files, nil
 }
 
 // profileList is the help's list of profiles.
@@ -320,6 +358,9 @@ func (a *app) showImage(s image.Store, m *image.Manifest) error {
 		if p.Manual {
 			row(w, "package", p.Name+" "+p.Version)
 		}
+	}
+	for _, path := range m.Files {
+		row(w, "file", path)
 	}
 	if n := len(m.Packages); n > 0 {
 		row(w, "packages", fmt.Sprintf("%d in all; --output json lists them", n))

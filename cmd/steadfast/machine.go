@@ -19,6 +19,7 @@ import (
 	"steadfast/compute/vmm"
 	"steadfast/compute/vmm/standalone"
 	"steadfast/fault"
+	"steadfast/node"
 )
 
 // machineCommand is "steadfast machine".
@@ -33,7 +34,10 @@ func (a *app) vmmCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: vmm.Command, Short: "Run one machine, as its parent says", Hidden: true,
 		Example: "  steadfast vmm", Args: exactly(0),
-		RunE: func(*cobra.Command, []string) error { return vmm.Run(a.errs) },
+		RunE: func(*cobra.Command, []string) error {
+			node.DropPriority()
+			return vmm.Run(a.errs)
+		},
 	}
 }
 

@@ -102,7 +102,7 @@ look.`,
 		a.targetCommand(), a.initiatorCommand(), a.sessionCommand(),
 		a.clusterCommand(), a.groupCommand(), a.witnessCommand(), a.guardCommand(), a.demoCommand(), a.imageCommand(),
 		a.machineCommand(), a.vmmCommand(), a.switchCommand(),
-		a.datacenterCommand(), a.datastoreCommand(), a.hostCommand(),
+		a.datacenterCommand(), a.datastoreCommand(), a.hostCommand(), a.vmCommand(),
 	)
 	return root
 }

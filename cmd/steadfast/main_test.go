@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +23,8 @@ import (
 	"steadfast/cluster/quorumio"
 	"steadfast/fault"
 	"steadfast/internal/freeport"
+	"steadfast/node/config"
+	"steadfast/node/handed"
 )
 
 func TestMain(m *testing.M) {
@@ -34,13 +38,14 @@ func TestMain(m *testing.M) {
 //	await REGEXP COMMAND...   repeat a command until it succeeds and matches
 //	exits N ARGS...           steadfast ARGS must end with status N
 //	joinhost FILE NAME AT     a host joins by the token in FILE, and does not begin
+//	hold ADDRESS GROUP        hold a group's alias address for the nodes a and b
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireUniqueNames:  true,
 		RequireExplicitExec: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"serve": serveScript, "exits": exitsScript, "await": awaitScript, "joinhost": joinHostScript,
+			"serve": serveScript, "exits": exitsScript, "await": awaitScript, "joinhost": joinHostScript, "hold": holdScript,
 		},
 		Setup: func(e *testscript.Env) error {
 			// Sockets' paths are short; the script's own folder may not be.
@@ -153,6 +158,23 @@ func joinHostScript(ts *testscript.TestScript, neg bool, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	_, err = quorumio.Join(ctx, filepath.Join(ts.Getenv("D"), args[1]), token, quorum.Member(args[1]), args[2], quorum.RoleHost)
+	ts.Check(err)
+}
+
+// holdScript listens at an alias address for both nodes, as "steadfast up" does.
+func holdScript(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: hold ADDRESS GROUP")
+	}
+	at, err := netip.ParseAddr(args[0])
+	ts.Check(err)
+	var sockets []string
+	for _, name := range []string{"a", "b"} {
+		sockets = append(sockets, handed.Socket(filepath.Join(ts.Getenv("D"), name)))
+	}
+	k := handed.NewKeeper(handed.Options{Nodes: sockets, Log: slog.New(slog.DiscardHandler)})
+	ts.Defer(k.Close)
+	_, err = k.Hold(netip.AddrPortFrom(at, config.DefaultPort), args[1])
 	ts.Check(err)
 }
 

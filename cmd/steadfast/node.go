@@ -25,12 +25,17 @@ func (a *app) nodeCommand() *cobra.Command {
 	var path string
 	var check bool
 	c := &cobra.Command{
-		Use: "node", Short: "Run a storage node", Args: noSuchCommand,
+		Use: "node", Short: "Run a storage node, or a host of machines", Args: noSuchCommand,
 		Long: `Run a storage node until SIGTERM or SIGINT. It then asks initiators to log out,
 waits for what is in progress, and closes its pools. A second signal ends it at
-once, which loses nothing that was acknowledged.`,
+once, which loses nothing that was acknowledged.
+
+With host = true under [cluster], run a host of virtual machines instead. The end of
+its process is the end of its machines, as in a power cut, and the cluster starts them
+on another host; "steadfast host maintenance" before a stop shuts their guests down.`,
 		Example: `  steadfast node --config /etc/steadfast/steadfast.toml
-  steadfast node --config steadfast.toml --check`,
+  steadfast node --config steadfast.toml --check
+  steadfast node --config host.toml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(path)
 			if err != nil {

@@ -17,9 +17,12 @@ const (
 	// upChecked is the volume that verified I/O runs on.
 	upChecked     = "checked"
 	upCheckedSize = 64 << 20
-	// upPorts are how many ports from iSCSI's own on are tried.
+	// upPorts are how many ports from a service's own on are tried.
 	upPorts = 40
 )
+
+// upWitness is the witness.
+const upWitness = "w"
 
 // upOptions are the flags of "steadfast up".
 type upOptions struct {
@@ -27,6 +30,9 @@ type upOptions struct {
 	poolSize   int64 // bytes
 	volumeSize int64 // bytes
 	rate       int   // requests a second of the verified I/O; 0: none runs
+	// machine: hosts, a switch and a machine, too.
+	machine bool
+	cache   string // folder of image builds; empty: the user's
 	// restart is how long a member that has ended stays so.
 	restart time.Duration
 }
@@ -34,27 +40,37 @@ type upOptions struct {
 // upCommand is "steadfast up".
 func (a *app) upCommand() *cobra.Command {
 	var single bool
+	var noVM bool
 	o := upOptions{restart: 3 * time.Second}
 	poolSize, volumeSize := sizeFlag(4<<30), sizeFlag(1<<30)
 	c := &cobra.Command{
-		Use: "up", Short: "Start two storage nodes and a witness on loopback for a first look, without root", Args: exactly(0),
-		Long: `Start two storage nodes and a witness on 127.0.0.1, each a process of its own
-with its data under the data directory. What is not there yet is made (pools, a
-cluster, a resource group, a mirrored volume), and each command for that is
-shown. Then blocks are written and read back over iSCSI, every one verified,
-and a line a second shows how that goes, until Ctrl-C ends everything in order.
+		Use: "up", Short: "Start a pair, two hosts and a machine on loopback for a first look, without root", Args: exactly(0),
+		Long: `Start two storage nodes, a witness and two hosts on 127.0.0.1, each a process of its
+own with its data under the data directory. What is not there yet is made (pools, a
+quorum, a resource group, a mirrored volume, a cluster of hosts, and on it a Debian
+machine with Redis), and each command for that is shown. Then blocks are written
+and read back over iSCSI, every one verified, and a line a second shows how that
+goes, until Ctrl-C ends everything.
 
-Kill a node with kill -9 and watch: the other one takes over. The dead one is
+Kill a node with kill -9 and watch: the other one takes over, and Redis goes on. Kill the
+machine's host: the machine is started again on the other one. The dead process is
 started again after a few seconds, as a service manager would.
 
-Everyone who can reach 127.0.0.1 may use the volume: this is for a first look,
+A switch runs, too ("steadfast switch"), which stands for the one that you have. It is no
+part of what is kept available.
+
+The machine's image is built the first time, which takes minutes, and kept in the user's
+cache. With --no-vm, or where that cannot be, there are the nodes and the witness alone.
+
+Everyone who can reach 127.0.0.1 may use the volume and Redis: this is for a first look,
 and the only command that opens a volume to anyone. With --single there is one
 node, in this process.`,
 		Example: `  steadfast up
   steadfast up --data ./steadfast-data --pool-size 10G
+  steadfast up --no-vm
   steadfast up --single --data ./one-node`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.poolSize, o.volumeSize = int64(poolSize), int64(volumeSize)
+			o.poolSize, o.volumeSize, o.machine = int64(poolSize), int64(volumeSize), !noVM
 			if o.rate < 0 {
 				return fault.New(fault.Invalid, "--rate %d is negative", o.rate)
 			}
@@ -68,11 +84,13 @@ node, in this process.`,
 	c.Flags().Var(&poolSize, "pool-size", "size of each pool file, if it is to be made")
 	c.Flags().Var(&volumeSize, "volume-size", "size of the volume, if it is to be made")
 	c.Flags().IntVar(&o.rate, "rate", 400, "verified requests a second; 0: none")
+	c.Flags().BoolVar(&noVM, "no-vm", false, "the nodes and the witness only: no hosts, no switch, no machine")
+	c.Flags().StringVar(&o.cache, "image-cache", "", "folder of built images (default steadfast/images in the user's cache)")
 	c.Flags().BoolVar(&single, "single", false, "one node only, which survives nothing")
 	return c
 }
 
-// upPair runs two nodes and a witness until a signal.
+// upPair runs two nodes and a witness until a signal, with hosts and a machine if they are to be.
 func (a *app) upPair(ctx context.Context, o upOptions) error {
 	ctx, stop := a.signals(ctx)
 	defer stop()

@@ -29,6 +29,7 @@ const logBytesMax = 16 << 20
 // ends. It is in a process group of its own: Ctrl-C is ours to pass on, in order.
 type child struct {
 	name    string
+	member  string   // what its files are called by
 	args    []string // of this program
 	log     string   // path of what it prints
 	restart time.Duration

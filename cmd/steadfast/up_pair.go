@@ -34,7 +34,7 @@ const (
 const roomMin = 512 << 20
 
 // pair is two storage nodes and a witness, each a child of this process, with the
-// alias of their group.
+// alias of their group; and with hosts, if they are to be.
 type pair struct {
 	site
 	options upOptions
@@ -44,13 +44,14 @@ type pair struct {
 	keeper   *handed.Keeper
 	portal   netip.AddrPort    // the group's alias
 	members  map[string]string // where the members reach one another
-	children []*child          // a, b, w
+	children []*child          // a, b, w, and then the switch and the hosts
 	target   string
 	lun      int // of upVolume; -1: there is none any more
 	checked  int // of upChecked
 	disk     *trial.Disk
 	load     *trial.Load
 	aliases  map[string]string // aliases that cannot be held, with the reason that was told
+	vm       *guest            // nil: there are no hosts
 }
 
 // openPair takes a directory for a pair. Nothing runs yet.
@@ -103,31 +104,48 @@ func (p *pair) prepare() error {
 	if nth == upPorts {
 		return fault.New(fault.Busy, "the ports %d to %d are all in use on 127.0.0.1; stop what uses them (ss -ltnp)", config.DefaultPort, config.DefaultPort+upPorts-1)
 	}
+	if p.options.machine {
+		vm, err := p.openGuest(nth)
+		if err != nil {
+			return err
+		}
+		p.vm = vm
+	}
 	return p.place(nth)
+}
+
+// memberNames are the members that are to run.
+func (p *pair) memberNames() []string {
+	names := []string{nodes[0], nodes[1], upWitness}
+	if p.vm != nil {
+		names = append(names, upHosts[:]...)
+	}
+	return names
 }
 
 // place finds where the members reach one another: what a cluster has once, it
 // keeps.
 func (p *pair) place(nth int) error {
 	b, err := os.ReadFile(p.path(membersFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		if p.members, err = freeMembers(nth); err != nil {
-			return err
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		p.members = map[string]string{}
+	case err != nil:
+		return fault.Wrap(fault.Denied, err, "the members' addresses")
+	default:
+		if err := json.Unmarshal(b, &p.members); err != nil || p.members[nodes[0]] == "" || p.members[nodes[1]] == "" || p.members[upWitness] == "" {
+			return fault.New(fault.Corrupt, "%s is not readable (%v); begin anew in another directory with --data", p.path(membersFile), err)
 		}
-		return writeJSON(p.path(membersFile), p.members)
 	}
-	if err == nil {
-		err = json.Unmarshal(b, &p.members)
-	}
-	if err != nil || len(p.members) != len(nodes)+1 {
-		return fault.New(fault.Corrupt, "%s is not readable (%v); begin anew in another directory with --data", p.path(membersFile), err)
-	}
-	for name, address := range p.members {
-		if !free(address) {
+	for _, name := range p.memberNames() {
+		if address := p.members[name]; address != "" && !free(address) {
 			return fault.New(fault.Busy, "%s is in use, and is where member %s of the cluster in %s is reached; stop what uses it (ss -ltnp), or begin anew in another directory with --data", address, name, p.dir)
 		}
 	}
-	return nil
+	if err := placeNew(p.members, p.memberNames(), nth); err != nil {
+		return err
+	}
+	return writeJSON(p.path(membersFile), p.members)
 }
 
 // bringUp starts the members, makes what is not there, and starts the verified I/O.
@@ -140,6 +158,11 @@ func (p *pair) bringUp(ctx context.Context) error {
 	}
 	if err := writeJSON(p.path(runningFile), running{PID: os.Getpid(), Portal: p.portal.String(), Target: p.target, LUN: p.checked}); err != nil {
 		return err
+	}
+	if p.vm != nil {
+		if err := p.bringUpGuest(ctx); err != nil {
+			return err
+		}
 	}
 	if p.options.rate == 0 {
 		return nil
@@ -169,39 +192,50 @@ func (p *pair) startAll(ctx context.Context) error {
 			return fault.Wrap(fault.Denied, err, "cannot make a node's directory")
 		}
 		// Portals of their own the nodes have none: the alias is held by this process.
-		text := fmt.Appendf(nil, "# Written by steadfast up.\ndata_dir = %q\nsocket = %q\ncache_size = \"64M\"\ndrain_timeout = \"2s\"\nportal = []\n[cluster]\nhanded_aliases = true\n",
-			p.path(n), p.socket(n))
+		text := fmt.Appendf(nil, "# Written by steadfast up.\ndata_dir = %q\nsocket = %q\ncache_size = \"64M\"\ndrain_timeout = \"2s\"\nportal = []\n[cluster]\nhanded_aliases = true\nalias_port = %d\n",
+			p.path(n), p.socket(n), p.portal.Port())
 		if err := os.WriteFile(p.path(n+".toml"), text, 0o600); err != nil {
 			return fault.Wrap(fault.Denied, err, "cannot write a node's configuration")
 		}
 		p.start("node "+n, n, "node", "--config", p.path(n+".toml"))
 	}
-	p.start("witness w", "w", "witness", "--data-dir", p.path("w"), "--socket", p.socket("w"))
-	for i, name := range []string{nodes[0], nodes[1], "w"} {
-		if err := p.awaitMember(ctx, p.children[i], name); err != nil {
+	p.start("witness "+upWitness, upWitness, "witness", "--data-dir", p.path(upWitness), "--socket", p.socket(upWitness))
+	for _, c := range p.children {
+		if err := p.awaitMember(ctx, c); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *pair) start(name, member string, args ...string) {
-	p.children = append(p.children, startChild(&child{
-		name: name, args: args, log: p.path(member + ".log"), restart: p.options.restart, say: p.screen.say,
-	}))
+// start starts a child; member is what its files are called by.
+func (p *pair) start(name, member string, args ...string) *child {
+	c := startChild(&child{
+		name: name, member: member, args: args, log: p.path(member + ".log"), restart: p.options.restart, say: p.screen.say,
+	})
+	p.children = append(p.children, c)
+	return c
 }
 
-// awaitMember waits until a member answers. One that ends before is not waited for.
-func (p *pair) awaitMember(ctx context.Context, c *child, name string) error {
+// awaitMember waits until a member answers.
+func (p *pair) awaitMember(ctx context.Context, c *child) error {
+	return p.awaitChild(ctx, c, func(ctx context.Context) bool {
+		r, err := p.at(c.member).node().GetStatus(ctx, &steadfastv1.GetStatusRequest{})
+		return err == nil && r.Status.State == "serving"
+	})
+}
+
+// awaitChild waits until a child serves. One that ends before is not waited for.
+func (p *pair) awaitChild(ctx context.Context, c *child, serves func(context.Context) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	for {
-		r, err := p.at(name).node().GetStatus(ctx, &steadfastv1.GetStatusRequest{})
+		good := serves(ctx)
 		pid, starts, failed := c.running()
 		switch {
 		case failed != nil:
 			return fault.Wrap(fault.Failed, failed, c.name+" cannot be started")
-		case err == nil && r.Status.State == "serving":
+		case good:
 			p.screen.say("%s runs as process %d; its log is %s", c.name, pid, c.log)
 			return nil
 		case starts > 1 || starts == 1 && pid == 0:
@@ -215,33 +249,14 @@ func (p *pair) awaitMember(ctx context.Context, c *child, name string) error {
 	}
 }
 
-// greet says what there is and what to try.
-func (p *pair) greet() {
-	p.screen.say(`
-Steadfast is up: nodes a and b and witness w, group %s at %s; data in %s.
-ANYONE who can reach %s may read and write its volumes: for a first look only.
-`, upGroup, p.portal, p.dir, p.portal)
-	if p.lun >= 0 {
-		url := fmt.Sprintf("iscsi://%s/%s/%d", p.portal, p.target, p.lun)
-		p.screen.say("Volume %q is yours to use:\n\n  %s\n\nTo try, in another terminal:\n  qemu-img info %s\n  iscsi-perf -t 5 -m 32 %s", upVolume, url, url, url)
-	} else {
-		p.screen.say("To try, in another terminal:")
-	}
-	p.screen.say(`  %[5]s --socket %[1]s group show %[2]s
-  %[5]s --socket %[1]s group move %[2]s
-  kill -9 $(cat %[3]s)      # node a dies; the other one goes on
-  %[5]s demo kill-owner --data %[4]s
-Ctrl-C ends it; the data stays.
-`, p.socket("a"), upGroup, filepath.Join(p.dir, "a", "lock"), p.dir, os.Args[0])
-}
-
-// end ends what runs, in order: the load, the node that does not own the group, the
-// one that does, so that its copy is the newest, and the witness.
+// end ends what runs, in order: the machine, the load, the hosts, the node that does not own the
+// group, the one that does, so that its copy is the newest, the witness, and the switch.
 func (p *pair) end() {
 	if len(p.children) > 0 {
 		_ = os.Remove(p.path(runningFile)) // the lock tells as well
 		p.screen.say("stopping")
 	}
+	p.stopMachine()
 	if p.load != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		p.load.Stop(ctx)
@@ -259,15 +274,29 @@ func (p *pair) end() {
 	}
 }
 
-func (p *pair) endChildren() {
-	order := slices.Clone(p.children)
-	if len(order) == len(nodes)+1 {
-		ctx, cancel := context.WithTimeout(context.Background(), groupTime)
-		if g, err := p.group(ctx); err == nil && g.Owner == nodes[0] {
-			order[0], order[1] = order[1], order[0]
-		}
-		cancel()
+// endOrder is the order in which members end.
+func endOrder(owner string) []string {
+	first, then := nodes[0], nodes[1]
+	if owner == first {
+		first, then = then, first
 	}
+	return append(upHosts[:len(upHosts):len(upHosts)], first, then, upWitness, upSwitch)
+}
+
+func (p *pair) endChildren() {
+	if len(p.children) == 0 {
+		return
+	}
+	var owner string
+	ctx, cancel := context.WithTimeout(context.Background(), groupTime)
+	if g, err := p.group(ctx); err == nil {
+		owner = g.Owner
+	}
+	cancel()
+	place := endOrder(owner)
+	order := slices.SortedStableFunc(slices.Values(p.children), func(c, d *child) int {
+		return slices.Index(place, c.member) - slices.Index(place, d.member)
+	})
 	var left []*os.Process
 	for _, c := range order {
 		pid, _, _ := c.running()
@@ -310,7 +339,7 @@ func (p *pair) live(ctx context.Context) error {
 			last, at = now, moment
 		}
 		if ctx.Err() == nil {
-			p.screen.status(time.Now().Format("15:04:05") + "  " + text)
+			p.screen.status(time.Now().Format("15:04:05") + "  " + text + p.guestLine(ctx))
 		}
 		if n%2 == 0 {
 			p.holdAliases(ctx)

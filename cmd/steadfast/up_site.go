@@ -223,21 +223,30 @@ func free(address string) bool {
 	return l.Close() == nil
 }
 
-// freeMembers finds free addresses for the members. nth keeps those apart who look
-// at the same time: the ports tried first are not the same.
-func freeMembers(nth int) (map[string]string, error) {
-	const first, last = 7400, 9000
-	out := map[string]string{}
-	names := []string{nodes[0], nodes[1], "w"}
-	for port := first + len(names)*nth; port < last; port++ {
-		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-		if !free(address) {
-			continue
-		}
-		out[names[len(out)]] = address
-		if len(out) == len(names) {
-			return out, nil
+// placeNew finds free addresses for the members that have none yet. nth keeps those
+// apart who look at the same time: the ports tried first are not the same.
+func placeNew(members map[string]string, names []string, nth int) error {
+	const first, last, each = 7400, 9000, 5
+	port := first + each*nth
+	for _, name := range names {
+		for ; members[name] == ""; port++ {
+			if port == last {
+				return fault.New(fault.Busy, "the ports from %d to %d are in use on 127.0.0.1; stop what uses them (ss -ltnp)", first, last)
+			}
+			if at := net.JoinHostPort("127.0.0.1", strconv.Itoa(port)); !taken(members, at) && free(at) {
+				members[name] = at
+			}
 		}
 	}
-	return nil, fault.New(fault.Busy, "the ports from %d to %d are in use on 127.0.0.1; stop what uses them (ss -ltnp)", first, last)
+	return nil
+}
+
+// taken tells whether an address is a member's.
+func taken(members map[string]string, address string) bool {
+	for _, at := range members {
+		if at == address {
+			return true
+		}
+	}
+	return false
 }

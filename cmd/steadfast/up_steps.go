@@ -32,20 +32,25 @@ func (p *pair) step(ctx context.Context, member string, in io.Reader, args ...st
 	return err
 }
 
-// command runs a command, and returns what it printed; shown is what the shell
-// would be told besides (a redirection).
+// command runs a command on a member, and returns what it printed; shown is what the
+// shell would be told besides (a redirection).
 func (p *pair) command(ctx context.Context, member string, in io.Reader, shown string, args []string) (string, error) {
-	p.screen.say("$ %s --socket %s %s%s", os.Args[0], p.socket(member), strings.Join(args, " "), shown)
-	var out, errs bytes.Buffer
-	sub := p.at(member)
-	sub.out, sub.errs = &out, &errs
+	return p.run(ctx, in, io.Discard, shown, append([]string{"--socket", p.socket(member)}, args...))
+}
+
+// run runs a command, and returns what it printed. What it says of its progress goes
+// to notes.
+func (p *pair) run(ctx context.Context, in io.Reader, notes io.Writer, shown string, args []string) (string, error) {
+	p.screen.say("$ %s %s%s", os.Args[0], strings.Join(args, " "), shown)
+	var out bytes.Buffer
+	sub := &app{in: new(bytes.Reader), out: &out, errs: notes, getenv: p.a.getenv, output: "table"}
 	if in != nil {
 		sub.in = in
 	}
 	root := sub.root()
-	root.SetArgs(append([]string{"--socket", p.socket(member)}, args...))
+	root.SetArgs(args)
 	if err := root.ExecuteContext(ctx); err != nil {
-		return "", fault.Wrap(fault.KindOf(err), err, "steadfast "+strings.Join(args[:2], " "))
+		return "", fault.Wrap(fault.KindOf(err), err, "steadfast "+strings.Join(verb(args), " "))
 	}
 	text := out.String()
 	if !strings.Contains(shown, ">") {
@@ -54,6 +59,14 @@ func (p *pair) command(ctx context.Context, member string, in io.Reader, shown s
 		}
 	}
 	return text, nil
+}
+
+// verb are the words of a command that say what is done.
+func verb(args []string) []string {
+	if len(args) > 2 && args[0] == "--socket" {
+		args = args[2:]
+	}
+	return args[:min(2, len(args))]
 }
 
 func (p *pair) makePools(ctx context.Context) error {
@@ -77,33 +90,29 @@ func (p *pair) makePools(ctx context.Context) error {
 }
 
 func (p *pair) makeCluster(ctx context.Context) error {
-	for _, m := range []string{nodes[0], nodes[1], "w"} {
-		_, err := p.at(m).clusters().GetCluster(ctx, &steadfastv1.GetClusterRequest{})
-		switch {
-		case err == nil:
-			continue
-		case !fault.Is(err, fault.NotFound):
-			return err
-		}
-		if m == nodes[0] {
-			err = p.step(ctx, m, nil, "cluster", "init", "--name", m, "--address", p.members[m])
-		} else {
-			err = p.join(ctx, m)
-		}
-		if err != nil {
+	for _, m := range []struct{ name, role string }{{nodes[0], ""}, {nodes[1], "node"}, {upWitness, "witness"}} {
+		if err := p.makeMember(ctx, m.name, m.role); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// join makes a member of a node or the witness. The token is a secret, and is
-// handed on unseen.
-func (p *pair) join(ctx context.Context, m string) error {
-	role := "node"
-	if m == "w" {
-		role = "witness"
+// makeMember makes a member of who is none yet; the first has no role to be given.
+func (p *pair) makeMember(ctx context.Context, name, role string) error {
+	_, err := p.at(name).clusters().GetCluster(ctx, &steadfastv1.GetClusterRequest{})
+	switch {
+	case err == nil || !fault.Is(err, fault.NotFound):
+		return err
+	case role == "":
+		return p.step(ctx, name, nil, "cluster", "init", "--name", name, "--address", p.members[name])
 	}
+	return p.join(ctx, name, role)
+}
+
+// join makes a member of another than the first. The token is a secret, and is
+// handed on unseen.
+func (p *pair) join(ctx context.Context, m, role string) error {
 	token, err := p.command(ctx, nodes[0], nil, " > token", []string{"cluster", "token", "--role", role})
 	if err != nil {
 		return err

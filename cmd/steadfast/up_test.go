@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -33,12 +34,29 @@ func TestPlace(t *testing.T) {
 	if err := p.place(400); err != nil {
 		t.Fatal(err)
 	}
-	first := p.members
+	first := maps.Clone(p.members)
 	if len(first) != 3 || first["a"] == first["b"] || first["b"] == first["w"] {
 		t.Fatalf("members %v", first)
 	}
 	if err := p.place(410); err != nil || p.members["a"] != first["a"] {
 		t.Errorf("again: %v, %v", p.members, err)
+	}
+	// Hosts come to what there is.
+	p.vm = &guest{}
+	if err := p.place(420); err != nil || len(p.members) != 5 || p.members["a"] != first["a"] || p.members["h1"] == p.members["h2"] {
+		t.Errorf("with hosts: %v, %v", p.members, err)
+	}
+	p.members["h2"] = l.Addr().String()
+	if err := writeJSON(p.path(membersFile), p.members); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.place(400); !fault.Is(err, fault.Busy) || !strings.Contains(err.Error(), "member h2 of the cluster") {
+		t.Errorf("in use: %v", err)
+	}
+	// Those that are not started may be elsewhere.
+	p.vm = nil
+	if err := p.place(400); err != nil || p.members["h2"] != l.Addr().String() {
+		t.Errorf("without hosts: %v, %v", p.members, err)
 	}
 	first["b"] = l.Addr().String()
 	if err := writeJSON(p.path(membersFile), first); err != nil {

@@ -4,11 +4,14 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"steadfast/cluster/inventory"
+	"steadfast/cluster/placement"
 	"steadfast/cluster/quorum"
 	"steadfast/cluster/quorumio"
 	"steadfast/compute/vmlock"
@@ -29,6 +32,7 @@ type Host struct {
 
 	mu     sync.Mutex
 	life   string // what this life calls itself
+	lives  int    // that this process has begun
 	boot   uint32 // its number; 0: it is not entered
 	why    error  // why it is not
 	opened uint32 // ISIDs that were given
@@ -42,20 +46,72 @@ func Open(o Options) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{
-		o: o, log: o.Log, life: newLife(), runs: map[string]*run{},
+		o: o, log: o.Log, runs: map[string]*run{},
 		changed: make(chan struct{}, 1), speaking: make(chan struct{}, 1),
 	}
+	h.begin()
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.tasks.Go(h.follow)
 	h.tasks.Go(h.speak)
 	return h, nil
 }
 
-// newLife returns a name for a life of a host.
-func newLife() string {
-	var id [16]byte
+// begin names a life of the host, which is not entered yet: the number of the member's
+// life, a count, and what no member of another directory has under the same numbers. Under
+// mu, or before the host is known.
+func (h *Host) begin() {
+	var id [8]byte
 	_, _ = rand.Read(id[:]) // it never fails
-	return hex.EncodeToString(id[:])
+	h.lives++
+	h.life, h.boot = fmt.Sprintf("%d.%d.%s", h.o.Boot, h.lives, hex.EncodeToString(id[:])), 0
+}
+
+// Leave ends all machines at once, as Close does, and has the inventory say so: what is to run
+// is started on another host without waiting for this one's silence, and it is no failure that
+// counts against a machine. Close is to follow. Fails with fault.Unreachable when the quorum
+// does not decide before ctx ends: then the host is lost, as if it had crashed.
+func (h *Host) Leave(ctx context.Context) error {
+	h.cancel()
+	h.tasks.Wait() // nothing else begins or says anything from here on
+	if h.boot == 0 {
+		return nil
+	}
+	return quorumio.Update(ctx, h.o.Member, func(inv quorum.Inventory) ([]quorum.Edit, error) {
+		v, _ := inventory.Read(inv.Entries) // what cannot be read stays as it is
+		return h.leaving(v, time.Now().UnixNano())
+	})
+}
+
+// leaving is the change that ends this life, with all placements that are of it.
+func (h *Host) leaving(v *inventory.View, now int64) ([]quorum.Edit, error) {
+	life := v.Lives[h.o.Name]
+	if life == nil || life.ID != h.life || life.State != inventory.Up {
+		return nil, nil // it is over already
+	}
+	report := placement.Report{Host: h.o.Name, Boot: life.Boot}
+	for name, p := range v.Placements {
+		if !p.Active() || p.Host != h.o.Name || p.Boot != life.Boot {
+			continue
+		}
+		how := placement.Machine{Name: name, Generation: p.Generation, Outcome: placement.Stopped, Detail: "the process of its host was ended"}
+		if r := h.runs[name]; r != nil && r.generation == p.Generation && r.outcome != nil {
+			how = *r.outcome // it had ended by itself
+		}
+		report.Machines = append(report.Machines, how)
+	}
+	word := []placement.Heard{{Node: quorum.Member(h.o.Name), Hosts: []placement.Report{report}}}
+	var ends []placement.Decision
+	for _, d := range placement.Decide(v, word, now) {
+		if e, is := d.(placement.End); is && slices.ContainsFunc(report.Machines, func(m placement.Machine) bool { return m.Name == e.Machine }) {
+			ends = append(ends, e)
+		}
+	}
+	edits, err := placement.Edits(v, ends, now)
+	if err != nil {
+		return nil, err
+	}
+	left, err := v.HostLeft(h.o.Name, life.Boot, now)
+	return append(edits, left...), err
 }
 
 // Close ends all machines at once, as the end of this process would, and returns when
@@ -101,6 +157,7 @@ func (h *Host) follow() {
 	stop := h.o.Member.Watch(func(*quorum.State) { h.wake() })
 	defer stop()
 	var retry <-chan time.Time
+	told := ""
 	for {
 		select {
 		case <-h.ctx.Done():
@@ -110,11 +167,28 @@ func (h *Host) follow() {
 		case <-retry:
 		}
 		retry = nil
-		if err := h.look(); err != nil {
-			h.log.Warn("this host is not up", "error", err)
+		err := h.look()
+		told = h.tellWhy(err, told)
+		if err != nil && !fault.Is(err, fault.NotFound) { // that changes with the inventory only
 			retry = time.After(h.o.Times.Retry)
 		}
 	}
+}
+
+// tellWhy logs why this host is not up, unless it was told so before; it returns what was told.
+func (h *Host) tellWhy(err error, told string) string {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	switch {
+	case text == told || text == "" || h.ctx.Err() != nil:
+	case fault.Is(err, fault.NotFound):
+		h.log.Info("this host waits to be added to a cluster of hosts", "command", "steadfast host add "+h.o.Name, "reason", err)
+	default:
+		h.log.Warn("this host is not up; it tries again", "error", err)
+	}
+	return text
 }
 
 // look looks at the inventory, and does what it wants of this host.
@@ -131,7 +205,7 @@ func (h *Host) look() error {
 	h.mu.Lock()
 	boot := h.boot
 	h.mu.Unlock()
-	if mine && life.State == inventory.Lost || boot != 0 && !mine {
+	if mine && life.State != inventory.Up || boot != 0 && !mine {
 		h.evict()
 		mine = false
 	}
@@ -146,8 +220,7 @@ func (h *Host) look() error {
 		h.mu.Lock()
 		h.boot, h.opened, h.why = life.Boot, 0, nil
 		h.mu.Unlock()
-		h.log.Info("this host is up", "life", life.Boot)
-		h.o.Event(Event{Type: EventHostUp, Text: "this host is up"})
+		h.o.Event(Event{Type: EventHostUp, Text: fmt.Sprintf("this host is up, in its life %d", life.Boot)})
 	}
 	h.reconcile(v, life.Boot)
 	return nil
@@ -165,22 +238,16 @@ func unread(v *inventory.View, key string) bool {
 
 // evict ends a life of this host that is over: its machines first.
 func (h *Host) evict() {
-	h.log.Warn("this host was declared lost: its machines are ended")
 	h.o.Event(Event{Type: EventHostOver, Trouble: true, Text: "this host was declared lost, or began elsewhere: its machines are ended"})
 	h.endAll(errEvicted)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.life, h.boot = newLife(), 0
+	h.begin()
 }
 
 // endAll ends all runs at once, and returns when they have ended.
 func (h *Host) endAll(why error) {
-	h.mu.Lock()
-	all := make([]*run, 0, len(h.runs))
-	for _, r := range h.runs {
-		all = append(all, r)
-	}
-	h.mu.Unlock()
+	all := h.all()
 	for _, r := range all {
 		r.cancel(why)
 	}

@@ -69,8 +69,12 @@ func isOver(k *keeper) bool {
 }
 
 // fenced is the end of a machine whose lock another has. What it wants to write is refused; it
-// is for the inventory to say where the machine is.
+// is for the inventory to say where the machine is. One whose lock block is damaged has
+// failed: nobody has taken it over.
 func (r *run) fenced(k *keeper) end {
+	if fault.Is(k.err, fault.Corrupt) {
+		return endOf(k.err)
+	}
 	r.event(EventFenced, true, "another host has taken the machine over: %v", k.err)
 	return end{outcome: placement.Superseded, detail: k.err.Error(), found: k.found}
 }
@@ -145,7 +149,7 @@ func (r *run) live(k *keeper, b *image) (e end, drained bool) {
 		r.h.log.Warn("a machine's process was not closed in order", "machine", r.m.Name, "error", err)
 	}
 	if e.again {
-		r.event(EventAgain, false, "%s", e.detail)
+		r.tellAgain(e.detail, l.resetting)
 	}
 	return e, drained
 }
@@ -190,6 +194,36 @@ func (r *run) begins(p *vmm.Process) {
 		r.event(EventStarted, false, "runs here, as generation %d", r.generation)
 	}
 }
+
+// tellAgain tells people that the guest begins anew: of one that restarts again and again the
+// first time, and then every Times.Repeat how often. Of the run's goroutine.
+func (r *run) tellAgain(why string, reset bool) {
+	if reset {
+		r.event(EventAgain, false, "%s", why)
+		return
+	}
+	r.unsaid++
+	if now := time.Now(); r.again.IsZero() || now.Sub(r.again) >= r.h.o.Times.Repeat {
+		r.tellUnsaid(why)
+		r.again = now
+	}
+}
+
+// tellUnsaid tells of restarts that people were not told of yet.
+func (r *run) tellUnsaid(why string) {
+	switch r.unsaid {
+	case 0:
+		return
+	case 1:
+		r.event(EventAgain, false, "%s", why)
+	default:
+		r.event(EventAgain, true, "%s: %d times in %v", why, r.unsaid, time.Since(r.again).Round(time.Second))
+	}
+	r.unsaid = 0
+}
+
+// guestRestarts is why a guest begins anew by itself.
+const guestRestarts = "its guest restarts"
 
 // space takes what a disk says of its space.
 func (r *run) space(disk int, err error) {
@@ -338,7 +372,7 @@ func (l *life) follows() (why string, follows bool) {
 	case l.stopping:
 		return "", false
 	case err == nil && s.End == machine.Restarts:
-		return "its guest restarts", true
+		return guestRestarts, true
 	case l.resetting && (err != nil || s.End == machine.Running):
 		return "it was reset", true
 	}

@@ -17,6 +17,7 @@ import (
 // commands, and opens and shuts the gates. The volumes are the keeper's, and end with it.
 type keeper struct {
 	lock    *vmlock.Lock
+	vm      vmlock.ID
 	volumes []Volume // the home first
 	gates   []*gate
 	refused func(error) // a look at the lock came to nothing
@@ -26,6 +27,8 @@ type keeper struct {
 	inputs  chan vmlock.Input
 	answers chan vmlock.Answer
 	tasks   sync.WaitGroup
+
+	reading uint64 // the command that reads the block, the last such. Of run alone
 
 	held chan struct{} // closed when the lock is held
 	// over is closed when it is not, any more or for good: err and found say why, nil that
@@ -49,7 +52,7 @@ func newKeeper(cfg vmlock.Config, volumes []Volume, check time.Duration, refused
 		return nil, err
 	}
 	k := &keeper{
-		lock: lock, volumes: volumes, refused: refused,
+		lock: lock, vm: cfg.VM, volumes: volumes, refused: refused,
 		inputs: make(chan vmlock.Input), answers: make(chan vmlock.Answer),
 		held: make(chan struct{}), over: make(chan struct{}),
 	}
@@ -91,6 +94,9 @@ func (k *keeper) step(in vmlock.Input) (commands int) {
 		switch e := e.(type) {
 		case vmlock.Do:
 			commands++
+			if _, reads := e.Op.(vmlock.ReadBlock); reads {
+				k.reading = e.Seq
+			}
 			k.tasks.Go(func() {
 				select {
 				case k.answers <- k.perform(e):
@@ -103,7 +109,7 @@ func (k *keeper) step(in vmlock.Input) (commands int) {
 			}
 			close(k.held)
 		case vmlock.Stop:
-			k.end(e.Err, 0)
+			k.end(k.damage(in, e.Err), 0)
 			// What waits there is for nobody any more, and is not to be sent when a path is
 			// back.
 			k.tasks.Go(func() { closeVolumes(k.volumes) })
@@ -114,6 +120,24 @@ func (k *keeper) step(in vmlock.Input) (commands int) {
 		}
 	}
 	return commands
+}
+
+// damage is why the lock was lost: as the core has it, that another host has taken it, unless
+// what it has just read is no lock block of this machine. Nobody takes a lock by writing that.
+func (k *keeper) damage(in vmlock.Input, why error) error {
+	a, ok := in.(vmlock.Answer)
+	if !ok || a.Seq != k.reading || a.Status != vmlock.Good {
+		return why
+	}
+	b, err := vmlock.Decode(a.Block)
+	switch {
+	case fault.Is(err, fault.Corrupt):
+	case err == nil && b.VM != k.vm:
+		err = fault.New(fault.Corrupt, "it is that of the machine %s", b.VM)
+	default:
+		return why
+	}
+	return fault.Wrap(fault.Corrupt, err, "the lock block on the machine's home volume was overwritten while the machine ran; find out who writes there, then delete the machine with its volumes kept, and register it again: \"steadfast vm register\"")
 }
 
 // end ends the attempt: the gates first.

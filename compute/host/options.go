@@ -106,6 +106,9 @@ type Options struct {
 	// Name is this host's in the inventory.
 	Name   string
 	Member Member
+	// Boot is the number of the member's life, which the names of this host's lives begin
+	// with: who has heard of a later one knows that this is over.
+	Boot quorum.Boot
 	// Program and Build say what this program is; Memory (bytes) and CPUs are for machines.
 	Program, Build string
 	Memory         uint64
@@ -138,6 +141,9 @@ type Times struct {
 	Try, Retry time.Duration
 	// Edit is how long the quorum may take to decide, default 5 s.
 	Edit time.Duration
+	// Repeat is how often people are told of the same thing that a machine does again and
+	// again, default 1 min.
+	Repeat time.Duration
 }
 
 func (t *Times) setDefaults() {
@@ -152,6 +158,7 @@ func (t *Times) setDefaults() {
 		{&t.Try, 10 * time.Second},
 		{&t.Retry, time.Second},
 		{&t.Edit, 5 * time.Second},
+		{&t.Repeat, time.Minute},
 	} {
 		if *d.p <= 0 {
 			*d.p = d.v
@@ -160,8 +167,8 @@ func (t *Times) setDefaults() {
 }
 
 func (o *Options) check() error {
-	if o.Name == "" || o.Member == nil || o.Open == nil || o.Consoles == "" || o.Temp == "" {
-		return fault.New(fault.Invalid, "a host needs a name, a member of the quorum, a way to volumes, and folders for consoles and for what machines boot from")
+	if o.Name == "" || o.Member == nil || o.Boot == 0 || o.Open == nil || o.Consoles == "" || o.Temp == "" {
+		return fault.New(fault.Invalid, "a host needs a name, a member of the quorum and its life, a way to volumes, and folders for consoles and for what machines boot from")
 	}
 	o.Times.setDefaults()
 	if o.Log == nil {

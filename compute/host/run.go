@@ -50,6 +50,11 @@ type run struct {
 	done     chan struct{}
 	console  *standalone.Console
 
+	// again is when people were told last that the guest restarts, unsaid how often it has
+	// since then. Of main alone.
+	again  time.Time
+	unsaid int
+
 	mu      sync.Mutex
 	wants   wants
 	told    told
@@ -125,7 +130,7 @@ func (r *run) tell(p Phase, step string) {
 // event tells people something about the machine.
 func (r *run) event(kind string, trouble bool, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
-	r.h.log.Info("machine", "machine", r.m.Name, "event", kind, "text", text)
+	r.h.log.Debug("machine", "machine", r.m.Name, "event", kind, "text", text)
 	r.h.o.Event(Event{Type: kind, Machine: r.m.Name, Trouble: trouble, Text: text})
 }
 
@@ -151,6 +156,7 @@ func (r *run) main() {
 	}
 	log := r.openConsole()
 	e := r.carry()
+	r.tellUnsaid(guestRestarts)
 	r.console.End()
 	if log != nil {
 		if err := log.Close(); err != nil {

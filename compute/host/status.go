@@ -1,10 +1,13 @@
 package host
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"io"
+	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -36,6 +39,7 @@ type Machine struct {
 	// PID is its process's; 0: it has none. Status is what that says; Silent why it says
 	// nothing.
 	PID    int
+	CPU    time.Duration // that the process has had; 0 without one
 	Status vmm.Status
 	Silent error
 	// Restarts are those that its guest wanted, Resets those that people did.
@@ -87,15 +91,31 @@ func (h *Host) Machine(ctx context.Context, name string) (Machine, error) {
 	return r.describe(ctx), nil
 }
 
-// Machines tells how all do, by name.
-func (h *Host) Machines(ctx context.Context) []Machine {
+// Known tells what this host knows of all, by name, without asking their processes: Status
+// and Silent are not there.
+func (h *Host) Known() (list []Machine) {
+	for _, r := range h.all() {
+		m, _ := r.known()
+		list = append(list, m)
+	}
+	return list
+}
+
+// all returns the runs, by their machines' names.
+func (h *Host) all() []*run {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	runs := make([]*run, 0, len(h.runs))
 	for _, r := range h.runs {
 		runs = append(runs, r)
 	}
-	h.mu.Unlock()
 	slices.SortFunc(runs, func(a, b *run) int { return cmp.Compare(a.m.Name, b.m.Name) })
+	return runs
+}
+
+// Machines tells how all do, by name.
+func (h *Host) Machines(ctx context.Context) []Machine {
+	runs := h.all()
 	list := make([]Machine, len(runs))
 	var all sync.WaitGroup
 	for i, r := range runs {
@@ -105,7 +125,21 @@ func (h *Host) Machines(ctx context.Context) []Machine {
 	return list
 }
 
+// describe tells how a machine does. Its process is asked.
 func (r *run) describe(ctx context.Context) Machine {
+	m, p := r.known()
+	if p == nil {
+		return m
+	}
+	m.Status, m.Silent = p.Status(ctx)
+	if fault.Is(m.Silent, fault.Stale) {
+		m.Silent = nil // it has just ended
+	}
+	return m
+}
+
+// known tells what is known of a machine, and its process or nil.
+func (r *run) known() (Machine, *vmm.Process) {
 	r.mu.Lock()
 	t := r.told
 	m := Machine{
@@ -125,12 +159,37 @@ func (r *run) describe(ctx context.Context) Machine {
 	}
 	if t.process != nil {
 		m.PID = t.process.PID()
-		m.Status, m.Silent = t.process.Status(ctx)
-		if fault.Is(m.Silent, fault.Stale) {
-			m.Silent = nil // it has just ended
-		}
+		m.CPU = cpuTime(m.PID)
 	}
-	return m
+	return m, t.process
+}
+
+// ticksPerSecond is the unit of times in /proc, USER_HZ: 100 on all that Linux runs on here.
+const ticksPerSecond = 100
+
+// cpuTime reads what processor time a process has had, its own and the system's for it; 0 when it
+// cannot be read, or has just ended.
+func cpuTime(pid int) time.Duration {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	// proc_pid_stat(5): after the command's name, which may have anything in it, the state is
+	// field 3, utime 14 and stime 15.
+	_, rest, found := bytes.Cut(b[max(bytes.LastIndexByte(b, ')'), 0):], []byte(") "))
+	f := bytes.Fields(rest)
+	if !found || len(f) < 13 {
+		return 0
+	}
+	var ticks uint64
+	for _, field := range f[11:13] {
+		n, err := strconv.ParseUint(string(field), 10, 53)
+		if err != nil {
+			return 0
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * (time.Second / ticksPerSecond)
 }
 
 // Attach gives w what the machine's guest writes on its serial port, after the last lines

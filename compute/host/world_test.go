@@ -311,7 +311,7 @@ func (w *world) host(name string, with ...func(*Options)) *hostOf {
 	w.change(w.t, func(v *inventory.View) ([]quorum.Edit, error) { return v.AddHost(name, "c", inventory.Links{}) })
 	x := &hostOf{w: w, member: w.member(name), way: w.s.way(name), dir: w.t.TempDir()}
 	o := Options{
-		Name: name, Member: x.member, Memory: 1 << 30, CPUs: 2, Open: x.way.open,
+		Name: name, Member: x.member, Boot: 1, Memory: 1 << 30, CPUs: 2, Open: x.way.open,
 		Attach: func(context.Context, string, int, inventory.Net) (Attachment, error) {
 			return Attachment{Wire: &sink{}}, nil
 		},
@@ -465,4 +465,13 @@ func (w *world) lockBlock() vmlock.Block {
 	b, err := vmlock.Decode([vmlock.BlockSize]byte(w.s.volumes[homeAt].data))
 	must(w.t, err)
 	return b
+}
+
+// lockOf is the lock block of a machine that nobody holds.
+func lockOf(t testing.TB, id vmlock.ID) []byte {
+	t.Helper()
+	p := vmlock.Block{VM: id, Generation: 1, Owner: vmlock.Owner{Host: 1, Boot: 1}, Attempt: 1, Nonce: [16]byte{1}}.Encode()
+	_, err := vmlock.Decode(p)
+	must(t, err)
+	return p[:]
 }

@@ -12,8 +12,12 @@ import (
 // replaces as a whole. SBC-3, 5.2.
 const BlockSize = 512
 
-// version of the lock block's form.
-const version = 1
+// Versions of the lock block's form: the second one is written only of a machine
+// that is, or within its generation was, on two hosts.
+const (
+	versionOne  = 1
+	versionPair = 2
+)
 
 // Bounds of what keys are made of.
 const (
@@ -49,20 +53,36 @@ type Block struct {
 	Nonce   [16]byte
 	// Held is false when the owner has given the lock back.
 	Held bool
+	// Turn counts the changes within a generation: from alone to a pair and back,
+	// and from one of a pair to the other. No two blocks of a generation share one.
+	Turn uint32
+	// Partner runs the machine's secondary, which may take the lock over from this
+	// very block. The zero Owner: nobody may, the owner is alone.
+	Partner Owner
 }
+
+// Paired tells whether a partner may take the lock over.
+func (b Block) Paired() bool { return b.Partner != Owner{} }
 
 // Encode returns the block's bytes:
 //
-//	0 magic, 8 version, 12 flags (1 held), 16 machine, 32 generation,
-//	40 host, 42 attempt, 44 boot, 48 nonce, 508 CRC-32C of what is before
+//	0 magic, 8 version, 12 flags (1 held, 2 paired), 16 machine, 32 generation,
+//	40 host, 42 attempt, 44 boot, 48 nonce, 64 turn, 68 partner's host,
+//	72 partner's boot, 508 CRC-32C of what is before
 //
-// little-endian; the rest is zero.
+// little-endian; the rest is zero. A block without turn and partner is of version 1.
 func (b Block) Encode() (p [BlockSize]byte) {
 	le := binary.LittleEndian
 	copy(p[:], magic[:])
-	le.PutUint32(p[8:], version)
+	le.PutUint32(p[8:], versionOne)
 	if b.Held {
-		p[12] = 1
+		p[12] |= 1
+	}
+	if b.Paired() {
+		p[12] |= 2
+	}
+	if b.Turn != 0 || b.Paired() {
+		le.PutUint32(p[8:], versionPair)
 	}
 	copy(p[16:], b.VM[:])
 	le.PutUint64(p[32:], b.Generation)
@@ -70,6 +90,9 @@ func (b Block) Encode() (p [BlockSize]byte) {
 	p[42] = b.Attempt
 	le.PutUint32(p[44:], b.Owner.Boot)
 	copy(p[48:], b.Nonce[:])
+	le.PutUint32(p[64:], b.Turn)
+	le.PutUint16(p[68:], b.Partner.Host)
+	le.PutUint32(p[72:], b.Partner.Boot)
 	le.PutUint32(p[508:], checksum(p[:508]))
 	return p
 }
@@ -84,12 +107,13 @@ func Decode(p [BlockSize]byte) (b Block, err error) {
 		return b, fault.New(fault.Corrupt, "this is no lock block of a machine")
 	case le.Uint32(p[508:]) != checksum(p[:508]):
 		return b, fault.New(fault.Corrupt, "the lock block does not match its checksum")
-	case le.Uint32(p[8:]) > version:
-		return b, fault.New(fault.Stale, "the lock block is of version %d, and this program knows %d; upgrade this host", le.Uint32(p[8:]), version)
+	case le.Uint32(p[8:]) > versionPair:
+		return b, fault.New(fault.Stale, "the lock block is of version %d, and this program knows %d; upgrade this host", le.Uint32(p[8:]), versionPair)
 	}
 	b = Block{
 		VM: ID(p[16:32]), Generation: le.Uint64(p[32:]), Owner: Owner{le.Uint16(p[40:]), le.Uint32(p[44:])},
-		Attempt: p[42], Nonce: [16]byte(p[48:64]), Held: p[12] == 1,
+		Attempt: p[42], Nonce: [16]byte(p[48:64]), Held: p[12]&1 != 0,
+		Turn: le.Uint32(p[64:]), Partner: Owner{le.Uint16(p[68:]), le.Uint32(p[72:])},
 	}
 	if b.Encode() != p {
 		return Block{}, fault.New(fault.Corrupt, "the lock block says what no program writes")

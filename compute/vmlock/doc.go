@@ -40,6 +40,14 @@
 //  6. A nexus that may carry data is registered once. If it was preempted, so is
 //     everything that waits behind it.
 //
+//  7. Within a generation a block changes by its holder (Change: one of a pair, or
+//     alone again) and by the partner that a pair's block names (Config.Pairing), each
+//     time with the next turn. The partner replaces the very block that it was told, so
+//     of the two one wins, and a partner of an earlier pairing never does. What it
+//     does then is what everybody does who has won.
+//  8. A change whose answer tells nothing is read: the block is as it was, as it was to
+//     be, or another's. One that failed may have landed; whatever follows it looks first.
+//
 // The home volume is reserved, too, and COMPARE AND WRITE is a write: so a host
 // registers there before it has won anything. That right is all it uses there.
 //
@@ -56,7 +64,8 @@
 //   - The target keeps reservations over its own restarts and takeovers (APTPL).
 //   - Attempts of one host's life at one generation are one after the other, with
 //     Attempt going up. A host that was Held and lost the lock does not try that
-//     generation again.
+//     generation again, but as another pair's partner.
+//   - A pair's block is told to one process only.
 //
 // # What its user does
 //

@@ -26,7 +26,12 @@ type Config struct {
 	// Nexuses are how many each volume has; the first volume is the home, and all
 	// have at least one.
 	Nexuses []int
-	flaw    flaw
+	// Pairing is of a secondary that takes the lock over from its primary: the block
+	// that it was told. The attempt replaces this one and no other, whatever is
+	// newer or older. Nil: a placement's attempt.
+	Pairing *[BlockSize]byte
+	// Broken is a rule to break, for tests and the simulation.
+	Broken Flaw
 }
 
 // Op is a command to a volume. Volumes and nexuses count from 0, in the order of
@@ -104,6 +109,12 @@ type (
 	Check struct{}
 	// Join brings one more nexus to a volume.
 	Join struct{ Volume, Nexus int }
+	// Change makes the holder one of a pair, or with the zero Owner alone again.
+	// Nonce is new each time.
+	Change struct {
+		Partner Owner
+		Nonce   [16]byte
+	}
 	// Release gives the lock back.
 	Release struct{}
 	// Abandon ends an attempt that is not wanted any more.
@@ -115,6 +126,7 @@ func (Answer) input()     {}
 func (Conflicted) input() {}
 func (Check) input()      {}
 func (Join) input()       {}
+func (Change) input()     {}
 func (Release) input()    {}
 func (Abandon) input()    {}
 
@@ -134,8 +146,14 @@ type (
 	Open struct{ Volume, Nexus int }
 	// Stop has the machine end at once: another has its lock.
 	Stop struct{ Err error }
-	// Refused tells that a Check or a Join came to nothing; it may be asked again.
-	Refused struct{ Err error }
+	// Changed tells that the block is what the Change asked for.
+	Changed struct{ Block [BlockSize]byte }
+	// Refused tells that a Check, a Join or a Change came to nothing, as far as is
+	// known; it may be asked again.
+	Refused struct {
+		Err    error
+		Change bool // it was a Change
+	}
 	// Done tells that the lock was given back (nil), or that the attempt ended
 	// without it. Found is the block's generation when that is what is newer
 	// (fault.Stale): a placement above it is needed.
@@ -148,6 +166,7 @@ type (
 func (Do) effect()      {}
 func (Held) effect()    {}
 func (Open) effect()    {}
+func (Changed) effect() {}
 func (Stop) effect()    {}
 func (Refused) effect() {}
 func (Done) effect()    {}
@@ -181,7 +200,10 @@ const (
 	stepVerify // the block, before Held
 	stepCheck
 	stepJoin
-	stepJoined // the block, before Open
+	stepJoined  // the block, before Open
+	stepChange  // COMPARE AND WRITE
+	stepChanged // the block, after an answer that does not tell
+	stepDoubt   // the block, before a change that follows one that failed
 	stepRelease
 	stepReleased // the block, after an unknown answer
 )
@@ -195,6 +217,11 @@ type Lock struct {
 	seq    uint64
 	sent   Op
 	rounds int
+
+	now     Block // as this attempt has, or wants, the block
+	next    Block // of a Change that has begun
+	doubt   bool  // that Change failed, and may have landed all the same
+	changes Change
 
 	old    [BlockSize]byte // what stepWin replaces
 	volume int
@@ -217,15 +244,28 @@ func NewLock(cfg Config) (*Lock, error) {
 	if len(cfg.Nexuses) == 0 || slices.Min(cfg.Nexuses) < 1 {
 		return nil, fault.New(fault.Invalid, "a machine's lock needs a home volume, and a nexus to each volume")
 	}
-	if cfg.flaw == flawKeyReused {
+	if cfg.Broken == flawKeyReused {
 		key = uint64(cfg.Me.Host)
 	}
+	now := Block{VM: cfg.VM, Generation: cfg.Generation, Owner: cfg.Me, Attempt: cfg.Attempt, Nonce: cfg.Nonce, Held: true}
+	if cfg.Pairing != nil {
+		p := *cfg.Pairing
+		cfg.Pairing = &p
+		b, err := Decode(p)
+		if err != nil || !b.Held || b.VM != cfg.VM || b.Generation != cfg.Generation || b.Partner != cfg.Me {
+			return nil, fault.New(fault.Invalid, "the block to take over from is not of a pair of this host at generation %d", cfg.Generation)
+		}
+		now.Turn = b.Turn + 1
+	}
 	cfg.Nexuses = slices.Clone(cfg.Nexuses)
-	return &Lock{cfg: cfg, key: key}, nil
+	return &Lock{cfg: cfg, key: key, now: now}, nil
 }
 
 // State returns where the lock is.
 func (l *Lock) State() State { return l.state }
+
+// Block returns the block as this host has it, or, before it is won, will.
+func (l *Lock) Block() [BlockSize]byte { return l.now.Encode() }
 
 // Key returns the key of this attempt.
 func (l *Lock) Key() uint64 { return l.key }
@@ -246,21 +286,23 @@ func (l *Lock) Step(in Input) []Effect {
 		if l.state == Holding {
 			return l.stop()
 		}
-	case Check, Join:
+	case Check, Join, Change:
 		if j, ok := in.(Join); ok && l.state == Holding && !l.joins(j) {
-			return []Effect{Refused{fault.New(fault.Invalid, "nexus %d of volume %d is registered already, or no nexus", j.Nexus, j.Volume)}}
+			return []Effect{Refused{Err: fault.New(fault.Invalid, "nexus %d of volume %d is registered already, or no nexus", j.Nexus, j.Volume)}}
 		}
 		if l.state == Holding {
 			l.wanted = append(l.wanted, in)
-			return l.next()
+			return l.proceed()
 		}
 	case Release:
 		if l.state == Holding {
-			l.state = Releasing
-			l.wanted = nil
-			// What a Check or a Join still has under way is answered to nobody: Seq
-			// tells. It changes no block.
-			return l.do(stepRelease, CompareAndWrite{l.block(true), l.block(false)})
+			l.wanted = []Input{in}
+			if l.step == stepCheck || l.step == stepJoin || l.step == stepJoined {
+				// What they still have under way is answered to nobody: Seq tells. It
+				// changes no block.
+				l.step = stepIdle
+			}
+			return l.proceed()
 		}
 	case Abandon:
 		if l.state == New || l.state == Taking {
@@ -280,9 +322,11 @@ func (l *Lock) joins(j Join) bool {
 	return !slices.Contains(l.joined, j) && !slices.Contains(l.wanted, Input(j))
 }
 
-// block is the lock block as this attempt writes it.
-func (l *Lock) block(held bool) [BlockSize]byte {
-	return Block{l.cfg.VM, l.cfg.Generation, l.cfg.Me, l.cfg.Attempt, l.cfg.Nonce, held}.Encode()
+// givenBack is the lock block as this attempt gives it back.
+func (l *Lock) givenBack() [BlockSize]byte {
+	b := l.now
+	b.Held, b.Partner = false, Owner{}
+	return b.Encode()
 }
 
 // do sends a command.
@@ -312,8 +356,10 @@ func (l *Lock) answer(a Answer) []Effect {
 			err = fault.New(fault.Failed, "a command failed")
 		}
 		if l.state == Holding {
+			change := l.step == stepChange || l.step == stepChanged || l.step == stepDoubt
+			l.doubt = l.doubt || change
 			l.step = stepIdle
-			return append([]Effect{Refused{err}}, l.next()...)
+			return append([]Effect{Refused{err, change}}, l.proceed()...)
 		}
 		return l.done(fault.Wrap(fault.KindOf(err), err, "the machine's lock"), 0)
 	}
@@ -333,6 +379,10 @@ func (l *Lock) answer(a Answer) []Effect {
 		return l.looked(a)
 	case stepPreempt:
 		return l.preempted(a)
+	case stepChange:
+		return l.change(a)
+	case stepChanged, stepDoubt:
+		return l.changed(a)
 	case stepRelease, stepReleased:
 		return l.released(a)
 	case stepIdle:
@@ -351,7 +401,7 @@ func (l *Lock) again(then func() []Effect) []Effect {
 
 // registerHome begins at the beginning.
 func (l *Lock) registerHome() []Effect {
-	if l.cfg.flaw == flawPreemptFirst && l.volume < len(l.cfg.Nexuses) {
+	if l.cfg.Broken == flawPreemptFirst && l.volume < len(l.cfg.Nexuses) {
 		return l.register()
 	}
 	l.volume, l.nexus = Home, 0
@@ -367,12 +417,12 @@ func (l *Lock) registered(a Answer) []Effect {
 		return l.again(func() []Effect { return l.do(l.step, op) })
 	case a.Status != Good && l.state == Holding:
 		l.step = stepIdle
-		return append([]Effect{Refused{fault.New(fault.Failed, "a nexus could not be registered")}}, l.next()...)
+		return append([]Effect{Refused{Err: fault.New(fault.Failed, "a nexus could not be registered")}}, l.proceed()...)
 	case a.Status != Good:
 		return l.done(fault.New(fault.Failed, "the volume %d does not take a registration", op.Volume), 0)
 	case l.step == stepJoin:
 		l.joining = op
-		if l.cfg.flaw == flawNoJoinCheck {
+		if l.cfg.Broken == flawNoJoinCheck {
 			l.step = stepJoined
 			return l.checked()
 		}
@@ -399,13 +449,13 @@ func (l *Lock) read(a Answer) []Effect {
 		return l.done(err, 0)
 	case l.mine(b):
 		return l.fence()
-	case l.newer(b):
+	case l.newer(b, a.Block):
 		return l.superseded(b)
 	case l.step == stepPeek:
 		return l.registerHome()
 	}
 	l.old = a.Block
-	return l.do(stepWin, CompareAndWrite{a.Block, l.block(true)})
+	return l.do(stepWin, CompareAndWrite{a.Block, l.now.Encode()})
 }
 
 // won follows COMPARE AND WRITE. Without GOOD it is not known who has the block:
@@ -417,7 +467,15 @@ func (l *Lock) won(a Answer) []Effect {
 		return l.fence()
 	case Conflict:
 		return l.again(l.registerHome)
+	case Unknown:
+		if l.cfg.Broken == flawBlindRetry {
+			return l.do(stepWin, l.sent)
+		}
+		fallthrough
 	default:
+		if l.cfg.Broken == flawBlindRetry {
+			return l.superseded(l.now)
+		}
 		return l.again(func() []Effect { return l.do(stepRead, ReadBlock{}) })
 	}
 }
@@ -437,17 +495,26 @@ func (l *Lock) decode(p [BlockSize]byte) (Block, error) {
 // mine tells whether the block is as this attempt wrote it. Only the nonce tells:
 // a former life of this host, or an earlier attempt, wrote one much like it.
 func (l *Lock) mine(b Block) bool {
-	if l.cfg.flaw == flawNonceUnchecked {
+	if l.cfg.Broken == flawNonceUnchecked {
 		return b.Held && b.Owner.Host == l.cfg.Me.Host
 	}
-	return b.Held && b.Nonce == l.cfg.Nonce && b.Generation == l.cfg.Generation && b.Owner == l.cfg.Me && b.Attempt == l.cfg.Attempt
+	return b == l.now || l.doubt && b == l.next
 }
 
 // newer tells whether the block is of a placement, or an attempt, that this one
 // must not follow. That two hosts have one generation is never decided; if it
-// is so all the same, the first one has it.
-func (l *Lock) newer(b Block) bool {
+// is so all the same, the first one has it. A secondary follows one block only.
+func (l *Lock) newer(b Block, p [BlockSize]byte) bool {
+	if l.cfg.Pairing != nil {
+		return p != *l.cfg.Pairing && !l.earlier(b) && (l.cfg.Broken != flawAnyPairing || b.Generation > l.cfg.Generation)
+	}
 	return b.Generation > l.cfg.Generation || b.Generation == l.cfg.Generation && (b.Owner != l.cfg.Me || b.Attempt >= l.cfg.Attempt)
+}
+
+// earlier tells whether the block is of an earlier attempt to succeed the same
+// pairing: nobody else is its partner.
+func (l *Lock) earlier(b Block) bool {
+	return b.Held && !b.Paired() && b.Generation == l.cfg.Generation && b.Turn == l.now.Turn && b.Owner == l.cfg.Me && b.Attempt < l.cfg.Attempt
 }
 
 func (l *Lock) superseded(b Block) []Effect {
@@ -457,7 +524,7 @@ func (l *Lock) superseded(b Block) []Effect {
 // fence begins with the volumes, once the block is won.
 func (l *Lock) fence() []Effect {
 	l.volume, l.nexus = Home, 0
-	switch l.cfg.flaw {
+	switch l.cfg.Broken {
 	case flawWriteFirst:
 		return l.hold()
 	case flawPreemptFirst:
@@ -481,6 +548,10 @@ func (l *Lock) keys(a Answer) []Effect {
 	}
 	own := 0
 	l.others = l.others[:0]
+	if l.cfg.Broken == flawNoPreempt {
+		a.Keys = slices.DeleteFunc(slices.Clone(a.Keys), func(k uint64) bool { return k != l.key })
+		a.Holder, a.Type = l.key, ReservationType
+	}
 	for _, k := range a.Keys {
 		if k == l.key {
 			own++
@@ -508,7 +579,7 @@ func (l *Lock) keys(a Answer) []Effect {
 	if l.volume++; l.volume < len(l.cfg.Nexuses) {
 		return l.register()
 	}
-	if l.cfg.flaw == flawPreemptFirst {
+	if l.cfg.Broken == flawPreemptFirst {
 		return l.registerHome()
 	}
 	return l.do(stepVerify, ReadBlock{})
@@ -516,7 +587,7 @@ func (l *Lock) keys(a Answer) []Effect {
 
 // look reads the block between reading the keys and acting on them.
 func (l *Lock) look() []Effect {
-	if l.cfg.flaw == flawNoLook || l.cfg.flaw == flawPreemptFirst {
+	if l.cfg.Broken == flawNoLook || l.cfg.Broken == flawPreemptFirst {
 		return l.act()
 	}
 	return l.do(stepLook, ReadBlock{})
@@ -576,18 +647,85 @@ func (l *Lock) hold() []Effect {
 	return []Effect{Held{}}
 }
 
-// next does what was asked of a holder, one thing at a time.
-func (l *Lock) next() []Effect {
+// proceed does what was asked of a holder, one thing at a time.
+func (l *Lock) proceed() []Effect {
 	if l.step != stepIdle || len(l.wanted) == 0 || l.state != Holding {
 		return nil
 	}
 	in := l.wanted[0]
 	l.wanted = l.wanted[1:]
-	if j, ok := in.(Join); ok {
-		l.joined = append(l.joined, j)
-		return l.do(stepJoin, Register{j.Volume, j.Nexus, l.key})
+	switch in := in.(type) {
+	case Join:
+		l.joined = append(l.joined, in)
+		return l.do(stepJoin, Register{in.Volume, in.Nexus, l.key})
+	case Change:
+		l.changes = in
+		if l.doubt {
+			return l.do(stepDoubt, ReadBlock{})
+		}
+		return l.begin()
+	case Release:
+		l.state = Releasing
+		if l.doubt {
+			return l.do(stepReleased, ReadBlock{})
+		}
+		return l.do(stepRelease, CompareAndWrite{l.now.Encode(), l.givenBack()})
 	}
 	return l.do(stepCheck, ReadBlock{})
+}
+
+// begin begins a change.
+func (l *Lock) begin() []Effect {
+	l.next = l.now
+	l.next.Partner, l.next.Nonce = l.changes.Partner, l.changes.Nonce
+	l.next.Turn++
+	if l.cfg.Broken == flawSameTurn {
+		l.next.Turn, l.next.Nonce = 1, l.cfg.Nonce
+	}
+	return l.do(stepChange, CompareAndWrite{l.now.Encode(), l.next.Encode()})
+}
+
+// change follows the COMPARE AND WRITE of a change. A conflict is of a holder that
+// was preempted. Everything else but GOOD is for the block to tell.
+func (l *Lock) change(a Answer) []Effect {
+	switch {
+	case a.Status == Good:
+		return l.settled()
+	case a.Status == Conflict:
+		return l.stop()
+	case l.cfg.Broken == flawBlindRetry && a.Status == Unknown:
+		return l.do(stepChange, l.sent)
+	case l.cfg.Broken == flawBlindRetry:
+		return l.stop()
+	}
+	return l.do(stepChanged, ReadBlock{})
+}
+
+// changed follows reading the block that a change may have replaced.
+func (l *Lock) changed(a Answer) []Effect {
+	switch {
+	case a.Status == Conflict:
+		return l.stop()
+	case a.Status != Good:
+		return l.do(l.step, ReadBlock{})
+	}
+	b, err := l.decode(a.Block)
+	switch {
+	case err == nil && b == l.next && l.step == stepChanged:
+		return l.settled()
+	case err == nil && b == l.now && l.step == stepChanged:
+		return l.do(stepChange, CompareAndWrite{l.now.Encode(), l.next.Encode()})
+	case err == nil && (b == l.next || b == l.now):
+		l.now, l.doubt = b, false
+		return l.begin()
+	}
+	return l.stop()
+}
+
+// settled follows a change that has landed.
+func (l *Lock) settled() []Effect {
+	l.now, l.doubt, l.step = l.next, false, stepIdle
+	return append([]Effect{Changed{l.now.Encode()}}, l.proceed()...)
 }
 
 // checked follows finding the block as it should be. The nexus that joined was
@@ -598,7 +736,7 @@ func (l *Lock) checked() (out []Effect) {
 	if joined {
 		out = append(out, Open{l.joining.Volume, l.joining.Nexus})
 	}
-	return append(out, l.next()...)
+	return append(out, l.proceed()...)
 }
 
 // released follows giving the block back.
@@ -616,11 +754,15 @@ func (l *Lock) released(a Answer) []Effect {
 	if a.Status != Good {
 		return l.again(func() []Effect { return l.do(stepReleased, ReadBlock{}) })
 	}
+	if l.doubt && a.Block == l.next.Encode() {
+		l.now = l.next
+	}
+	l.doubt = false
 	switch a.Block {
-	case l.block(false):
+	case l.givenBack():
 		return l.done(nil, 0)
-	case l.block(true):
-		return l.again(func() []Effect { return l.do(stepRelease, CompareAndWrite{l.block(true), l.block(false)}) })
+	case l.now.Encode():
+		return l.again(func() []Effect { return l.do(stepRelease, CompareAndWrite{l.now.Encode(), l.givenBack()}) })
 	}
 	return l.done(fault.New(fault.Fenced, "another host has taken over the machine"), 0)
 }

@@ -15,7 +15,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // TestBounds holds the bounds of keys to those of the numbers that the cluster
 // gives.
 func TestBounds(t *testing.T) {
-	if inventory.BootMax > BootMax || inventory.GenerationMax > GenerationMax || inventory.HostNumberMax > 1<<16-1 {
+	if inventory.BootMax > BootMax || inventory.GenerationMax > GenerationMax || inventory.EditorNumber > 1<<16-1 || inventory.EditorBoot > BootMax {
 		t.Error("the inventory gives numbers that no key can have")
 	}
 }
@@ -84,11 +84,11 @@ func TestBlock(t *testing.T) {
 	if _, err := Decode([BlockSize]byte{}); !fault.Is(err, fault.Corrupt) {
 		t.Errorf("zeros: %v", err)
 	}
-	if _, err := Decode(sealed(p, 8, 2)); !fault.Is(err, fault.Stale) {
+	if _, err := Decode(sealed(p, 8, 3)); !fault.Is(err, fault.Stale) {
 		t.Errorf("a later version: %v", err)
 	}
 	// A flag that nobody knows: with a right checksum it still is not ours.
-	if _, err := Decode(sealed(p, 12, 3)); !fault.Is(err, fault.Corrupt) {
+	if _, err := Decode(sealed(p, 12, 5)); !fault.Is(err, fault.Corrupt) {
 		t.Errorf("an unknown flag: %v", err)
 	}
 }

@@ -93,7 +93,7 @@ func (p *process) String() string {
 // world is one run.
 type world struct {
 	rng     *rand.Rand
-	flaw    flaw
+	flaw    Flaw
 	nexuses []int
 	block   [BlockSize]byte
 	volumes []*volume
@@ -105,7 +105,7 @@ type world struct {
 	wrong   string   // what a judge has seen
 }
 
-func newWorld(rng *rand.Rand, flaw flaw, nexuses ...int) *world {
+func newWorld(rng *rand.Rand, flaw Flaw, nexuses ...int) *world {
 	w := &world{rng: rng, flaw: flaw, nexuses: nexuses, block: Block{VM: ID{1}}.Encode()}
 	for range nexuses {
 		w.volumes = append(w.volumes, &volume{})
@@ -122,7 +122,7 @@ func (w *world) fail(format string, args ...any) {
 // start begins an attempt.
 func (w *world) start(me Owner, generation uint64, attempt uint8) *process {
 	p := &process{id: len(w.all), open: slices.Clone(w.nexuses)}
-	cfg := Config{VM: ID{1}, Me: me, Generation: generation, Attempt: attempt, Nonce: [16]byte{byte(p.id), byte(p.id >> 8), 1}, Nexuses: w.nexuses, flaw: w.flaw}
+	cfg := Config{VM: ID{1}, Me: me, Generation: generation, Attempt: attempt, Nonce: [16]byte{byte(p.id), byte(p.id >> 8), 1}, Nexuses: w.nexuses, Broken: w.flaw}
 	l, err := NewLock(cfg)
 	if err != nil {
 		panic(err)
@@ -420,7 +420,7 @@ func (w *world) disturb(last map[uint16]*process, generation *uint64) {
 }
 
 // play runs one seed and returns what the judges saw, and how far it came.
-func play(seed uint64, flaw flaw) (wrong string, holders int) {
+func play(seed uint64, flaw Flaw) (wrong string, holders int) {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	w := newWorld(rng, flaw, 1+rng.IntN(2), 1+rng.IntN(2))
 	rough := 2 + rng.IntN(6) // the less, the more is disturbed
@@ -510,7 +510,7 @@ func TestSeeds(t *testing.T) {
 
 // TestFlaws breaks each rule, and sees the judges notice.
 func TestFlaws(t *testing.T) {
-	for name, f := range map[string]flaw{
+	for name, f := range map[string]Flaw{
 		"write before preempting": flawWriteFirst, "preempt before the lock": flawPreemptFirst, "nonce not checked": flawNonceUnchecked,
 		"key reused": flawKeyReused, "no look before preempting": flawNoLook, "join without a look": flawNoJoinCheck,
 		"reservation given back": flawTidy, "preempt without abort": flawNoAbort,

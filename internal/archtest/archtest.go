@@ -77,7 +77,7 @@ func Steadfast() Rules {
 		},
 		Pure: []string{
 			"scsi", "iscsi", "fault", "san/lun/reserve", "san/store/format", "cluster/quorum", "cluster/group", "cluster/inventory", "cluster/placement", "san/mirror", "san/alias",
-			"compute/device", "compute/riscv", "compute/riscv/softfloat", "compute/riscv/asm", "compute/riscv/bare", "compute/riscv/boot", "compute/virtio", "compute/devices", "compute/machine", "compute/vmlock",
+			"compute/device", "compute/riscv", "compute/riscv/softfloat", "compute/riscv/asm", "compute/riscv/bare", "compute/riscv/boot", "compute/virtio", "compute/devices", "compute/machine", "compute/vmlock", "compute/lockstep",
 			"compute/netswitch/bridge", "compute/initiator/nexus",
 		},
 		// time is judged by what is used of it: see durationOnly.

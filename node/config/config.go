@@ -55,6 +55,8 @@ type Config struct {
 	Discovery Discovery `toml:"discovery"`
 	Limits    Limits    `toml:"limits"`
 	Cluster   Cluster   `toml:"cluster"`
+	Host      Host      `toml:"host"`
+	Networks  []Network `toml:"network"`
 }
 
 // Cluster says how the node is a member of a cluster; which one, and under what
@@ -200,6 +202,9 @@ func (c *Config) complete(text []byte) error {
 			p.Group = uint16(i + 1)
 		}
 	}
+	if err := c.completeHost(text); err != nil {
+		return err
+	}
 	for _, p := range []*string{&c.DataDir, &c.Discovery.SecretFile} {
 		if *p == "" {
 			continue
@@ -235,15 +240,18 @@ func known() []string {
 	return []string{
 		"data_dir", "socket", "metrics_address", "cache_size", "drain_timeout", "level", "format", "address", "group", "log", "portal",
 		"discovery", "limits", "chap_user", "chap_secret_file", "sessions", "queue_depth", "memory",
-		"cluster", "witness", "host", "listen", "alias_port", "handed_aliases",
+		"cluster", "witness", "host", "listen", "alias_port", "handed_aliases", "cpus", "network", "name", "switch", "bridge", "user",
 	}
 }
 
 // suggest ends an unknown key's message.
 func suggest(key toml.Key) string {
 	last := key[len(key)-1]
-	if last == "portals" {
+	switch last {
+	case "portals":
 		return "; write one [[portal]] table for each portal"
+	case "networks":
+		return "; write one [[network]] table for each network"
 	}
 	all := known()
 	slices.Sort(all)

@@ -53,8 +53,39 @@ memory = 1048576
 	}
 }
 
+// TestHost: a host says what machines may have, and where their networks are.
+func TestHost(t *testing.T) {
+	got, err := config.Parse([]byte(`
+[cluster]
+host = true
+[host]
+memory = "4G"
+cpus = 3
+[[network]]
+name = "lan"
+switch = "/run/switch.sock"
+[[network]]
+name = "dmz"
+bridge = "br0"
+[[network]]
+name = "out"
+user = true
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config.Default()
+	want.Cluster.Host = true
+	want.Host = config.Host{Memory: 4 << 30, CPUs: 3}
+	want.Networks = []config.Network{{Name: "lan", Switch: "/run/switch.sock"}, {Name: "dmz", Bridge: "br0"}, {Name: "out", User: true}}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
 // TestErrors: each error says the line and what to do.
 func TestErrors(t *testing.T) {
+	const host = "[cluster]\nhost = true\n"
 	for _, c := range []struct{ text, want string }{
 		{"data_dir = \"/x\"\ncach_size = \"1G\"\n", `line 2: unknown key "cach_size"; see packaging/steadfast.toml`},
 		{"\ndata = \"/x\"\n", `line 2: unknown key "data"; did you mean "data_dir"?`},
@@ -71,6 +102,19 @@ func TestErrors(t *testing.T) {
 		{"[[portal]]\naddress = \":1\"\n[[portal]]\naddress = \":1\"\n", "line 4: address: :1 is listed twice"},
 		{"[[portal]]\naddress = \":1\"\ngroup = 70000\n", "line 3: "},
 		{"[discovery]\nchap_user = \"x\"\n", "line 2: chap_user: chap_user and chap_secret_file go together"},
+		{"[host]\nmemory = \"4G\"\n", "line 1: [host] is for a host; set host = true"},
+		{"[[network]]\nname = \"lan\"\nuser = true\n", "line 1: [[network]] is for a host; set host = true"},
+		{host + "[limits]\nmemory = 5\n[host]\nmemory = 5\n", "line 6: memory: 5 B is too little for a machine"},
+		{host + "[host]\ncpus = -1\n", "line 4: cpus: -1 is not between"},
+		{host + "[host]\ncpu = 1\n", "line 4: unknown key \"host.cpu\"; did you mean \"cpus\"?"},
+		{host + "[[network]]\nuser = true\n", "line 3: [[network]] without a name"},
+		{host + "[[network]]\nname = \"LAN\"\nuser = true\n", "line 4: name: \"LAN\" is no name of a network"},
+		{host + "[[network]]\nname = \"lan\"\n", "line 3: the network \"lan\" has 0 of switch, bridge and user"},
+		{host + "[[network]]\nname = \"lan\"\nuser = true\nbridge = \"br0\"\n", "line 3: the network \"lan\" has 2 of switch"},
+		{host + "[[network]]\nname = \"a\"\nuser = true\n[[network]]\nuser = true\nname = \"a\"\n", "line 8: name: a is listed twice"},
+		{host + "[[network]]\nname = \"a\"\nbridge = \"a-bridge-too-long\"\n", "line 5: bridge: \"a-bridge-too-long\" is no name of an interface"},
+		{host + "[[network]]\nname = \"a\"\nswitch = \"/" + strings.Repeat("x", 120) + "\"\n", "line 5: switch: has 121 bytes"},
+		{"networks = 1\n", "line 1: unknown key \"networks\"; write one [[network]]"},
 		{"socket = \"/" + strings.Repeat("x", 120) + "\"\n", "line 1: socket: has 121 bytes"},
 	} {
 		_, err := config.Parse([]byte(c.text))

@@ -12,6 +12,10 @@
 //	                                                 v
 //	                                       the other members: "life N of a is over"
 //
+// It also takes alias addresses away that the node cannot: when it is dead, or so
+// long stopped that its rights have ended. They are silent, but to a host beside
+// the node they would still be here: it could not reach them where they are now.
+//
 // What the guard says is trusted as the node itself is: it has the node's key. It
 // says nothing while the node lives; when it is killed itself, the others wait as
 // they would without it.
@@ -37,6 +41,7 @@ import (
 	"steadfast/cluster/quorum"
 	"steadfast/cluster/quorumio"
 	"steadfast/fault"
+	"steadfast/san/aliasio"
 )
 
 // Proto is the ALPN by which a death is told: the message is one JSON object,
@@ -70,6 +75,8 @@ type Ward struct {
 	Member quorum.Member `json:"member"`
 	// Others are the members to tell.
 	Others []quorum.Record `json:"others"`
+	// Aliases: the node may have held alias addresses, which are to go with it.
+	Aliases bool `json:"aliases"`
 }
 
 // Guard is a guard beside this process.
@@ -149,20 +156,71 @@ func Run(in io.Reader, parent int, log *slog.Logger) error {
 			}
 		}
 	}()
-	if err := waitFor(fd); err != nil {
+	present := func() Ward {
+		mu.Lock()
+		defer mu.Unlock()
+		return ward
+	}
+	ended := make(chan struct{})
+	go sweep(func() bool { return present().Aliases }, ended, log)
+	err = waitFor(fd)
+	close(ended)
+	if err != nil {
 		return err
 	}
-	mu.Lock()
-	w := ward
-	mu.Unlock()
+	w := present()
 	if w.Boot == 0 {
 		return nil
+	}
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	if w.Aliases {
+		tasks.Go(func() {
+			if err := aliasio.Clear(aliasio.Options{}); err != nil {
+				log.Debug("the dead node's alias addresses stay", "error", err)
+			}
+		})
 	}
 	if err := tellAll(w, log); err != nil {
 		// Nobody reads what a process without its node says.
 		log.Debug("nobody was told of the node's death", "error", err)
 	}
 	return nil
+}
+
+// Of sweeping: how often it is looked, and how long a grant is over then. A holder
+// that takes an alias has its address for moments before its grant.
+const (
+	sweepEvery = 200 * time.Millisecond
+	sweepAfter = 400 * time.Millisecond
+)
+
+// sweep takes aliases away whose rights have ended and that the node, which is
+// stopped, does not let go of, until the node has ended.
+func sweep(wanted func() bool, ended <-chan struct{}, log *slog.Logger) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	var s *aliasio.Sweeper
+	for {
+		select {
+		case <-ended:
+			return // with the process
+		case <-tick.C:
+		}
+		if !wanted() {
+			continue
+		}
+		if s == nil {
+			var err error
+			if s, err = aliasio.OpenSweeper(aliasio.Options{}); err != nil {
+				log.Debug("aliases of a node that is stopped will stay", "error", err)
+				return
+			}
+		}
+		if swept, err := s.Sweep(sweepAfter); err != nil || len(swept) > 0 {
+			log.Debug("aliases of a node that is stopped were taken away", "aliases", swept, "error", err)
+		}
+	}
 }
 
 // waitFor returns when the process of a pidfd has ended.

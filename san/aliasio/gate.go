@@ -134,19 +134,29 @@ func (g *gate) readAliases() error {
 		if !s.in(tables) {
 			continue
 		}
-		for _, set := range s.aliases {
-			elements, err := g.conn.GetSetElements(set)
-			if err != nil {
-				continue // half of a table: it is replaced, and the others have it too
-			}
-			for _, e := range elements {
-				if a, ok := netip.AddrFromSlice(e.Key); ok {
-					g.aliases[a] = true
-				}
-			}
+		for a := range addresses(g.conn, s.aliases) {
+			g.aliases[a] = true
 		}
 	}
 	return nil
+}
+
+// addresses reads the addresses in sets. One that cannot be read is of half a table: that is
+// replaced, and the other families have it too.
+func addresses(conn *nftables.Conn, sets [2]*nftables.Set) map[netip.Addr]bool {
+	found := map[netip.Addr]bool{}
+	for _, set := range sets {
+		elements, err := conn.GetSetElements(set)
+		if err != nil {
+			continue
+		}
+		for _, e := range elements {
+			if a, ok := netip.AddrFromSlice(e.Key); ok {
+				found[a] = true
+			}
+		}
+	}
+	return found
 }
 
 // in tells whether the side's table is there.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +49,103 @@ func traces(t testing.TB, ns *netnstest.NS) []string {
 		t.Fatal(err)
 	}
 	return found
+}
+
+// TestClear: what a dead holder leaves is taken away, of a living one nothing; and the next one
+// finds all free.
+func TestClear(t *testing.T) {
+	w := newWorld(t)
+	for _, a := range []Alias{alias4, alias6} {
+		first := startOwner(t, w.a, a)
+		conn := dial(t, w.client, a)
+		exchange(t, conn)
+		if err := Clear(Options{Namespace: w.a.Fd()}); !fault.Is(err, fault.Busy) {
+			t.Errorf("beside a living holder: %v", err)
+		}
+		exchange(t, conn)
+		first.kill()
+		if err := Clear(Options{Namespace: w.a.Fd()}); err != nil {
+			t.Fatal(err)
+		}
+		for _, trace := range traces(t, w.a) {
+			if strings.HasPrefix(trace, "address") {
+				t.Errorf("after it there is %s", trace)
+			}
+		}
+		if got := len(sessionsOf(t, w.a, a)); got != 0 {
+			t.Errorf("after it there are %d connections", got)
+		}
+		h := openAt(t, w.a, Options{})
+		hold(t, h, a)
+		if err := h.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestSweep: an alias of a holder that is stopped is taken away, and not before its grant is over
+// for a while; one of a holder that lives is left alone, and one that was stopped can hold it again.
+func TestSweep(t *testing.T) {
+	w := newWorld(t)
+	sweeper := func(ns *netnstest.NS) *Sweeper {
+		s, err := OpenSweeper(Options{Namespace: ns.Fd()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		return s
+	}
+	here := func() bool {
+		return slices.ContainsFunc(traces(t, w.a), func(trace string) bool { return strings.HasPrefix(trace, "address") })
+	}
+	const after, every = 200 * time.Millisecond, 20 * time.Millisecond
+
+	// One with a grant that is not over while this looks, also when nobody refreshes it.
+	h := openAt(t, w.a, Options{Grant: time.Hour})
+	hold(t, h, alias4)
+	s := sweeper(w.a)
+	for end := time.Now().Add(2 * after); time.Now().Before(end); time.Sleep(every) {
+		if swept, err := s.Sweep(after); err != nil || len(swept) > 0 || !here() {
+			t.Fatalf("of a holder with a grant it took %v, %v", swept, err)
+		}
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	first := startOwner(t, w.a, alias4)
+	first.stop()
+	stopped := time.Now()
+	s = sweeper(w.a)
+	var swept []netip.Addr
+	for ; len(swept) == 0; time.Sleep(every) {
+		var err error
+		if swept, err = s.Sweep(after); err != nil {
+			t.Fatal(err)
+		}
+		if time.Since(stopped) > time.Minute {
+			t.Fatal("an alias of a holder that is stopped stays")
+		}
+	}
+	if swept[0] != alias4.Address.Addr() || here() {
+		t.Errorf("it took %v, and there is %q", swept, traces(t, w.a))
+	}
+	if took := time.Since(stopped); took < after {
+		t.Errorf("it was taken %v after the stop", took)
+	}
+	first.kill()
+	h = openAt(t, w.a, Options{})
+	hold(t, h, alias4)
+	if !here() {
+		t.Error("the next holder has no address")
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestNothingStays ends a holder in each way and looks for what it leaves.

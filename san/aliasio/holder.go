@@ -75,7 +75,7 @@ func Open(o Options) (*Holder, error) {
 
 // clear removes an alias that another process held.
 func (h *Holder) clear(a netip.Addr) error {
-	h.disconnect(a)
+	disconnect(h.options.Namespace, a)
 	if err := removeAddress(h.links, a); err != nil {
 		return err
 	}
@@ -238,7 +238,7 @@ func (h *Holder) Release(address netip.Addr) error {
 	h.mu.Unlock()
 	// The announcer takes the lock for each frame, so that it is waited for here.
 	it.end()
-	h.disconnect(address)
+	disconnect(h.options.Namespace, address)
 
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -334,6 +334,20 @@ func (h *Holder) closeSockets() error {
 		h.links.Close()
 	}
 	return h.tickler.close()
+}
+
+// Clear takes away what a process that died has left on this node: addresses and connections.
+// For who is on this node, too, an alias is elsewhere only when its address is not here: the
+// kernel looks no further. The gate stays. It fails with Busy while a process has it.
+func Clear(o Options) error {
+	h, err := Open(o)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	return errors.Join(h.gate.disconnect(), h.closeSockets())
 }
 
 // Clean marks a connection, so that the gate lets its end through to the client:

@@ -58,8 +58,8 @@ func (h *Holder) Sessions(address netip.Addr) ([]Session, error) {
 // disconnect ends what connections an alias still has here. Their clients are
 // with somebody else, or will be. As far as the kernel can: where it cannot,
 // the shut gate keeps them from doing anything, and they time out.
-func (h *Holder) disconnect(address netip.Addr) {
-	_ = withDiag(h.options.Namespace, func(conn *mdl.Conn) error {
+func disconnect(namespace int, address netip.Addr) {
+	_ = withDiag(namespace, func(conn *mdl.Conn) error {
 		sockets, err := listSockets(conn, address, stateConnected)
 		if err != nil {
 			return err

@@ -292,7 +292,7 @@ type Host struct {
 	Cluster     string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Links       *Links                 `protobuf:"bytes,3,opt,name=links,proto3" json:"links,omitempty"`
 	Maintenance bool                   `protobuf:"varint,4,opt,name=maintenance,proto3" json:"maintenance,omitempty"`
-	// "up", "lost", or "unknown": it has not come yet.
+	// "up", "lost", "left": it has ended in order, or "unknown": it has not come yet.
 	State string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
 	Since *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`
 	// Number of its present life; each start is a new one.

@@ -564,7 +564,8 @@ type CreateMachineRequest struct {
 	Nets          []*MachineNet `protobuf:"bytes,7,rep,name=nets,proto3" json:"nets,omitempty"`
 	Policy        string        `protobuf:"bytes,8,opt,name=policy,proto3" json:"policy,omitempty"`
 	PreferredHost string        `protobuf:"bytes,9,opt,name=preferred_host,json=preferredHost,proto3" json:"preferred_host,omitempty"`
-	// Room for kernel and initial RAM disk, bytes each; the home has it twice. 0: 64 MiB.
+	// Room for kernel and initial RAM disk, bytes each; the home has it twice. At least
+	// 64 MiB, which is the default.
 	KernelBytes   int64 `protobuf:"varint,10,opt,name=kernel_bytes,json=kernelBytes,proto3" json:"kernel_bytes,omitempty"`
 	InitrdBytes   int64 `protobuf:"varint,11,opt,name=initrd_bytes,json=initrdBytes,proto3" json:"initrd_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1062,9 +1063,11 @@ func (x *SetMachineResponse) GetMachine() *Machine {
 }
 
 type DeleteMachineRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	KeepVolumes   bool                   `protobuf:"varint,2,opt,name=keep_volumes,json=keepVolumes,proto3" json:"keep_volumes,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	KeepVolumes bool                   `protobuf:"varint,2,opt,name=keep_volumes,json=keepVolumes,proto3" json:"keep_volumes,omitempty"`
+	// Also with the snapshots of its volumes.
+	WithSnapshots bool `protobuf:"varint,3,opt,name=with_snapshots,json=withSnapshots,proto3" json:"with_snapshots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1109,6 +1112,13 @@ func (x *DeleteMachineRequest) GetName() string {
 func (x *DeleteMachineRequest) GetKeepVolumes() bool {
 	if x != nil {
 		return x.KeepVolumes
+	}
+	return false
+}
+
+func (x *DeleteMachineRequest) GetWithSnapshots() bool {
+	if x != nil {
+		return x.WithSnapshots
 	}
 	return false
 }
@@ -1427,7 +1437,7 @@ type RegisterMachineRequest struct {
 	Datastore string                 `protobuf:"bytes,1,opt,name=datastore,proto3" json:"datastore,omitempty"`
 	Home      string                 `protobuf:"bytes,2,opt,name=home,proto3" json:"home,omitempty"`
 	Cluster   string                 `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	// Another name than it had.
+	// Another name than it had; its volumes keep theirs.
 	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1707,14 +1717,18 @@ type WriteMachineRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The first request has the machine; what is to be written follows.
 	Machine string `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
-	// What data is for: "kernel", "initrd", or "disk/NAME". A file has one run of requests,
-	// in order; the first has its name and bytes.
-	Part      string `protobuf:"bytes,2,opt,name=part,proto3" json:"part,omitempty"`
+	// What data is for: "kernel", "initrd", or "disk/NAME". Each has one run of requests,
+	// in order, whole sectors of 512 bytes on a disk.
+	Part string `protobuf:"bytes,2,opt,name=part,proto3" json:"part,omitempty"`
+	// Of a kernel or an initial RAM disk; the run's first request has them. An initial RAM
+	// disk of 0 bytes takes the present one away.
 	FileName  string `protobuf:"bytes,3,opt,name=file_name,json=fileName,proto3" json:"file_name,omitempty"`
 	FileBytes int64  `protobuf:"varint,4,opt,name=file_bytes,json=fileBytes,proto3" json:"file_bytes,omitempty"`
-	// Where data goes on a disk, in bytes.
-	Offset        int64  `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
-	Data          []byte `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`
+	// Where data goes on a disk, in bytes. What is left out stays.
+	Offset int64  `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
+	Data   []byte `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`
+	// So many zeros go there, in the place of data.
+	ZeroBytes     int64 `protobuf:"varint,7,opt,name=zero_bytes,json=zeroBytes,proto3" json:"zero_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1789,6 +1803,13 @@ func (x *WriteMachineRequest) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *WriteMachineRequest) GetZeroBytes() int64 {
+	if x != nil {
+		return x.ZeroBytes
+	}
+	return 0
 }
 
 type WriteMachineResponse struct {
@@ -1898,9 +1919,10 @@ func (x *ReadMachineRequest) GetPart() string {
 
 type ReadMachineResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The first response has these.
-	FileName      string `protobuf:"bytes,1,opt,name=file_name,json=fileName,proto3" json:"file_name,omitempty"`
-	Bytes         int64  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// The first response has these, and no data.
+	FileName string `protobuf:"bytes,1,opt,name=file_name,json=fileName,proto3" json:"file_name,omitempty"`
+	Bytes    int64  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Where data is on a disk, in bytes.
 	Offset        int64  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
 	Data          []byte `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2334,10 +2356,11 @@ const file_steadfast_v1_machine_proto_rawDesc = "" +
 	"\n" +
 	"\b_cluster\"E\n" +
 	"\x12SetMachineResponse\x12/\n" +
-	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"M\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"t\n" +
 	"\x14DeleteMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
-	"\fkeep_volumes\x18\x02 \x01(\bR\vkeepVolumes\"+\n" +
+	"\fkeep_volumes\x18\x02 \x01(\bR\vkeepVolumes\x12%\n" +
+	"\x0ewith_snapshots\x18\x03 \x01(\bR\rwithSnapshots\"+\n" +
 	"\x15DeleteMachineResponse\x12\x12\n" +
 	"\x04kept\x18\x01 \x03(\tR\x04kept\")\n" +
 	"\x13StartMachineRequest\x12\x12\n" +
@@ -2370,7 +2393,7 @@ const file_steadfast_v1_machine_proto_rawDesc = "" +
 	"\n" +
 	"registered\x18\x04 \x01(\bR\n" +
 	"registered\x12\x18\n" +
-	"\aproblem\x18\x05 \x01(\tR\aproblem\"\xab\x01\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"\xca\x01\n" +
 	"\x13WriteMachineRequest\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x12\n" +
 	"\x04part\x18\x02 \x01(\tR\x04part\x12\x1b\n" +
@@ -2378,7 +2401,9 @@ const file_steadfast_v1_machine_proto_rawDesc = "" +
 	"\n" +
 	"file_bytes\x18\x04 \x01(\x03R\tfileBytes\x12\x16\n" +
 	"\x06offset\x18\x05 \x01(\x03R\x06offset\x12\x12\n" +
-	"\x04data\x18\x06 \x01(\fR\x04data\"a\n" +
+	"\x04data\x18\x06 \x01(\fR\x04data\x12\x1d\n" +
+	"\n" +
+	"zero_bytes\x18\a \x01(\x03R\tzeroBytes\"a\n" +
 	"\x14WriteMachineResponse\x12/\n" +
 	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\x12\x18\n" +
 	"\awritten\x18\x02 \x01(\x03R\awritten\"B\n" +

@@ -267,7 +267,9 @@ type Event struct {
 	OffsetBytes int64  `protobuf:"varint,8,opt,name=offset_bytes,json=offsetBytes,proto3" json:"offset_bytes,omitempty"`
 	Text        string `protobuf:"bytes,9,opt,name=text,proto3" json:"text,omitempty"`
 	// The resource group that it is about.
-	Group         string `protobuf:"bytes,10,opt,name=group,proto3" json:"group,omitempty"`
+	Group string `protobuf:"bytes,10,opt,name=group,proto3" json:"group,omitempty"`
+	// The virtual machine that it is about.
+	Machine       string `protobuf:"bytes,11,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -368,6 +370,13 @@ func (x *Event) GetText() string {
 func (x *Event) GetGroup() string {
 	if x != nil {
 		return x.Group
+	}
+	return ""
+}
+
+func (x *Event) GetMachine() string {
+	if x != nil {
+		return x.Machine
 	}
 	return ""
 }
@@ -579,7 +588,7 @@ const file_steadfast_v1_node_proto_rawDesc = "" +
 	"\rwritten_bytes\x18\x04 \x01(\x04R\fwrittenBytes\x12)\n" +
 	"\x10read_nanoseconds\x18\x05 \x01(\x04R\x0freadNanoseconds\x12+\n" +
 	"\x11write_nanoseconds\x18\x06 \x01(\x04R\x10writeNanoseconds\x12\x16\n" +
-	"\x06errors\x18\a \x01(\x04R\x06errors\"\x92\x02\n" +
+	"\x06errors\x18\a \x01(\x04R\x06errors\"\xac\x02\n" +
 	"\x05Event\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1a\n" +
@@ -591,7 +600,8 @@ const file_steadfast_v1_node_proto_rawDesc = "" +
 	"\foffset_bytes\x18\b \x01(\x03R\voffsetBytes\x12\x12\n" +
 	"\x04text\x18\t \x01(\tR\x04text\x12\x14\n" +
 	"\x05group\x18\n" +
-	" \x01(\tR\x05group\"\x12\n" +
+	" \x01(\tR\x05group\x12\x18\n" +
+	"\amachine\x18\v \x01(\tR\amachine\"\x12\n" +
 	"\x10GetStatusRequest\"A\n" +
 	"\x11GetStatusResponse\x12,\n" +
 	"\x06status\x18\x01 \x01(\v2\x14.steadfast.v1.StatusR\x06status\"G\n" +

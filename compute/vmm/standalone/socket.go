@@ -334,18 +334,23 @@ func List(ctx context.Context, dir string) ([]Info, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Denied, err, "the folder of machines' sockets")
 	}
+	// All at once: one that does not answer holds up none.
+	infos, errs := make([]Info, len(all)), make([]error, len(all))
+	var asked sync.WaitGroup
+	for i, e := range all {
+		asked.Go(func() { infos[i], errs[i] = Find(ctx, dir, e.Name()) })
+	}
+	asked.Wait()
 	var list []Info
 	var silent error
-	for _, e := range all {
-		info, err := Find(ctx, dir, e.Name())
-		if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Invalid) {
-			continue // it has died, or is no machine
-		}
-		if err != nil {
+	for i, e := range all {
+		switch err := errs[i]; {
+		case err == nil:
+			list = append(list, infos[i])
+		case fault.Is(err, fault.NotFound) || fault.Is(err, fault.Invalid): // it has died, or is no machine
+		default:
 			silent = errors.Join(silent, fault.Wrap(fault.KindOf(err), err, "the machine "+strconv.Quote(e.Name())))
-			continue
 		}
-		list = append(list, info)
 	}
 	return list, silent
 }

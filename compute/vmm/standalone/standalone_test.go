@@ -564,3 +564,46 @@ func TestRecorderKilled(t *testing.T) {
 		t.Errorf("at %d of %d", r.Machine.Count(), r.Contents.Last)
 	}
 }
+
+// TestAskedAtOnce: machines that take their time do so together.
+func TestAskedAtOnce(t *testing.T) {
+	dir := sockets(t)
+	must(t, os.MkdirAll(dir, 0o700))
+	const machines = 4
+	var asked, served sync.WaitGroup
+	asked.Add(machines)
+	all := make(chan struct{})
+	go func() {
+		asked.Wait()
+		close(all)
+	}()
+	for i := range machines {
+		l, err := net.Listen("unix", filepath.Join(dir, fmt.Sprintf("m%d", i)))
+		must(t, err)
+		served.Go(func() {
+			defer l.Close()
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			asked.Done()
+			<-all // it answers when the last one was asked, and never if they take turns
+		})
+	}
+	list, err := List(t.Context(), dir)
+	if len(list) != 0 || !fault.Is(err, fault.Unreachable) {
+		t.Errorf("%d machines, %v", len(list), err)
+	}
+	for i := range machines {
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("\"m%d\"", i)) {
+			t.Errorf("m%d is missing in %v", i, err)
+		}
+	}
+	select {
+	case <-all:
+		served.Wait()
+	case <-time.After(time.Minute):
+		t.Fatal("they were not asked at once")
+	}
+}

@@ -108,7 +108,8 @@ type MachineServiceClient interface {
 	// ReadMachine gives the content of one that has stopped. Zeros are left out.
 	ReadMachine(context.Context, *v1.ReadMachineRequest) (*connect.ServerStreamForClient[v1.ReadMachineResponse], error)
 	// WatchConsole gives what the guest writes on its serial port, after the last lines
-	// of before, until the machine ends.
+	// of before, until the machine ends. The first response has no data: it tells that the
+	// machine's host answers.
 	WatchConsole(context.Context, *v1.WatchConsoleRequest) (*connect.ServerStreamForClient[v1.WatchConsoleResponse], error)
 	// TypeConsole types on it.
 	TypeConsole(context.Context, *v1.TypeConsoleRequest) (*v1.TypeConsoleResponse, error)
@@ -391,7 +392,8 @@ type MachineServiceHandler interface {
 	// ReadMachine gives the content of one that has stopped. Zeros are left out.
 	ReadMachine(context.Context, *v1.ReadMachineRequest, *connect.ServerStream[v1.ReadMachineResponse]) error
 	// WatchConsole gives what the guest writes on its serial port, after the last lines
-	// of before, until the machine ends.
+	// of before, until the machine ends. The first response has no data: it tells that the
+	// machine's host answers.
 	WatchConsole(context.Context, *v1.WatchConsoleRequest, *connect.ServerStream[v1.WatchConsoleResponse]) error
 	// TypeConsole types on it.
 	TypeConsole(context.Context, *v1.TypeConsoleRequest) (*v1.TypeConsoleResponse, error)

@@ -1,0 +1,53 @@
+package placement
+
+import (
+	"testing"
+	"time"
+
+	"steadfast/cluster/inventory"
+)
+
+// TestEverythingDown: the loss of a host counts against a machine that was restarted already
+// when a node has listened through it, and not when the nodes were down as well.
+func TestEverythingDown(t *testing.T) {
+	const now = int64(time.Hour)
+	placed := now - int64(30*time.Second)
+	v := &inventory.View{
+		Clusters: map[string]*inventory.Cluster{"k": {Name: "k", HA: true}},
+		Hosts:    map[string]*inventory.Host{"h1": {Name: "h1", Cluster: "k"}},
+		Lives:    map[string]*inventory.HostLife{"h1": {Host: "h1", Boot: 2, State: inventory.Up, Since: now, Memory: 1 << 30}},
+		Machines: map[string]*inventory.Machine{"m": {Name: "m", Cluster: "k", Policy: inventory.Restart, Desired: inventory.Running, Run: 1, Hardware: inventory.Hardware{Memory: 1 << 20}}},
+		Placements: map[string]*inventory.Placement{
+			"m": {Machine: "m", Host: "h1", Boot: 1, Generation: 4, Run: 1, Restarts: 1, Since: placed},
+		},
+	}
+	for name, c := range map[string]struct {
+		listening [2]time.Duration
+		again     bool
+	}{
+		"all nodes have come up since": {[2]time.Duration{5 * time.Second, 29 * time.Second}, true},
+		"one was there":                {[2]time.Duration{5 * time.Second, time.Minute}, false},
+		"both were there":              {[2]time.Duration{time.Minute, time.Hour}, false},
+	} {
+		var heard []Heard
+		for _, l := range c.listening {
+			heard = append(heard, Heard{Node: "n", Listening: l, Hosts: []Report{{Host: "h1", Boot: 2}}})
+		}
+		all := Decide(v, heard, now)
+		if len(all) != 1 {
+			t.Fatalf("%s: decided %v", name, all)
+		}
+		switch d := all[0].(type) {
+		case Place:
+			if !c.again || d.Restarts != 1 || d.Generation != 5 {
+				t.Errorf("%s: decided %+v", name, d)
+			}
+		case End:
+			if c.again || d.Why != inventory.EndedHostLost {
+				t.Errorf("%s: decided %+v", name, d)
+			}
+		default:
+			t.Errorf("%s: decided %+v", name, d)
+		}
+	}
+}
