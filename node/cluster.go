@@ -39,6 +39,9 @@ const (
 	editTries = 5
 )
 
+// retryCluster is how long a node waits before it tries again to take part.
+const retryCluster = time.Second
+
 // cluster is this node's membership.
 type cluster struct {
 	id     *identity.Identity
@@ -109,7 +112,49 @@ func (n *Node) openCluster() error {
 	if err != nil {
 		n.hinderCluster(err)
 	}
+	if fault.Is(err, fault.Busy) {
+		n.tryCluster(id)
+	}
 	return nil
+}
+
+// tryCluster tries to take part until that is hindered by something else than another
+// process: one that has the address, or the member's files, may end. stopTrying ends it.
+func (n *Node) tryCluster(id *identity.Identity) {
+	ctx, cancel := context.WithCancel(n.ctx)
+	ended := make(chan struct{})
+	n.stopTrying = func() {
+		cancel()
+		<-ended
+	}
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(retryCluster):
+			}
+			n.membership.Lock()
+			_, err := identity.Load(n.clusterDir())
+			left := fault.Is(err, fault.NotFound)
+			if err == nil {
+				err = n.beMember(id, false)
+			}
+			n.membership.Unlock()
+			if left {
+				return
+			}
+			if err == nil {
+				n.publish("cluster-member", "", "", "this node takes part in its cluster again")
+				return
+			}
+			if !fault.Is(err, fault.Busy) {
+				n.hinderCluster(err)
+				return
+			}
+		}
+	}()
 }
 
 func (n *Node) hinderCluster(err error) {

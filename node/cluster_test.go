@@ -71,3 +71,36 @@ func TestInitAgain(t *testing.T) {
 		}
 	}
 }
+
+// TestAddressTaken: a member whose address another process has when it begins takes part as
+// soon as that has ended.
+func TestAddressTaken(t *testing.T) {
+	n := startStorage(t)
+	address := freeAddress(t)
+	if _, err := (clusterService{n}).InitCluster(within(t), &steadfastv1.InitClusterRequest{Name: "a", Address: address}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	other, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Start(t.Context(), Options{Config: n.cfg, Version: "test", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err, other.Close())
+	}
+	t.Cleanup(func() {
+		if err := again.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := again.inCluster(); err == nil {
+		t.Error("it takes part without an address")
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it takes part", func() bool { _, err := again.inCluster(); return err == nil })
+}

@@ -138,6 +138,8 @@ type Node struct {
 	clusterProblem string
 
 	membership sync.Mutex // serialises becoming a member and leaving
+	// stopTrying ends the attempts to take part in the cluster; nil: there are none.
+	stopTrying func()
 }
 
 // Start starts a node. When it returns, the API is served, and the portals are
@@ -410,6 +412,9 @@ func (n *Node) takeDown() error {
 	n.admin.Lock()
 	n.closing = true
 	n.admin.Unlock()
+	if n.stopTrying != nil {
+		n.stopTrying()
+	}
 	err := n.closeCluster()
 	if n.targets != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(n.cfg.Drain))
