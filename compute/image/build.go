@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,6 +35,17 @@ type Spec struct {
 	Mirror string
 	// Refresh builds anew although the cache has it: packages may be newer.
 	Refresh bool
+	// Files are put on the disk when all is configured; they replace what is there.
+	Files []File
+}
+
+// File is one that an image gets besides what its packages bring. It is root's.
+type File struct {
+	// Path is where it is in the guest, in a folder that is there.
+	Path    string
+	Content []byte
+	// Mode are its permissions.
+	Mode fs.FileMode
 }
 
 // sizeDefault is the disk's size if none is said, in bytes.
@@ -72,6 +84,9 @@ func (s *Spec) check() (Profile, error) {
 	if err := checkPassword(s.RootPassword); err != nil {
 		return p, err
 	}
+	if err := checkFiles(s.Files); err != nil {
+		return p, err
+	}
 	return p, checkSize(s.SizeBytes)
 }
 
@@ -96,7 +111,7 @@ func (b *Builder) Build(ctx context.Context, spec Spec, dir string) (*Manifest, 
 	if err != nil {
 		return nil, err
 	}
-	if err := needTools("apt-get", "apt-config", "dpkg-deb", "mke2fs", "debugfs", "e2fsck", "depmod", "xz"); err != nil {
+	if err := CheckTools(); err != nil {
 		return nil, err
 	}
 	if _, err := os.Lstat(dir); err == nil {
@@ -288,10 +303,16 @@ func (b *Builder) finish(ctx context.Context, spec Spec, built, dir string) (*Ma
 	if err := setRootPassword(ctx, disk, spec.RootPassword, date); err != nil {
 		return nil, err
 	}
+	if err := addFiles(ctx, disk, spec.Files, date); err != nil {
+		return nil, err
+	}
 	if err := checkExt4(ctx, disk, date); err != nil {
 		return nil, err
 	}
-	man.Name, man.Hostname = spec.Name, spec.Hostname
+	man.Name, man.Hostname, man.Files = spec.Name, spec.Hostname, nil
+	for _, f := range spec.Files {
+		man.Files = append(man.Files, f.Path)
+	}
 	if err := writeManifest(m.dir, man); err != nil {
 		return nil, err
 	}

@@ -36,6 +36,8 @@ type Manifest struct {
 	// Source is where it was imported or cloned from.
 	Source   string    `json:"source,omitempty"`
 	Packages []Package `json:"packages,omitempty"`
+	// Files are paths of files that came from elsewhere than packages.
+	Files []string `json:"files,omitempty"`
 	// SHA256 are the hashes of the files that do not change, by name.
 	SHA256 map[string]string `json:"sha256,omitempty"`
 }

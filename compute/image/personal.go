@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"path"
 	"strings"
 	"time"
 
@@ -64,6 +65,55 @@ func setHostname(ctx context.Context, disk, hostname string, when time.Time) err
 		return err
 	}
 	return debugfsReplace(ctx, disk, "/etc/hosts", hosts(hostname), 0o644, 0, when)
+}
+
+// Bounds of the files that an image gets besides its packages'.
+const (
+	filesMax     = 100
+	fileBytesMax = 64 << 20
+)
+
+// checkFiles fails with fault.Invalid for files that no image can get.
+func checkFiles(files []File) error {
+	if len(files) > filesMax {
+		return fault.New(fault.Invalid, "an image gets at most %d files; put them into an archive, or into a package", filesMax)
+	}
+	seen := map[string]bool{}
+	for _, f := range files {
+		switch {
+		case !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" || strings.ContainsAny(f.Path, "\n\r\x00"):
+			return fault.New(fault.Invalid, "%q is no path of a file in the guest, as /etc/motd is", f.Path)
+		case len(f.Content) > fileBytesMax:
+			return fault.New(fault.Invalid, "the file for %s has %d bytes, and at most %d MiB are put into an image", f.Path, len(f.Content), fileBytesMax>>20)
+		case seen[f.Path]:
+			return fault.New(fault.Invalid, "there are two files for %s", f.Path)
+		}
+		seen[f.Path] = true
+	}
+	return nil
+}
+
+// addFiles puts files on a disk that nobody uses. Fails with fault.NotFound if there is no
+// folder for one.
+func addFiles(ctx context.Context, disk string, files []File, when time.Time) error {
+	for _, f := range files {
+		if err := needFolder(ctx, disk, path.Dir(f.Path)); err != nil {
+			return err
+		}
+		if err := debugfsReplace(ctx, disk, f.Path, string(f.Content), uint32(f.Mode.Perm()), 0, when); err != nil {
+			return fault.Wrap(fault.KindOf(err), err, f.Path)
+		}
+	}
+	return nil
+}
+
+// needFolder fails with fault.NotFound unless a disk that nobody uses has a folder.
+func needFolder(ctx context.Context, disk, folder string) error {
+	out, err := command{name: "debugfs", args: []string{"-R", "stat " + debugfsQuote(folder), disk}}.run(ctx)
+	if err == nil && !strings.Contains(string(out), "Type: directory") {
+		err = fault.New(fault.NotFound, "the guest has no folder %s; only files are added, into folders of its packages", folder)
+	}
+	return err
 }
 
 // setShadow replaces a user's hash (shadow(5)). Fails with fault.NotFound if the user is not

@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -266,19 +265,12 @@ var foreign = map[string]string{"KDMV": "VMDK", "COWD": "VMDK", "vhdxfile": "VHD
 
 // importDisk writes the disk in f to a new file, raw, its size rounded up to sizeUnit.
 func importDisk(ctx context.Context, disk string, f *os.File) (err error) {
-	head := make([]byte, 64)
-	n, err := f.ReadAt(head, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
+	packed, err := kindOf(f)
+	if err != nil {
 		return err
 	}
-	head = head[:n]
-	for magic, kind := range foreign {
-		if len(head) >= len(magic) && string(head[:len(magic)]) == magic {
-			return fault.New(fault.Invalid, "%s is a %s file; make it one that is read with: qemu-img convert -O raw", f.Name(), kind)
-		}
-	}
 	var size int64
-	if isQcow2(head) {
+	if packed {
 		size, err = importQcow2(ctx, disk, f)
 	} else {
 		var st os.FileInfo

@@ -221,7 +221,7 @@ func TestSpec(t *testing.T) {
 	}
 	base := Spec{Name: "a", Packages: []string{"redis-server", "hello"}}
 	same := []Spec{
-		{Name: "b", Packages: []string{"hello", "redis-server"}, Hostname: "x", RootPassword: []byte("y")},
+		{Name: "b", Packages: []string{"hello", "redis-server"}, Hostname: "x", RootPassword: []byte("y"), Files: []File{{Path: "/etc/motd"}}},
 		{Name: "c", Packages: []string{"hello", "redis-server", "hello"}, Profile: "debian", SizeBytes: 1 << 30},
 	}
 	for _, s := range same {
@@ -251,6 +251,13 @@ func TestSpec(t *testing.T) {
 		{Name: "a", SizeBytes: 1<<30 + 1},
 		{Name: "a", RootPassword: []byte("a\nb")},
 		{Name: "a", RootPassword: bytes.Repeat([]byte("a"), 256)},
+		{Name: "a", Files: []File{{Path: "etc/motd"}}},
+		{Name: "a", Files: []File{{Path: "/etc/../motd"}}},
+		{Name: "a", Files: []File{{Path: "/etc/a\nrm /etc/b"}}},
+		{Name: "a", Files: []File{{Path: "/"}}},
+		{Name: "a", Files: []File{{Path: "/etc/motd"}, {Path: "/etc/motd"}}},
+		{Name: "a", Files: []File{{Path: "/etc/motd", Content: make([]byte, fileBytesMax+1)}}},
+		{Name: "a", Files: make([]File, filesMax+1)},
 	} {
 		if _, err := s.check(); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%+v: %v", s, err)

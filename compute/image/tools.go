@@ -41,6 +41,13 @@ func isExecutable(p string) bool {
 	return err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0
 }
 
+// CheckTools fails with fault.NotFound, naming what is missing, unless this host has the tools
+// that images are built with.
+func CheckTools() error { return needTools(buildTools...) }
+
+// buildTools are what a build runs.
+var buildTools = []string{"apt-get", "apt-config", "dpkg-deb", "mke2fs", "debugfs", "e2fsck", "depmod", "xz"}
+
 // needTools fails with fault.NotFound, naming all that is missing at once.
 func needTools(names ...string) error {
 	var missing, packages []string

@@ -198,6 +198,20 @@ func testReplace(t *testing.T, disk string) {
 			t.Errorf("%s; want %s", got, want)
 		}
 	}
+	if err := addFiles(ctx, disk, []File{{Path: "/etc/our \"own\"", Content: []byte("own\n"), Mode: 0o755}, {Path: "/etc/shadow", Mode: 0o600}}, when); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := debugfsRead(ctx, disk, "/etc/our \"own\""); err != nil || string(b) != "own\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if own, shadow := statIn(t, disk, "/etc/our \"own\""), statIn(t, disk, "/etc/shadow"); own != "regular 0755 0 0 1767323045" || shadow != "regular 0600 0 0 1767323045" {
+		t.Errorf("%s, %s", own, shadow)
+	}
+	for _, path := range []string{"/none/file", "/etc/shadow/file"} {
+		if err := addFiles(ctx, disk, []File{{Path: path}}, when); !fault.Is(err, fault.NotFound) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
 	if err := debugfsWrite(ctx, disk, when, "rm /not/there"); !fault.Is(err, fault.Failed) {
 		t.Errorf("debugfs's complaint is not heard: %v", err)
 	}

@@ -15,12 +15,13 @@ import (
 
 // conn is a connection in its full feature phase: the one session of a nexus.
 //
-// One goroutine receives. Whoever queues PDUs while nobody sends is the sender
+// One goroutine receives at a time: the receiver, or the caller of the only command
+// there is, until that is answered. Whoever queues PDUs while nobody sends is the sender
 // for a few rounds, and leaves what comes after to a goroutine that only
 // sends; the receiver never sends itself, for a target that waits for us to
 // read would then wait for ever.
 //
-// The receiver's last act is to say that the connection is lost, after the
+// The last act of who receives is to say that the connection is lost, after the
 // last sender has left: from then on nobody touches the memory of the requests
 // that were under way, and they may go to another connection.
 type conn struct {
@@ -36,6 +37,8 @@ type conn struct {
 	gone  chan struct{} // closed when the connection is lost, and everything told
 	wake  chan struct{} // for the sending goroutine
 	news  chan struct{} // the unit has news: paths, capacity
+	// listens has the receiver listen.
+	listens chan struct{}
 
 	// All below under Disk.mu.
 	queue, spare []pdu
@@ -52,6 +55,10 @@ type conn struct {
 	managed      chan uint8    // where the answer to a task management request goes
 	logout       bool          // a logout was sent
 	owed         int           // answers to pings in queue
+	listening    bool          // somebody receives, or is about to
+	leader       *request      // whose caller it is, or nil
+
+	ended []*request // whose callers are to be told; of who receives
 
 	iov  [][]byte // the sender's
 	bufs net.Buffers
@@ -63,6 +70,7 @@ type pdu struct {
 	tail  [8]byte // padding and the data's digest
 	data  []byte
 	owner *request
+	last  bool // of what one R2T asked for
 }
 
 func (p *pdu) header() *iscsi.Header { return (*iscsi.Header)(p.wire[:iscsi.HeaderSize]) }
@@ -79,6 +87,7 @@ func newConn(d *Disk, portal string, sock net.Conn, login *iscsi.Initiate) *conn
 	c := &conn{
 		d: d, portal: portal, sock: sock, params: login.Params,
 		gone: make(chan struct{}), wake: make(chan struct{}, 1), news: make(chan struct{}, 1),
+		listens: make(chan struct{}, 1), listening: true, // by the receiver, to begin with
 		statSN: login.StatSN + 1,
 		slots:  make([]*request, d.cfg.QueueDepth),
 	}
@@ -99,7 +108,7 @@ func (c *conn) add(op iscsi.Opcode, owner *request, data []byte) *iscsi.Header {
 		c.queue = append(c.queue, pdu{})
 	}
 	p := &c.queue[len(c.queue)-1]
-	p.data, p.owner = data, owner
+	p.data, p.owner, p.last = data, owner, false
 	if owner != nil {
 		owner.holds++
 	}
@@ -121,6 +130,7 @@ func (c *conn) start(r *request) {
 	c.generation++
 	r.tag = uint32(c.generation)<<16 | uint32(slot)
 	r.conn, r.got, r.dataSN, r.r2tSN, r.answered = c, 0, 0, 0, false
+	r.asked = 0
 	r.sentAt = c.d.now()
 
 	now := 0
@@ -162,6 +172,9 @@ func (c *conn) dataOut(r *request, target uint32, off, n int) {
 		h := c.add(iscsi.OpDataOut, r, r.out[off:off+part])
 		if part < n {
 			h.SetFlags(0)
+		} else if target != iscsi.NoTag {
+			c.queue[len(c.queue)-1].last = true
+			r.asked++
 		}
 		h.SetLUN(uint64(c.d.lun))
 		h.SetInitiatorTag(r.tag)
@@ -195,6 +208,11 @@ func (c *conn) send(rounds int) {
 	for ; rounds > 0 && len(c.queue) > 0 && !c.broken; rounds-- {
 		batch := c.queue
 		c.queue, c.owed = c.spare[:0], 0
+		for i := range batch {
+			if batch[i].last {
+				batch[i].owner.asked--
+			}
+		}
 		c.d.mu.Unlock()
 		err := c.write(batch)
 		c.d.mu.Lock()
@@ -222,13 +240,19 @@ func (c *conn) release(batch []pdu) {
 			continue
 		}
 		if r.holds--; r.holds == 0 && r.answered {
-			c.d.settle(r)
+			if end, err := c.d.settle(r); end {
+				c.d.finish(r, err)
+			}
 		}
 	}
 }
 
-// nudge has the sending goroutine send what is queued. Under Disk.mu.
+// nudge has the sending goroutine send what is queued, and sees to it that somebody
+// receives what is awaited. Under Disk.mu.
 func (c *conn) nudge() {
+	if !c.quiet() {
+		c.hearken()
+	}
 	if len(c.queue) == 0 || c.sending || c.broken {
 		return
 	}
@@ -305,11 +329,13 @@ func (c *conn) fail(why error) {
 	if c.n.Phase != nexus.Down {
 		c.n.Phase = nexus.Draining // nothing new for it
 	}
-	_ = c.sock.Close() // else the receiver would not notice
+	_ = c.sock.Close() // else who receives would not notice
+	c.hearken()
 }
 
-// lost is the receiver's last act. Under Disk.mu.
+// lost is the last act of who receives. Under Disk.mu.
 func (c *conn) lost() {
+	c.leader = nil
 	for c.sending {
 		c.idle.Wait()
 	}

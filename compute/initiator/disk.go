@@ -23,6 +23,9 @@ var ErrUnknown = errors.New("the answer was lost: read to learn whether it was w
 // errLost ends probes of a connection that is over.
 var errLost = fault.New(fault.Unreachable, "the connection was lost")
 
+// errPreempted is what requests get when another initiator has taken our registration.
+var errPreempted = fault.New(fault.Fenced, "another initiator has taken away our registration with the disk")
+
 // errClosed is what requests get of a disk that is closed.
 var errClosed = fault.New(fault.Canceled, "the disk is closed")
 
@@ -54,13 +57,16 @@ type Disk struct {
 	key      uint64           // our registration, 0: none
 	kind     uint8            // of the reservation that we asked for
 	covered  map[uint16]bool  // groups that the registration covers; nil: all
-	wakeAt   nexus.Instant    // when timer fires, 0: never
-	timer    *time.Timer
-	closing  bool
-	fencing  bool          // a path fences others
-	closed   chan struct{} // closed by the first Close when it is through
-	counters Counters
-	paused   nexus.Instant // since when requests wait without a path, 0: not
+	// preempted says that somebody took the registration away: nothing is changed until there
+	// is another. untold says that no request was told so yet.
+	preempted, untold bool
+	wakeAt            nexus.Instant // when timer fires, 0: never
+	timer             *time.Timer
+	closing           bool
+	fencing           bool          // a path fences others
+	closed            chan struct{} // closed by the first Close when it is through
+	counters          Counters
+	paused            nexus.Instant // since when requests wait without a path, 0: not
 }
 
 // unit is what the target told of its logical unit. Lengths are bytes.
@@ -80,6 +86,7 @@ type request struct {
 	nexus.Command
 	cdb     [16]byte
 	in, out []byte // where to read to, or what to write
+	admin   bool   // about reservations, whatever those are
 	short   bool   // residuals are not looked at: no medium data, whose count targets differ in (tgt takes "none" of an UNMAP's list)
 	done    chan error
 
@@ -90,12 +97,14 @@ type request struct {
 	got           int // bytes of in
 	sent          int // bytes of out that were sent or asked for
 	dataSN, r2tSN uint32
+	asked         int // R2Ts whose data is in the queue
 	holds         int // PDUs queued or being sent that refer to out
 	answered      bool
 	status        scsi.Status
 	check         scsi.Check
 	sentAt        nexus.Instant
 	rejects       int
+	err           error // its end, until the receiver has told it
 }
 
 // now is the present, in time since the disk was opened; never 0.
@@ -113,14 +122,16 @@ func (d *Disk) get() *request {
 
 // put gives back a request that has ended.
 func (d *Disk) put(r *request) {
-	r.in, r.out, r.short, r.rejects = nil, nil, false, 0
+	r.in, r.out, r.short, r.rejects, r.err = nil, nil, false, 0, nil
 	r.Pin, r.Probe, r.Len = nil, false, 0
 	d.requests.Put(r)
 }
 
 // do sends requests and waits for all of them.
 func (d *Disk) do(rs ...*request) (err error) {
-	d.begin(rs)
+	if c := d.begin(rs, len(rs) == 1); c != nil {
+		c.listen()
+	}
 	for _, r := range rs {
 		if e := <-r.done; e != nil && err == nil {
 			err = e
@@ -129,8 +140,9 @@ func (d *Disk) do(rs ...*request) (err error) {
 	return err
 }
 
-// begin submits requests, and sends what it can.
-func (d *Disk) begin(rs []*request) {
+// begin submits requests, and sends what it can. With lead it may return a connection, which
+// its caller is to listen to.
+func (d *Disk) begin(rs []*request, lead bool) (listen *conn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, r := range rs {
@@ -138,14 +150,23 @@ func (d *Disk) begin(rs []*request) {
 			r.done <- errClosed
 			continue
 		}
+		if d.preempted && !r.admin && (d.untold || r.Kind != nexus.Read) {
+			d.untold = false
+			r.done <- errPreempted
+			continue
+		}
 		d.core.Submit(&r.Command)
 	}
 	d.pump()
 	if c := rs[0].conn; c != nil {
+		if lead && c.lead(rs[0]) {
+			listen = c
+		}
 		c.send(senderRounds)
 	}
 	d.nudge()
 	d.watchPause()
+	return listen
 }
 
 // pump starts every command that may be sent now. Under mu.
@@ -181,49 +202,48 @@ func (d *Disk) nudge() {
 // finish tells a request's caller its end. Under mu.
 func (d *Disk) finish(r *request, err error) { r.done <- err }
 
-// settle does what a command's answer means. Under mu.
-func (d *Disk) settle(r *request) {
+// settle does what a command's answer means. It returns whether that is the
+// command's end, and what its caller is to be told. Under mu.
+func (d *Disk) settle(r *request) (end bool, err error) {
 	c, n := r.conn, r.Nexus
 	c.forget(r)
 	now := d.now()
 	v := nexus.Judge(r.status, r.check.Sense)
-	if v.News != nexus.NoNews {
-		d.hear(c, v.News)
-	}
-	again := func(due nexus.Instant) {
+	fenced := v.News != nexus.NoNews && d.hear(c, v.News)
+	again := func(due nexus.Instant) (bool, error) {
 		d.counters.Retries++
 		d.core.Again(&r.Command, due)
 		d.wakeBy(due)
+		return false, nil
 	}
-	end := func(err error) {
+	over := func(err error) (bool, error) {
 		d.core.End(&r.Command)
-		d.finish(r, err)
+		return true, err
+	}
+	if fenced && !r.admin && !r.Probe {
+		d.untold = false
+		return over(errPreempted)
 	}
 	switch v.Action {
 	case nexus.Done:
-		end(nil)
-		return
+		return over(nil)
 	case nexus.Differs:
-		end(&r.check)
-		return
+		return over(&r.check)
 	case nexus.Failed:
-		end(fault.Wrap(v.Kind, r.failure(), "the target refuses"))
-		return
+		return over(fault.Wrap(v.Kind, r.failure(), "the target refuses"))
 	case nexus.Elsewhere:
 		n.Access = v.Access
 	case nexus.Ended:
 		if r.Kind == nexus.Once {
 			d.counters.Unknown++
-			end(fault.Wrap(fault.Unreachable, ErrUnknown, "COMPARE AND WRITE was aborted"))
-			return
+			return over(fault.Wrap(fault.Unreachable, ErrUnknown, "COMPARE AND WRITE was aborted"))
 		}
 	case nexus.Missing:
 		if r.Missing == 0 {
 			r.Missing = now
 		}
 		if time.Duration(now-r.Missing) > d.cfg.Times.Missing {
-			end(fault.New(fault.NotFound, "target %s has no LUN %d for us", d.cfg.Target, d.cfg.LUN))
-			return
+			return over(fault.New(fault.NotFound, "target %s has no LUN %d for us", d.cfg.Target, d.cfg.LUN))
 		}
 		c.tell()
 	default:
@@ -231,11 +251,13 @@ func (d *Disk) settle(r *request) {
 	switch {
 	case r.Probe && (v.Action != nexus.AtOnce || r.Tries > attentionsOfProbe):
 		// Whoever brings the path up decides what is next.
-		end(fault.Wrap(fault.Busy, r.failure(), "not now"))
+		return over(fault.Wrap(fault.Busy, r.failure(), "not now"))
+	case r.Canceled():
+		return over(fault.Wrap(fault.Canceled, r.failure(), "not asked again"))
 	case v.Action == nexus.Elsewhere && r.Tries == 0 && r.Pin == nil:
-		again(0) // goes nowhere until a path is usable
+		return again(0) // goes nowhere until a path is usable
 	default:
-		again(nexus.Due(v, &r.Command, now))
+		return again(nexus.Due(v, &r.Command, now))
 	}
 }
 
@@ -251,14 +273,21 @@ func (r *request) failure() error {
 	return &c
 }
 
-// hear takes a unit's news. Under mu.
-func (d *Disk) hear(c *conn, news nexus.News) {
+// hear takes a unit's news. It tells whether they are that somebody has taken our
+// registration away. Under mu.
+func (d *Disk) hear(c *conn, news nexus.News) (preempted bool) {
 	if news&(nexus.Capacity|nexus.Paths) != 0 {
 		c.tell()
 	}
 	if news&nexus.Lost != 0 {
 		d.counters.NexusLosses++
 	}
+	// A path that we fenced ourselves tells the same.
+	if news&nexus.Preempted == 0 || d.key == 0 || d.fencing || d.covered != nil && !d.covered[c.n.Tag] {
+		return false
+	}
+	d.preempted, d.untold = true, true
+	return true
 }
 
 // wakeBy sees to it that the core is woken at due, if that is not 0. Under mu.

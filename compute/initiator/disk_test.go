@@ -402,7 +402,13 @@ func TestDoubtWaits(t *testing.T) {
 // doubt makes a disk of two paths, of which one is lost with a write in doubt,
 // and another that overlaps it waits.
 func doubt(t *testing.T, prepare func(*rig)) (r *rig, first, second chan error) {
+	return doubtWith(t, prepare, func(*rig, uint16, initiatortest.Step) initiatortest.Fault { return initiatortest.None })
+}
+
+// doubtWith is doubt with more that goes wrong.
+func doubtWith(t *testing.T, prepare func(*rig), more func(*rig, uint16, initiatortest.Step) initiatortest.Fault) (r *rig, first, second chan error) {
 	var mu sync.Mutex
+	var known *rig
 	armed := false
 	r = newRig(t, initiatortest.Options{Groups: []uint16{1, 2}, Strike: func(g uint16, s initiatortest.Step) initiatortest.Fault {
 		mu.Lock()
@@ -413,8 +419,11 @@ func doubt(t *testing.T, prepare func(*rig)) (r *rig, first, second chan error) 
 			r.target.Refuse(1)
 			return initiatortest.Late
 		}
-		return initiatortest.None
+		return more(known, g, s)
 	}}, nil)
+	mu.Lock()
+	known = r
+	mu.Unlock()
 	r.until("both up", func() bool {
 		s := r.disk.State()
 		return len(s.Paths) == 2 && s.Paths[0].Up && s.Paths[1].Up
@@ -434,19 +443,22 @@ func doubt(t *testing.T, prepare func(*rig)) (r *rig, first, second chan error) 
 		}
 		return nil
 	})
-	mu.Lock()
-	armed = true
-	mu.Unlock()
 	first, second = make(chan error, 1), make(chan error, 1)
-	go func() { first <- r.disk.WriteAt(pattern(4096, 1), 0, 0) }()
-	r.until("in doubt", func() bool {
-		for _, p := range r.disk.State().Paths {
-			if p.Group == 1 {
-				return p.InDoubt == 1 && p.Portal == ""
+	for lost := false; !lost; {
+		mu.Lock()
+		armed = true
+		mu.Unlock()
+		go func() { first <- r.disk.WriteAt(pattern(4096, 1), 0, 0) }()
+		r.until("in doubt", func() bool {
+			for _, p := range r.disk.State().Paths {
+				lost = lost || p.Group == 1 && p.InDoubt == 1 && p.Portal == ""
 			}
+			return lost || len(first) > 0
+		})
+		if !lost {
+			<-first // it was a probe that the fault struck
 		}
-		return false
-	})
+	}
 	go func() { second <- r.disk.WriteAt(pattern(4096, 2), 0, 0) }()
 	r.must("read beside", func() error { return r.disk.ReadAt(make([]byte, 4096), 0) })
 	r.must("write beside", func() error { return r.disk.WriteAt(pattern(4096, 3), 8192, 0) })

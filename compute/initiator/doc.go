@@ -11,7 +11,8 @@
 //	+-- pause <---- failed ---- lost <- draining <-----+ (logout asked for)
 //
 // The first attempt after a loss is at once; the next ones are at most 250 ms
-// apart, without end. What commands do meanwhile is package nexus's: see there
+// apart, without end. Only a target that ends the session and says how long not to
+// come back for is waited for longer, 30 s at most. What commands do meanwhile is package nexus's: see there
 // for their states.
 //
 // # What is asked again, and when
@@ -55,7 +56,10 @@
 // # Registrations
 //
 // A path is never registered by itself: a registration that somebody preempted
-// must stay gone, or a host that was fenced would fence itself back in.
+// must stay gone, or a host that was fenced would fence itself back in. When the
+// target tells that it is gone (REGISTRATIONS PREEMPTED), the request that hears of it
+// fails with fault.Fenced, or the next one if none was under way, and all that change
+// the disk do until Register is called.
 //
 // # Trust
 //
@@ -68,8 +72,12 @@
 //
 // For each portal a keeper dials and watches; a connection has a receiver, a
 // sender and a prober. A caller sends what it begins itself, with what others
-// queued meanwhile. Disk.mu is the only lock; it guards the core and all queues,
-// and is not held over a read or write of a socket. The receiver's last act is
-// to declare the loss, when no sender is left: from then on nobody touches the
-// callers' memory.
+// queued meanwhile; when its command is the only one, it receives the answer itself,
+// too, which spares a change of goroutines. When nothing is awaited any more nobody
+// receives until the next command, or the keeper's next tick, a quarter of Times.Retry
+// later at most: that late is heard what a target says unasked, and its end.
+//
+// Disk.mu is the only lock; it guards the core and all queues, and is not held over
+// a read or write of a socket. The last act of who receives is to declare the loss,
+// when no sender is left: from then on nobody touches the callers' memory.
 package initiator

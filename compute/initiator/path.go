@@ -192,8 +192,11 @@ func (k *keeper) await(pause time.Duration) bool {
 	}
 	for {
 		k.d.mu.Lock()
-		freed, taken := k.d.freed, k.grouped && k.d.claims[k.group]
+		freed, taken, closing := k.d.freed, k.grouped && k.d.claims[k.group], k.d.closing
 		k.d.mu.Unlock()
+		if closing {
+			return false
+		}
 		if !taken {
 			return true
 		}
@@ -551,6 +554,7 @@ func (c *conn) watch() {
 	if c.broken {
 		return
 	}
+	c.hearken() // what comes unasked for
 	t, now := &c.d.cfg.Times, c.d.now()
 	quiet := time.Duration(now - nexus.Instant(c.heard.Load()))
 	after := t.PingIdle

@@ -27,6 +27,7 @@ type reader struct {
 
 // more reads once into p.
 func (b *reader) more(p []byte) (int, error) {
+	b.c.tellEnded()
 	n, err := b.c.sock.Read(p)
 	if n > 0 {
 		b.c.heard.Store(int64(b.c.d.now()))
@@ -86,16 +87,64 @@ func (b *reader) full(p []byte) error {
 // data, rejected headers, the payload of pings.
 const textMax = 16 << 10
 
-// receiver receives until the connection breaks.
+// receiver receives whenever no caller does, until the connection breaks.
 func (c *conn) receiver() {
-	var err error
-	for err == nil {
-		err = c.receive()
+	for {
+		c.listen()
+		select {
+		case <-c.gone:
+			return
+		case <-c.listens:
+		}
 	}
-	c.d.mu.Lock()
-	c.fail(err)
-	c.lost()
-	c.d.mu.Unlock()
+}
+
+// listen receives until somebody else may, or the connection breaks. Its caller has
+// been given that by conn.listening.
+func (c *conn) listen() {
+	for {
+		stay, err := c.receive()
+		if err != nil {
+			c.tellEnded()
+			c.d.mu.Lock()
+			c.fail(err)
+			c.lost()
+			c.d.mu.Unlock()
+			return
+		}
+		if !stay {
+			return
+		}
+	}
+}
+
+// leadMax is up to how many bytes a write's caller may be the one who receives: it sends
+// before it does, which nobody receives meanwhile.
+const leadMax = 64 << 10
+
+// lead tells whether r's caller shall receive its answer itself: when it is alone, which
+// spares two processors to wake each other. Under Disk.mu, before r is sent.
+func (c *conn) lead(r *request) bool {
+	if c.listening || c.broken || c.n.Outstanding() != 1 || len(r.out) > leadMax {
+		return false
+	}
+	c.listening, c.leader = true, r
+	return true
+}
+
+// hearken has the receiver listen, if nobody does. Under Disk.mu.
+func (c *conn) hearken() {
+	if !c.listening {
+		c.listening = true
+		c.listens <- struct{}{} // never full: it is sent by who changes listening
+	}
+}
+
+// quiet tells whether nothing is awaited of the target: the next command's caller may
+// listen. What comes unasked for waits until then, or for the keeper's next tick.
+// Under Disk.mu.
+func (c *conn) quiet() bool {
+	return c.n.Phase == nexus.Up && c.n.Outstanding() == 0 && len(c.queue) == 0 && !c.pinging && !c.logout && !c.broken && c.managed == nil
 }
 
 // violation is an error of the target's: it does not keep to the protocol, so
@@ -104,25 +153,25 @@ func violation(format string, args ...any) error {
 	return fault.New(fault.Unreachable, "the target breaks the protocol: "+format, args...)
 }
 
-// receive receives one PDU and does what it says.
-func (c *conn) receive() error {
+// receive receives one PDU and does what it says. It returns whether to go on.
+func (c *conn) receive() (stay bool, err error) {
 	b, err := c.in.take(iscsi.HeaderSize)
 	if err != nil {
-		return err
+		return false, err
 	}
 	h := iscsi.Header(b)
 	if h.AHSLength() != 0 {
 		// No PDU of a target has any: RFC 7143, 11.2.2 has them for commands.
-		return violation("%v with %d bytes of additional header", h.Opcode(), h.AHSLength())
+		return false, violation("%v with %d bytes of additional header", h.Opcode(), h.AHSLength())
 	}
 	if c.params.HeaderDigest {
 		want := iscsi.Digest(h[:])
 		d, err := c.in.take(iscsi.DigestSize)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if binary.LittleEndian.Uint32(d) != want {
-			return violation("a header's digest is wrong")
+			return false, violation("a header's digest is wrong")
 		}
 	}
 	if h.Opcode() == iscsi.OpDataIn {
@@ -130,34 +179,70 @@ func (c *conn) receive() error {
 	}
 	n := h.DataLength()
 	if n > textMax {
-		return violation("%v of %d bytes", h.Opcode(), n)
+		return false, violation("%v of %d bytes", h.Opcode(), n)
 	}
 	data, err := c.in.take(n + iscsi.Padding(n))
 	if err != nil {
-		return err
+		return false, err
 	}
 	if n > 0 && c.params.DataDigest {
 		// The digest may move the buffer: look at the data first.
 		want := iscsi.Digest(data)
 		keep := append([]byte(nil), data[:n]...)
 		if err := c.digest(want); err != nil {
-			return err
+			return false, err
 		}
 		data = keep
 	}
 	data = data[:n]
 
 	c.d.mu.Lock()
-	defer c.d.mu.Unlock()
-	if err := c.numbers(&h); err != nil {
-		return err
+	err = c.numbers(&h)
+	if err == nil {
+		err = c.dispatch(&h, data)
 	}
-	if err := c.dispatch(&h, data); err != nil {
-		return err
+	return c.leave(err), err
+}
+
+// tellEnded tells callers of their commands' ends: all of what came by one read at
+// once, before the next read, and without mu. So their next commands leave together,
+// and nobody wakes up only to wait for mu. By who receives.
+func (c *conn) tellEnded() {
+	for i, r := range c.ended {
+		c.ended[i] = nil
+		r.done <- r.err
 	}
-	c.d.pump()
-	c.d.nudge()
-	return nil
+	c.ended = c.ended[:0]
+}
+
+// leave ends what the receiver does under Disk.mu: it sends what may go now. It returns
+// whether to go on receiving.
+func (c *conn) leave(err error) (stay bool) {
+	stay = true
+	if err == nil {
+		c.d.pump()
+		c.d.nudge()
+		if r := c.leader; r != nil && (r.conn != c || r.answered) || r == nil && c.quiet() {
+			// Until here nothing but what was received could change that.
+			stay, c.leader, c.listening = false, nil, false
+		}
+	}
+	var few [4]*request
+	over := few[:0]
+	if !stay {
+		// Without mu somebody else may receive, whose c.ended it is.
+		over = append(over, c.ended...)
+		clear(c.ended)
+		c.ended = c.ended[:0]
+		if !c.quiet() {
+			c.hearken()
+		}
+	}
+	c.d.mu.Unlock()
+	for _, r := range over {
+		r.done <- r.err
+	}
+	return stay
 }
 
 func (c *conn) digest(want uint32) error {
@@ -200,10 +285,10 @@ func (c *conn) numbers(h *iscsi.Header) error {
 
 // dataIn takes data that was read, straight to where it belongs.
 // RFC 7143, 11.7.
-func (c *conn) dataIn(h *iscsi.Header) error {
+func (c *conn) dataIn(h *iscsi.Header) (stay bool, err error) {
 	n := h.DataLength()
 	c.d.mu.Lock()
-	err := c.numbers(h)
+	err = c.numbers(h)
 	r := c.lookup(h.InitiatorTag())
 	if r != nil && r.answered {
 		r = nil // the sender may settle it at any moment, and the memory is its caller's again
@@ -211,21 +296,21 @@ func (c *conn) dataIn(h *iscsi.Header) error {
 	c.d.mu.Unlock()
 	switch {
 	case err != nil:
-		return err
+		return false, err
 	case n > c.params.MaxRecvLength:
-		return violation("Data-In of %d bytes, of at most %d", n, c.params.MaxRecvLength)
+		return false, violation("Data-In of %d bytes, of at most %d", n, c.params.MaxRecvLength)
 	case r == nil:
-		return violation("Data-In for task %#x, which there is not", h.InitiatorTag())
+		return false, violation("Data-In for task %#x, which there is not", h.InitiatorTag())
 	case int64(h.BufferOffset()) != int64(r.got) || n > len(r.in)-r.got:
 		// DataPDUInOrder and DataSequenceInOrder are both agreed on.
-		return violation("Data-In of %d bytes at %d, after %d of %d", n, h.BufferOffset(), r.got, len(r.in))
+		return false, violation("Data-In of %d bytes at %d, after %d of %d", n, h.BufferOffset(), r.got, len(r.in))
 	case h.DataSN() != r.dataSN:
-		return violation("Data-In with DataSN %d, not %d", h.DataSN(), r.dataSN)
+		return false, violation("Data-In with DataSN %d, not %d", h.DataSN(), r.dataSN)
 	}
 	// The request is ours until its answer: nobody else touches it.
 	p := r.in[r.got : r.got+n]
 	if err := c.in.full(p); err != nil {
-		return err
+		return false, err
 	}
 	if pad := iscsi.Padding(n); pad > 0 || n > 0 && c.params.DataDigest {
 		d := uint32(0)
@@ -234,25 +319,22 @@ func (c *conn) dataIn(h *iscsi.Header) error {
 		}
 		padding, err := c.in.take(pad)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if c.params.DataDigest {
 			if err := c.digest(iscsi.UpdateDigest(d, padding)); err != nil {
-				return err
+				return false, err
 			}
 		}
 	}
 	r.got += n
 	r.dataSN++
 	if h.Flags()&iscsi.FlagStatus == 0 {
-		return nil
+		return true, nil
 	}
 	c.d.mu.Lock()
-	defer c.d.mu.Unlock()
 	err = c.answer(r, h, nil)
-	c.d.pump()
-	c.d.nudge()
-	return err
+	return c.leave(err), err
 }
 
 // owedMax bounds the answers to pings that wait to be sent: a target that asks
@@ -338,7 +420,10 @@ func (c *conn) answer(r *request, h *iscsi.Header, data []byte) error {
 	}
 	r.answered = true
 	if r.holds == 0 {
-		c.d.settle(r)
+		if end, err := c.d.settle(r); end {
+			r.err = err
+			c.ended = append(c.ended, r)
+		}
 	}
 	return nil
 }
@@ -352,6 +437,9 @@ func (c *conn) wanted(h *iscsi.Header) error {
 		return violation("R2T for task %#x, which there is not", h.InitiatorTag())
 	case h.TargetTag() == iscsi.NoTag:
 		return violation("R2T without a tag")
+	case r.asked >= c.params.MaxOutstandingR2T:
+		// What is being sent does not count: it may be there already.
+		return violation("%d R2Ts at a time, where %d are agreed on", r.asked+1, c.params.MaxOutstandingR2T)
 	case h.DataSN() != r.r2tSN:
 		return violation("R2T with R2TSN %d, not %d", h.DataSN(), r.r2tSN)
 	case off != int64(r.sent) || n <= 0 || n > int64(c.params.MaxBurstLength) || off+n > int64(len(r.out)):

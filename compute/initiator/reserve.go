@@ -17,14 +17,19 @@ import (
 // Registrants Only).
 const WriteExclusiveRegistrants uint8 = 5
 
-// await sends a command whose answer is waited for until ctx ends. The command
-// itself goes on: it cannot be called back.
+// await sends a command whose answer is waited for until ctx ends. What was sent by
+// then cannot be called back; what was not never is, nor is anything sent again.
 func (d *Disk) await(ctx context.Context, r *request) error {
-	d.begin([]*request{r})
+	r.admin = true
+	d.begin([]*request{r}, false)
 	select {
 	case err := <-r.done:
 		return err
 	case <-ctx.Done():
+		d.mu.Lock()
+		d.core.Cancel(&r.Command)
+		d.watchPause()
+		d.mu.Unlock()
 		return fault.Wrap(fault.Canceled, ctx.Err(), "wait for the target")
 	}
 }
@@ -112,6 +117,7 @@ func (d *Disk) registered(key uint64, covered map[uint16]bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.key, d.covered = key, covered
+	d.preempted, d.untold = false, false
 	if key == 0 {
 		d.kind = 0
 	}
@@ -371,6 +377,11 @@ func (d *Disk) fence(c *conn) {
 	defer d.mu.Unlock()
 	d.fencing = false
 	if err != nil {
+		if errors.Is(err, ErrUnknown) || fault.Is(err, fault.Canceled) {
+			// It may have been performed: then the other paths are registered no more, and
+			// what goes there would be a conflict. The next tick asks again.
+			d.covered = map[uint16]bool{c.n.Tag: true}
+		}
 		d.bar(nil)
 		d.pump()
 		d.cfg.Log.Warn("iSCSI path could not be fenced", append([]any{"error", err}, c.log...)...)

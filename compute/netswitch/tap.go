@@ -100,6 +100,9 @@ func (t *Tap) plug(on netlink.Link) error {
 // Name is the interface's.
 func (t *Tap) Name() string { return t.name }
 
+// MTU is the bridge's, in bytes, as it was when the interface was made.
+func (t *Tap) MTU() int { return t.mtu }
+
 // Frames are those that went to the kernel, those that came from it, and those dropped for
 // want of room or of a wire.
 func (t *Tap) Frames() (up, down, dropped uint64) {

@@ -19,6 +19,13 @@ const (
 	leasesMax = 1024
 	// offerSeconds is how long an offered address waits for its client to take it.
 	offerSeconds = 120
+	// declinedSeconds is how long an address is set aside that its station found in use by
+	// another: RFC 2131, 4.3.3, says no time. A day, as some servers have it, would be longer
+	// than most reasons for it last.
+	declinedSeconds = 3600
+	// declinedMax is how many are set aside at a time, so that a guest that declines all it
+	// is given leaves some to others: the first of more is given again.
+	declinedMax = 64
 )
 
 // MAC is a station's link address.
@@ -136,9 +143,24 @@ func (l *leases) release(mac MAC, address netip.Addr) {
 func (l *leases) decline(mac MAC, address netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if has := l.byMAC[mac]; has != nil && has.Address == address && !has.Reserved {
-		delete(l.byMAC, mac)
-		has.MAC, has.Until = MAC{}, l.now().Add(leaseSeconds*time.Second)
+	has := l.byMAC[mac]
+	if has == nil || has.Address != address || has.Reserved {
+		return
+	}
+	delete(l.byMAC, mac)
+	has.MAC, has.Until = MAC{}, l.now().Add(declinedSeconds*time.Second)
+	var first *Lease
+	n := 0
+	for _, d := range l.byAddress {
+		if d.MAC != (MAC{}) {
+			continue
+		}
+		if n++; first == nil || d.Until.Before(first.Until) {
+			first = d
+		}
+	}
+	if n > declinedMax {
+		l.forget(first)
 	}
 }
 
@@ -204,6 +226,8 @@ func (l *leases) reserve(mac MAC, want netip.Addr) (netip.Addr, error) {
 	case has != nil && (!want.IsValid() || has.Address == want):
 		has.Reserved = true
 		return has.Address, nil
+	case want.IsValid() && !l.free(want) && l.byAddress[want].MAC == MAC{}:
+		return want, fault.New(fault.Busy, "%v was found in use by a station that did not get it from this network, and is set aside until %v; reserve another address", want, l.byAddress[want].Until.Format(time.TimeOnly))
 	case want.IsValid() && !l.free(want):
 		return want, fault.New(fault.Busy, "%v is %v's; reserve another address", want, l.byAddress[want].MAC)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -321,5 +322,48 @@ func TestForwardsChange(t *testing.T) {
 	}
 	if _, err = n.AddForward(Forward{Listen: "127.0.0.1:0", GuestPort: 80}); err == nil || errors.Is(err, net.ErrClosed) {
 		t.Errorf("on a closed network: %v", err)
+	}
+}
+
+// TestDeclines: what a station found in use is set aside for an hour, some such at a time,
+// and who wants to reserve it hears why it cannot.
+func TestDeclines(t *testing.T) {
+	n, now := many(t, "10.1.0.0/24")
+	server := opt(optServer, n.o.Gateway.AsSlice()...)
+	decline := func(i int) netip.Addr {
+		t.Helper()
+		a := leaseOf(t, n, macOf(i))
+		if !a.IsValid() {
+			t.Fatalf("station %d got no address", i)
+		}
+		say(t, n, macOf(i), "0.0.0.0", join(kindOf(dhcpDecline), ask(a), server)...)
+		*now = now.Add(time.Second)
+		return a
+	}
+	first := decline(1)
+	_, err := n.Reserve(macOf(2), first)
+	if !fault.Is(err, fault.Busy) || !strings.Contains(err.Error(), "found in use") || strings.Contains(err.Error(), "00:00:00") {
+		t.Errorf("reserve what was declined: %v", err)
+	}
+	*now = now.Add(declinedSeconds*time.Second - 2*time.Second)
+	if _, err := n.Reserve(macOf(2), first); !fault.Is(err, fault.Busy) {
+		t.Errorf("reserve what was declined, soon before the hour is over: %v", err)
+	}
+	*now = now.Add(2 * time.Second)
+	if _, err := n.Reserve(macOf(2), first); err != nil {
+		t.Errorf("reserve what was declined, after it: %v", err)
+	}
+	// A guest that declines all that it is given, by many names, leaves some to others.
+	for i := range 2000 {
+		decline(100 + i)
+	}
+	aside := 0
+	for _, l := range n.dhcp.leases.byAddress {
+		if l.MAC == (MAC{}) {
+			aside++
+		}
+	}
+	if aside != declinedMax {
+		t.Errorf("%d addresses are set aside", aside)
 	}
 }

@@ -174,7 +174,10 @@ func decodeSlot(p []byte, id vmlock.ID, size int64) (s slot, err error) {
 	dec := json.NewDecoder(bytes.NewReader(p[headerLen : headerLen+n]))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&s.definition); err != nil {
-		return s, fault.Wrap(fault.Stale, err, "the machine's definition")
+		if !json.Valid(p[headerLen : headerLen+n]) {
+			return s, fault.Wrap(fault.Corrupt, err, "the machine's definition")
+		}
+		return s, fault.Wrap(fault.Stale, err, "a newer program wrote the machine's definition; upgrade this host")
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return s, fault.New(fault.Corrupt, "the machine's definition goes on after its end")

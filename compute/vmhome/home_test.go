@@ -370,6 +370,13 @@ func TestNewer(t *testing.T) {
 	d.stable[slotFirst] = seal(p, p[headerLen:headerLen+n])
 	if _, err := Open(d); !fault.Is(err, fault.Stale) {
 		t.Errorf("a field that is not known: %v", err)
+	} else if !strings.Contains(err.Error(), "upgrade this host") {
+		t.Errorf("%q does not say what to do", err)
+	}
+	p[headerLen] = '}'
+	d.stable[slotFirst] = seal(p, p[headerLen:headerLen+n])
+	if _, err := Open(d); !fault.Is(err, fault.Corrupt) {
+		t.Errorf("what is no text of ours: %v", err)
 	}
 }
 

@@ -32,6 +32,7 @@ import (
 //	                    forward of the user-mode network: answers a second
 //	machine-blk-*       I/O of the guest past its page cache, one at a time, on a file of
 //	                    this host in its page cache (guestload/)
+//	vm-blk-*            see machineblk.go
 //	machine-net-*       a stream of TCP between host and guest, by the same forward
 //
 // The goals are ours alone; what there is to QEMU is the ratio.
@@ -49,6 +50,9 @@ type machineBench struct {
 	parts  testbed.Debian
 	load   string // guestload, for the guest
 	guests [2]*guest
+	// san and volumes are those of machineblk.go, while it measures.
+	san     string
+	volumes [2]string
 }
 
 // machineStage is a group of rows that are measured together.
@@ -67,6 +71,7 @@ func machineStages() []machineStage {
 		{redisRows(), (*machineBench).redis},
 		{diskRows(), (*machineBench).disks},
 		{[]string{"machine-net-rx", "machine-net-tx"}, (*machineBench).streams},
+		{sanRows(), (*machineBench).sanDisks},
 	}
 }
 
@@ -90,7 +95,7 @@ func (b *bench) machines() (err error) {
 	}
 	for _, tool := range machineTools {
 		if _, err := exec.LookPath(tool[0]); err != nil {
-			fmt.Printf("SKIP machine-*: no %s (apt-get install %s)\n", tool[0], tool[1])
+			fmt.Printf("SKIP machine-* and vm-blk-*: no %s (apt-get install %s)\n", tool[0], tool[1])
 			return nil
 		}
 	}
@@ -106,7 +111,7 @@ func (b *bench) machines() (err error) {
 	m.parts, err = testbed.NewDebian(b.ctx, os.Getenv("BENCH_GUEST"))
 	switch {
 	case fault.Is(err, fault.Unreachable):
-		fmt.Printf("SKIP machine-*: there is no guest yet, and none can be built: %v\n", err)
+		fmt.Printf("SKIP machine-* and vm-blk-*: there is no guest yet, and none can be built: %v\n", err)
 		return nil
 	case err != nil:
 		return fmt.Errorf("the guest: %w", err)

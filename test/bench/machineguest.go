@@ -67,13 +67,16 @@ func (m *machineBench) start(side int, arguments string) (*guest, error) {
 		redis: fmt.Sprintf("127.0.0.1:%d", port), load: fmt.Sprintf("127.0.0.1:%d", second),
 	}
 	var argv []string
-	if side == ours {
+	switch {
+	case m.san != "":
+		argv = m.onSAN(side, arguments)
+	case side == ours:
 		argv = []string{
 			m.bin, "machine", "run", "--name", g.name, "--console", "--memory", fmt.Sprintf("%dMiB", guestMemory), "--kernel", m.parts.Kernel, "--initrd", m.parts.Initrd,
 			"--append", arguments, "--disk", m.disk(side), "--disk", m.data(side),
 			"--net", fmt.Sprintf("user,forward=%s:%d,forward=%s:%d", g.redis, redisPort, g.load, loadPort),
 		}
-	} else {
+	default:
 		argv = append(qemuMachine(),
 			"-kernel", m.parts.Kernel, "-initrd", m.parts.Initrd, "-append", arguments,
 			"-drive", "file="+m.disk(side)+",format=raw,if=none,id=root", "-device", "virtio-blk-device,drive=root",

@@ -105,6 +105,14 @@ var diskLoads = []diskLoad{
 	{"machine-blk-randwrite-4k", "write", "random", 4 << 10},
 }
 
+// unit is what io returns the rate in.
+func (l diskLoad) unit() string {
+	if l.bytes > 64<<10 {
+		return "MBps"
+	}
+	return "iops"
+}
+
 func diskRows() (rows []string) {
 	for _, l := range diskLoads {
 		rows = append(rows, l.name)
@@ -125,11 +133,7 @@ func (m *machineBench) disks() error {
 		if err != nil {
 			return err
 		}
-		unit := "/iops"
-		if l.bytes > 64<<10 {
-			unit = "/MBps"
-		}
-		tell(l.name+unit, medianOf(values[ours]), medianOf(values[theirs]), qemuName)
+		tell(l.name+"/"+l.unit(), medianOf(values[ours]), medianOf(values[theirs]), qemuName)
 	}
 	return nil
 }
@@ -155,7 +159,7 @@ func (g *guest) io(ctx context.Context, l diskLoad, seconds float64) (float64, e
 	}
 	n, err := strconv.ParseFloat(strings.TrimSpace(g.screen.before()), 64)
 	rate := n / ended.Sub(began).Seconds()
-	if l.bytes > 64<<10 {
+	if l.unit() == "MBps" {
 		rate *= float64(l.bytes) / 1e6
 	}
 	return rate, err

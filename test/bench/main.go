@@ -25,9 +25,10 @@
 // nothing after the ratio. The exit status tells whether measuring worked, not
 // who won.
 //
-// Then come the mirrored rows, which are held against a volume of one node and
-// against the link's and the drives' own limits: see pair.go; and those of the
-// machine, beside QEMU: see machine.go.
+// Then come the rows of our initiator, beside libiscsi: see initiator.go; the
+// mirrored rows, which are held against a volume of one node and against the
+// link's and the drives' own limits: see pair.go; and those of the machine, beside
+// QEMU: see machine.go and machineblk.go.
 package main
 
 import (
@@ -181,7 +182,9 @@ func (b *bench) storage(folder string) error {
 		fmt.Println("SKIP all but machine-*: tgt's control socket and equal memory limits need root")
 		return nil
 	}
-	if !slices.ContainsFunc(modes(), b.asked) && !slices.ContainsFunc(pairRows(), func(r pairRow) bool { return b.wants(r.name) }) {
+	asked := slices.ContainsFunc(modes(), b.asked) || slices.ContainsFunc(pairRows(), func(r pairRow) bool { return b.wants(r.name) }) ||
+		slices.ContainsFunc(initiatorServers(), func(s string) bool { return len(b.initiatorChosen(s)) > 0 })
+	if !asked {
 		return nil
 	}
 	b.tool = filepath.Join(b.dir, "generator")
@@ -190,6 +193,9 @@ func (b *bench) storage(folder string) error {
 		return fmt.Errorf("build the generator (Debian: gcc libiscsi-dev): %w: %s", err, out)
 	}
 	if err := b.alone(); err != nil {
+		return err
+	}
+	if err := b.initiators(); err != nil {
 		return err
 	}
 	return b.mirrored(folder)

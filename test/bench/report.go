@@ -53,8 +53,13 @@ func (b *bench) report(m mode, s set, l load, results [2][]result) {
 	worst, peerWorst := both(func(r result) float64 { return r.Max })
 	tell(name+"/worst-us", worst, peerWorst, who)
 	others, peerOthers := both(func(r result) float64 { return r.Others })
-	if most := max(others, peerOthers); most > crowded {
-		fmt.Printf("note  %s: other processes had %.0f %% of the processors meanwhile: not a measurement to quote\n", name, 100*most)
+	b.noteCrowd(name, max(others, peerOthers))
+}
+
+// noteCrowd says when other people's work, a share of the processors, has disturbed a row.
+func (b *bench) noteCrowd(name string, share float64) {
+	if share > crowded {
+		fmt.Printf("note  %s: other processes had %.0f %% of the processors meanwhile: not a measurement to quote\n", name, 100*share)
 	}
 }
 

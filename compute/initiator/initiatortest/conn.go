@@ -467,6 +467,8 @@ func statusOf(f Fault) (scsi.Status, *scsi.Check) {
 		return scsi.TaskSetFull, nil
 	case UnitAttention:
 		return check(scsi.KeyUnitAttention, 0x2a, 0x09)
+	case Expelled:
+		return check(scsi.KeyUnitAttention, 0x2a, 0x05)
 	case BecomingReady:
 		return check(scsi.KeyNotReady, 0x04, 0x01)
 	case Transition:

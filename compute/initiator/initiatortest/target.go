@@ -80,6 +80,7 @@ const (
 	TaskAborted    // the same
 	TargetFailure  // the same, by a SCSI response
 	NoUnit         //
+	Expelled       // unit attention: registrations preempted
 	Faults         // how many there are
 )
 

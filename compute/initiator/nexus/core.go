@@ -93,6 +93,7 @@ type Command struct {
 	Missing Instant
 
 	state    state
+	canceled bool     // it is not sent again
 	blockers int      // earlier writes that overlap, not ended
 	due      Instant  // while parked
 	next     *Command // in the queue or list that state says
@@ -249,7 +250,7 @@ func (k *Core) Usable() bool {
 // ended.
 func (k *Core) Submit(c *Command) {
 	invariant.Check(c.state == idle, "a command is submitted twice")
-	c.Tries, c.Missing, c.blockers, c.Nexus = 0, 0, 0, nil
+	c.Tries, c.Missing, c.blockers, c.Nexus, c.canceled = 0, 0, 0, nil, false
 	k.pending++
 	if c.Len > 0 && c.Kind != Read {
 		for w := k.writes.first; w != nil; w = w.wnext {
@@ -388,7 +389,7 @@ func (k *Core) resolve(n *Nexus, dst []*Command) []*Command {
 	// the order in which they were sent.
 	for c := n.inDoubt.last; c != nil; c = n.inDoubt.last {
 		n.inDoubt.remove(c)
-		if c.Kind == Once {
+		if c.Kind == Once || c.canceled {
 			dst = append(dst, c)
 			k.end(c)
 			continue
@@ -408,14 +409,41 @@ func (k *Core) Doubtful() bool {
 	return false
 }
 
+// Cancel says that nobody waits for c any more. It returns true when c has ended by
+// that: it was not sent, and will not be. Else it is on its way, and is not sent again:
+// it ends when it is answered, or when it is known that it can have no effect.
+func (k *Core) Cancel(c *Command) bool {
+	switch c.state {
+	case ready:
+		if c.Pin != nil {
+			k.pinned.remove(c)
+		} else {
+			k.queue.remove(c)
+		}
+	case parked:
+		k.waiting.remove(c)
+	case held:
+	case sent, doubt:
+		c.canceled = true
+		return false
+	default:
+		return false // it has ended
+	}
+	k.end(c)
+	return true
+}
+
+// Canceled tells whether c is not to be sent again.
+func (c *Command) Canceled() bool { return c.canceled }
+
 // Lost says that n's connection is over and nothing more of it will come in
-// or go out. Probes are appended to dst: they have ended.
+// or go out. Probes, and canceled reads, are appended to dst: they have ended.
 func (k *Core) Lost(n *Nexus, now Instant, dst []*Command) []*Command {
 	n.Phase, n.DownSince = Down, now
 	for c := n.sent.last; c != nil; c = n.sent.last {
 		n.sent.remove(c)
 		switch {
-		case c.Probe:
+		case c.Probe, c.Kind == Read && c.canceled:
 			dst = append(dst, c)
 			k.end(c)
 		case c.Kind == Read:

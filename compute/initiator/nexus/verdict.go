@@ -31,7 +31,7 @@ const (
 	Capacity  News = 1 << iota // the size changed
 	Paths                      // access states changed
 	Lost                       // the nexus was lost, or the power: what the target forgot it says by this
-	Preempted                  // our registration or reservation is gone
+	Preempted                  // our registration is gone
 )
 
 // Verdict is what an answer means.
@@ -98,7 +98,9 @@ func attention(s fault.Sense) News {
 		return Capacity
 	case s.ASC == 0x2a && (s.ASCQ == 0x06 || s.ASCQ == 0x07):
 		return Paths
-	case s.ASC == 0x2a && s.ASCQ >= 0x03 && s.ASCQ <= 0x05:
+	case s.ASC == 0x2a && s.ASCQ == 0x05:
+		// Not 03h and 04h, reservations preempted and released: who hears those has its
+		// registration still. SPC-4, 5.13.11.2.4 and 5.13.11.2.2.
 		return Preempted
 	case s.ASC == 0x29:
 		return Lost
