@@ -390,6 +390,9 @@ func (r *run) reservations() error {
 					return err
 				}},
 				{"b clears", 0, func() error { return b.Clear(ctx) }},
+				// It stays out until it says that it knows.
+				{"a writes", fault.Fenced, func() error { return a.WriteAt(p, 0, 0) }},
+				{"a has no key", 0, func() error { return a.Register(ctx, 0) }},
 				{"a writes", 0, func() error { return a.WriteAt(p, 0, 0) }},
 			}
 			for _, s := range steps {
