@@ -23,10 +23,11 @@ build: ## build bin/steadfast
 	@mkdir -p $(BIN)
 	$(GO) build -trimpath -o $(BIN)/ ./cmd/steadfast
 
-up: build ## start two storage nodes and a witness on loopback, with verified I/O, no root; Ctrl-C ends them
+up: build ## two storage nodes, a witness, two hosts and a Debian machine with Redis on loopback, no root; Ctrl-C ends them
+	@test/need image || true
 	@$(BIN)/steadfast up
 
-test: ## everything CI runs: vet, format, archtest, unit, race, short fuzz and sim, conformance, e2e with tools, a pair, a guest
+test: ## everything CI runs: vet, format, archtest, unit, race, short fuzz and sim, conformance, e2e with tools, a pair, a guest, machines
 	@test/need test conformance e2e pair image || true
 	@$(GO) run ./test/suite
 
@@ -43,9 +44,9 @@ lint: ## golangci-lint with .golangci.yml
 sim: ## the simulated worlds: SEEDS histories of the store (default 500), 50 times as many of the pair, 5 times of its device servers on real pools
 	$(GO) run ./test/suite -only sim -seeds $(SEEDS)
 
-e2e: build ## our initiator, libiscsi tools, qemu-img and a QEMU guest against a node of this tree; PEER=tgt tries them on tgt. ROUNDS=n KIND=k hurts a pair
-	@test/need e2e guest pair $(if $(PEER),peer) $(if $(filter multipath,$(CLIENT)),multipath) || true
-	@$(if $(ROUNDS)$(KIND),$(GO) run ./test/pair -rounds $(or $(ROUNDS),1) -kind $(or $(KIND),all) $(if $(CLIENT),-client $(CLIENT)),$(GO) run ./test/initiator $(if $(PEER),-peer $(PEER)) && $(GO) run ./test/e2e $(if $(PEER),-peer $(PEER)))
+e2e: build ## our initiator, libiscsi tools, qemu-img and a QEMU guest against a node; then machines on two boxes, root, a quarter of an hour (MACHINES=kind: those alone). PEER=tgt tries the first on tgt. ROUNDS=n KIND=k hurts a pair
+	@test/need e2e guest pair image $(if $(PEER),peer) $(if $(filter multipath,$(CLIENT)),multipath) || true
+	@$(if $(ROUNDS)$(KIND),$(GO) run ./test/pair -rounds $(or $(ROUNDS),1) -kind $(or $(KIND),all) $(if $(CLIENT),-client $(CLIENT)),$(if $(MACHINES),$(GO) run ./test/machines -kind $(MACHINES),$(GO) run ./test/initiator $(if $(PEER),-peer $(PEER)) && $(GO) run ./test/e2e $(if $(PEER),-peer $(PEER),&& $(GO) run ./test/machines)))
 
 e2e-guest: build ## SLOW (minutes): the Linux kernel initiator in an emulated guest: CHAP, ext4, fio, node restarts; PEER=tgt
 	@test/need guest $(if $(PEER),peer) || true
