@@ -2,8 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,9 +11,10 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
+
+	"steadfast/test/testbed"
 )
 
 // patience bounds what a guest may take for one thing: this host may have much else to do.
@@ -23,7 +22,7 @@ const patience = 15 * time.Minute
 
 // A machine is what a guest is booted in.
 type machine struct {
-	image   image
+	image   testbed.Image
 	memory  string
 	ports   []int  // of the guest, that this host connects to
 	scratch string // the file of a second disk, "" for none
@@ -44,7 +43,7 @@ func (m machine) argv(store, cmdline string) []string {
 	for _, p := range m.ports {
 		network += ",forward=127.0.0.1:0:" + strconv.Itoa(p)
 	}
-	argv = append(argv, "--store", store, "--image", m.image.name, "--memory", m.memory, "--console", "--net", network, "--stop-timeout", patience.String(),
+	argv = append(argv, "--store", store, "--image", m.image.Name, "--memory", m.memory, "--console", "--net", network, "--stop-timeout", patience.String(),
 		"--append", cmdline+unhurried)
 	if m.scratch != "" {
 		argv = append(argv, "--disk", m.scratch)
@@ -56,32 +55,27 @@ func (m machine) argv(store, cmdline string) []string {
 // image did before.
 func (m machine) log() string {
 	if m.record != "" {
-		return m.image.name + "-recorded.console"
+		return m.image.Name + "-recorded.console"
 	}
-	return m.image.name + ".console"
+	return m.image.Name + ".console"
 }
 
 // guest is a guest that lives in a process of the product's.
 type guest struct {
 	r        *run
 	cmd      *exec.Cmd
-	in       io.WriteCloser
+	console  *testbed.Console
 	log      *os.File
 	forwards []string      // where this host connects to the machine's ports, in their order
 	ended    chan struct{} // it has, and exit is how
 	exit     error
-	note     string        // about the present step
-	more     chan struct{} // the console says more
-
-	mu   sync.Mutex
-	text []byte // what the console said
-	read int    // how much of it was awaited already
+	note     string // about the present step
 }
 
 // boot starts a machine. stop is to follow.
 func (r *run) boot(m machine) (*guest, error) {
-	g := &guest{r: r, ended: make(chan struct{}), more: make(chan struct{}, 1)}
-	cmdline, err := r.cmdline(m.image)
+	g := &guest{r: r, ended: make(chan struct{})}
+	cmdline, err := testbed.ImageCommandLine(r.store(), m.image.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -91,13 +85,20 @@ func (r *run) boot(m machine) (*guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	if g.in, err = g.cmd.StdinPipe(); err != nil {
+	in, err := g.cmd.StdinPipe()
+	if err != nil {
 		return nil, err
 	}
 	if g.log, err = os.Create(filepath.Join(r.logs, m.log())); err != nil {
 		return nil, err
 	}
-	g.cmd.Stdout = g
+	var tee io.Writer = g.log
+	if r.verbose {
+		tee = io.MultiWriter(os.Stdout, g.log)
+	}
+	g.console = testbed.NewConsole(in, tee, patience)
+	g.console.Ended, g.console.Exit = g.ended, func() error { return g.exit }
+	g.cmd.Stdout = g.console
 	if err := g.cmd.Start(); err != nil {
 		return nil, errors.Join(err, g.log.Close())
 	}
@@ -139,92 +140,19 @@ func (g *guest) hear(said io.Reader, forwards chan<- string) {
 	}
 }
 
-// Write takes what the guest writes on its console.
-func (g *guest) Write(p []byte) (int, error) {
-	g.mu.Lock()
-	g.text = append(g.text, p...)
-	g.mu.Unlock()
-	select {
-	case g.more <- struct{}{}:
-	default:
-	}
-	if g.r.verbose {
-		_, _ = os.Stdout.Write(p)
-	}
-	return g.log.Write(p)
-}
-
 // await waits until the console says something, and returns what it said before that since
 // the last call.
-func (g *guest) await(text string) (string, error) {
-	ctx, cancel := context.WithTimeout(g.r.ctx, patience)
-	defer cancel()
-	for {
-		g.mu.Lock()
-		i := bytes.Index(g.text[g.read:], []byte(text))
-		before := ""
-		if i >= 0 {
-			before = string(g.text[g.read : g.read+i])
-			g.read += i + len(text)
-		}
-		g.mu.Unlock()
-		if i >= 0 {
-			return before, nil
-		}
-		select {
-		case <-g.more:
-		case <-g.ended:
-			return "", errors.Join(fmt.Errorf("the machine has ended, and its console never said %q", text), g.exit)
-		case <-ctx.Done():
-			return "", fmt.Errorf("the console did not say %q: %w", text, ctx.Err())
-		}
-	}
-}
+func (g *guest) await(text string) (string, error) { return g.console.Await(g.r.ctx, text) }
 
 // typeLine types a line.
-func (g *guest) typeLine(line string) error {
-	_, err := io.WriteString(g.in, line+"\n")
-	return err
-}
+func (g *guest) typeLine(line string) error { return g.console.Type(line) }
 
 // login waits for the prompt and logs in as root.
-func (g *guest) login() error {
-	if _, err := g.await("login: "); err != nil {
-		return err
-	}
-	if err := g.typeLine("root"); err != nil {
-		return err
-	}
-	if _, err := g.await("# "); err != nil {
-		return err
-	}
-	// A prompt that nothing else looks like, and no wrapped lines.
-	if err := g.typeLine("stty -echo cols 500; export NO_COLOR=1 TERM=dumb LC_ALL=C.UTF-8; PS1= PS2=; bind 'set enable-bracketed-paste off' 2>/dev/null; echo re''ady"); err != nil {
-		return err
-	}
-	_, err := g.await("ready")
-	return err
-}
-
-// tabs are what a shell at a terminal takes for a wish to have a word completed.
-var tabs = regexp.MustCompile(`\t+`)
+func (g *guest) login() error { return g.console.Login(g.r.ctx) }
 
 // shell runs a command in the guest, which must succeed, and returns its output.
 func (g *guest) shell(format string, args ...any) (string, error) {
-	command := tabs.ReplaceAllString(fmt.Sprintf(format, args...), " ")
-	if err := g.typeLine("( " + command + "\n) 2>&1 </dev/null; echo \"=status:\"$?="); err != nil {
-		return "", err
-	}
-	out, err := g.await("=status:")
-	if err != nil {
-		return out, fmt.Errorf("%s: %w", command, err)
-	}
-	out = strings.TrimSpace(strings.ReplaceAll(out, "\r", ""))
-	status, err := g.await("=")
-	if err == nil && status != "0" {
-		err = fmt.Errorf("%s: status %s: %s", command, status, out)
-	}
-	return out, err
+	return g.console.Shell(g.r.ctx, format, args...)
 }
 
 // says fails unless a command's output is what it is to be.
@@ -280,9 +208,7 @@ const tailBytes = 2000
 
 // showTail prints the console's end.
 func (g *guest) showTail() {
-	g.mu.Lock()
-	tail := string(g.text[max(0, len(g.text)-tailBytes):])
-	g.mu.Unlock()
+	tail := g.console.Tail(tailBytes)
 	fmt.Println("     the end of the console (all of it: " + g.log.Name() + "):")
 	for line := range strings.Lines(tail) {
 		fmt.Println("     " + strings.TrimRight(line, "\r\n"))

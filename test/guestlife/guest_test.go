@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"steadfast/test/testbed"
 )
 
 // fake is a program that behaves as a machine with a guest whose console is a shell.
@@ -36,7 +38,7 @@ func fakeGuest(t *testing.T) *guest {
 	if err := os.WriteFile(r.bin, []byte(fake), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	g, err := r.boot(machine{image: image{name: "x"}, memory: "1G", ports: []int{80}})
+	g, err := r.boot(machine{image: testbed.Image{Name: "x"}, memory: "1G", ports: []int{80}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -85,7 +85,7 @@ func (r *run) all(short bool, only string) (err error) {
 	if r.bin, err = testbed.Binary(); err != nil {
 		return err
 	}
-	if why := missing(); why != "" {
+	if why := testbed.MissingForImages(); why != "" {
 		r.skip("all", why)
 		return nil
 	}

@@ -11,12 +11,14 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"steadfast/test/testbed"
 )
 
 // whole is the guest of the nightly form.
-var whole = image{
-	name: "whole", profile: "debian", size: "3G",
-	packages: []string{"nginx", "postgresql", "stress-ng", "fio", "redis-server", "redis-tools"},
+var whole = testbed.Image{
+	Name: "whole", Profile: "debian", Size: "3G",
+	Packages: []string{"nginx", "postgresql", "stress-ng", "fio", "redis-server", "redis-tools"},
 }
 
 // Ports of the guest in the order of its forwards.
@@ -103,7 +105,7 @@ func system(g *guest) error {
 	if err := g.says(owned, "stat -c '%%U:%%G %%a' /usr/sbin/unix_chkpwd /etc/shadow /usr/bin/passwd /var/mail | tr '\\n' ' ' | sed 's/ $//'"); err != nil {
 		return err
 	}
-	if err := g.says(whole.name, "hostname"); err != nil {
+	if err := g.says(whole.Name, "hostname"); err != nil {
 		return err
 	}
 	// The lease, the gateway, the gateway's DNS.

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"steadfast/test/testbed"
 )
 
 // small is the guest of the short form: the same that test/machine records, so that one
 // build serves both.
-var small = image{name: "small", profile: "minimal", size: "512M", packages: []string{"redis-server", "redis-tools"}}
+var small = testbed.Image{Name: "small", Profile: "minimal", Size: "512M", Packages: []string{"redis-server", "redis-tools"}}
 
 // redisPort is Redis'.
 const redisPort = 6379

@@ -30,7 +30,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -103,8 +102,8 @@ func main() {
 			os.Exit(1)
 		}
 		return
-	case os.Geteuid() == 0 && os.Getenv(childMark) == "":
-		os.Exit(supervise(r.parent))
+	case os.Geteuid() == 0 && !testbed.Supervised():
+		os.Exit(testbed.Supervise(r.parent, folderPrefix))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err = r.main(ctx, kind, prove)
@@ -117,44 +116,6 @@ func main() {
 	if r.failed > 0 {
 		os.Exit(1)
 	}
-}
-
-// childMark is the environment variable that tells the child of supervise.
-const childMark = "STEADFAST_PAIR_CHILD"
-
-// supervise runs this program again, and removes what it leaves behind: also
-// after a panic, which nobody inside can clean up after.
-func supervise(parent string) int {
-	runtime.LockOSThread() // the child dies with this thread
-	self, err := os.Executable()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "pair:", err)
-		return 1
-	}
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	cmd := exec.Command(self, os.Args[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), childMark+"=1")
-	// Mounts of its own end with it, and nobody else's namespace copies them.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true, Unshareflags: syscall.CLONE_NEWNS}
-	if err := cmd.Start(); err != nil {
-		fmt.Fprintln(os.Stderr, "pair:", err)
-		return 1
-	}
-	go func() {
-		for s := range signals {
-			_ = cmd.Process.Signal(s)
-		}
-	}()
-	_ = cmd.Wait() // the exit status says it
-	if err := testbed.Sweep(parent, folderPrefix); err != nil {
-		fmt.Fprintln(os.Stderr, "pair:", err)
-	}
-	if code := cmd.ProcessState.ExitCode(); code >= 0 {
-		return code
-	}
-	return 1
 }
 
 // main does what the flags say.

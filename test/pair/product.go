@@ -4,18 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
-	steadfastv1 "steadfast/api/steadfast/v1"
-	"steadfast/api/steadfast/v1/steadfastv1connect"
 	"steadfast/test/testbed"
 )
 
@@ -33,29 +26,32 @@ type product struct {
 	bin    string
 	volume []Volume
 	// paths: the group is reached through the nodes' own portals, too.
-	paths bool
-	procs map[Member]*testbed.Proc
-	apis  map[Member]steadfastv1connect.GroupServiceClient
+	paths   bool
+	members map[Member]*testbed.Daemon
 }
 
 func newProduct(w *world, bin string, volumes int, size int64, paths bool) *product {
-	p := &product{world: w, bin: bin, paths: paths, procs: map[Member]*testbed.Proc{}, apis: map[Member]steadfastv1connect.GroupServiceClient{}}
+	p := &product{world: w, bin: bin, paths: paths, members: map[Member]*testbed.Daemon{}}
 	for range volumes {
 		p.volume = append(p.volume, Volume{Size: size})
 	}
 	return p
 }
 
-func (p *product) socket(m Member) string { return filepath.Join(p.world.dir(m), "api.sock") }
-
-func (p *product) config(m Member) string { return filepath.Join(p.world.dir(m), "steadfast.toml") }
-
-// command is a member's daemon.
-func (p *product) command(m Member) []string {
-	if m == Witness {
-		return []string{p.bin, "witness", "--data-dir", filepath.Join(p.world.dir(m), "data"), "--socket", p.socket(m)}
+// add makes a member's daemon, which does not run yet.
+func (p *product) add(m Member) error {
+	log, err := p.world.log(string(m))
+	if err != nil {
+		return err
 	}
-	return []string{p.bin, "node", "--config", p.config(m)}
+	d := &testbed.Daemon{Name: string(m), Space: p.world.spaces[m], Dir: p.world.dir(m), Bin: p.bin, Log: log}
+	p.members[m] = d
+	if m == Witness {
+		d.Args = []string{"witness", "--data-dir", d.Data(), "--socket", d.Socket()}
+		return nil
+	}
+	d.Args = []string{"node", "--config", d.Config()}
+	return os.WriteFile(d.Config(), []byte(p.settings(m)), 0o600)
 }
 
 // settings is a node's configuration file. Its own portal is not the group's,
@@ -64,22 +60,22 @@ func (p *product) command(m Member) []string {
 func (p *product) settings(m Member) string {
 	tag := map[Member]int{NodeA: 1, NodeB: 2}[m]
 	return fmt.Sprintf("data_dir = %q\nsocket = %q\ncache_size = \"64M\"\n[[portal]]\naddress = \"%s:3260\"\ngroup = %d\n",
-		filepath.Join(p.world.dir(m), "data"), p.socket(m), address(m, front), tag)
+		p.members[m].Data(), p.members[m].Socket(), address(m, front), tag)
 }
 
 // cluster makes one cluster of the three: a begins, the others join.
 func (p *product) cluster(ctx context.Context) error {
 	at := func(m Member) string { return address(m, back) + ":7400" }
-	if _, err := p.cli(ctx, NodeA, "cluster", "init", "--name", string(NodeA), "--address", at(NodeA)); err != nil {
+	if _, err := p.members[NodeA].CLI(ctx, "cluster", "init", "--name", string(NodeA), "--address", at(NodeA)); err != nil {
 		return err
 	}
 	for m, role := range map[Member]string{NodeB: "node", Witness: "witness"} {
-		token, err := p.cli(ctx, NodeA, "cluster", "token", "--role", role)
+		token, err := p.members[NodeA].CLI(ctx, "cluster", "token", "--role", role)
 		if err != nil {
 			return err
 		}
 		token, _, _ = strings.Cut(token, "\n")
-		if _, err := p.cli(ctx, m, "cluster", "join", "--name", string(m), "--address", at(m), token); err != nil {
+		if _, err := p.members[m].CLI(ctx, "cluster", "join", "--name", string(m), "--address", at(m), token); err != nil {
 			return err
 		}
 	}
@@ -89,7 +85,7 @@ func (p *product) cluster(ctx context.Context) error {
 // storage makes pools, the group and its volumes.
 func (p *product) storage(ctx context.Context) error {
 	for _, m := range []Member{NodeA, NodeB} {
-		if _, err := p.cli(ctx, m, "pool", "create", poolName, p.world.poolPath(m), "--size", strconv.FormatInt(driveBytes, 10)); err != nil {
+		if _, err := p.members[m].CLI(ctx, "pool", "create", poolName, p.world.poolPath(m), "--size", strconv.FormatInt(driveBytes, 10)); err != nil {
 			return err
 		}
 	}
@@ -97,73 +93,40 @@ func (p *product) storage(ctx context.Context) error {
 	if p.paths {
 		create = append(create, "--multipath")
 	}
-	if _, err := p.cli(ctx, NodeA, create...); err != nil {
+	if _, err := p.members[NodeA].CLI(ctx, create...); err != nil {
 		return err
 	}
-	if _, err := p.cli(ctx, NodeA, "initiator", "add", initiatorName); err != nil {
+	if _, err := p.members[NodeA].CLI(ctx, "initiator", "add", initiatorName); err != nil {
 		return err
 	}
 	for i, v := range p.volume {
 		name := fmt.Sprintf("v%d", i+1)
-		_, err := p.cli(ctx, NodeA, "volume", "create", name, "--size", strconv.FormatInt(v.Size, 10), "--group", groupName)
+		_, err := p.members[NodeA].CLI(ctx, "volume", "create", name, "--size", strconv.FormatInt(v.Size, 10), "--group", groupName)
 		if err != nil {
 			return err
 		}
-		if _, err := p.cli(ctx, NodeA, "volume", "map", name, "--initiator", initiatorName, "--lun", strconv.Itoa(i+1)); err != nil {
+		if _, err := p.members[NodeA].CLI(ctx, "volume", "map", name, "--initiator", initiatorName, "--lun", strconv.Itoa(i+1)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// show asks one node over its API: that is "group show", without a process for
-// each question on a machine with few cores.
-func (p *product) show(ctx context.Context, m Member) (*steadfastv1.Group, error) {
-	ctx, cancel := context.WithTimeout(ctx, showPatience)
-	defer cancel()
-	if p.apis[m] == nil {
-		p.apis[m] = steadfastv1connect.NewGroupServiceClient(&http.Client{Transport: &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, "unix", p.socket(m))
-			},
-		}}, "http://node")
-	}
-	r, err := p.apis[m].GetGroup(ctx, &steadfastv1.GetGroupRequest{Name: groupName})
-	if err != nil {
-		return nil, err
-	}
-	return r.Group, nil
+// show asks the nodes for their group.
+func (p *product) show(ctx context.Context) (testbed.GroupState, error) {
+	return testbed.AskGroup(ctx, groupName, p.members[NodeA], p.members[NodeB])
 }
-
-// showPatience is how long a node may take to say how it is: one that is
-// stopped says nothing, and the other's answer waits for it.
-const showPatience = 150 * time.Millisecond
 
 // Move implements Pair.
 func (p *product) Move(ctx context.Context) error {
-	_, err := p.cli(ctx, NodeA, "group", "move", groupName)
+	_, err := p.members[NodeA].CLI(ctx, "group", "move", groupName)
 	return err
-}
-
-// cli runs the command line against a member. What it prints to stderr is for
-// the error only.
-func (p *product) cli(ctx context.Context, m Member, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, p.bin, append([]string{"--socket", p.socket(m)}, args...)...)
-	out, err := cmd.Output()
-	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr)))
-		}
-		return "", fmt.Errorf("steadfast %s (on %s): %w", strings.Join(args, " "), m, err)
-	}
-	return string(out), nil
 }
 
 // Up implements Pair.
 func (p *product) Up(ctx context.Context) error {
 	for _, m := range []Member{NodeA, NodeB, Witness} {
-		if err := os.WriteFile(p.config(m), []byte(p.settings(m)), 0o600); err != nil {
+		if err := p.add(m); err != nil {
 			return err
 		}
 		if err := p.Start(ctx, m); err != nil {
@@ -176,11 +139,10 @@ func (p *product) Up(ctx context.Context) error {
 	if err := p.storage(ctx); err != nil {
 		return err
 	}
-	status, err := awaitStatus(ctx, p, time.Minute, func(s Status) bool { return s.Whole })
-	if err != nil {
+	if _, err := awaitStatus(ctx, p, time.Minute, func(s Status) bool { return s.Whole }); err != nil {
 		return err
 	}
-	g, err := p.show(ctx, status.Owner)
+	g, err := p.show(ctx)
 	if err != nil {
 		return err
 	}
@@ -193,76 +155,31 @@ func (p *product) Up(ctx context.Context) error {
 // Volumes implements Pair.
 func (p *product) Volumes() []Volume { return p.volume }
 
-// Status implements Pair. The newest epoch is right: a node that was cut off
-// still tells of the one it knew. Whole is what the node says that serves.
+// Status implements Pair.
 func (p *product) Status(ctx context.Context) (Status, error) {
-	var best Status
-	var says []string
-	for _, m := range []Member{NodeA, NodeB} {
-		g, err := p.show(ctx, m)
-		if err != nil {
-			says = append(says, fmt.Sprintf("%s: %v", m, err))
-			continue
-		}
-		says = append(says, fmt.Sprintf("%s: %s, owner %q, epoch %d, in sync %v (%s) %s", m, g.State, g.Owner, g.Epoch, g.InSync, g.GetSync().GetState(), g.Problem))
-		if g.Epoch < best.Epoch {
-			continue
-		}
-		if g.Epoch > best.Epoch {
-			best = Status{Epoch: g.Epoch}
-		}
-		if g.State == "serving" && (best.Owner == "" || m == Member(g.Owner)) {
-			best.Owner = Member(g.Owner)
-			best.Whole = len(g.InSync) == 2 && p.procs[NodeA] != nil && p.procs[NodeB] != nil && p.procs[Witness] != nil
-		}
-	}
-	best.Detail = strings.Join(says, "; ")
-	return best, ctx.Err()
+	g, err := p.show(ctx)
+	s := Status{Owner: Member(g.Owner), Epoch: g.Epoch, Detail: g.Detail}
+	s.Whole = g.InSync == 2 && p.members[NodeA].Runs() && p.members[NodeB].Runs() && p.members[Witness].Runs()
+	return s, err
 }
 
 // Kill implements Pair.
-func (p *product) Kill(m Member) error {
-	err := p.procs[m].Kill()
-	delete(p.procs, m)
-	return err
-}
+func (p *product) Kill(m Member) error { return p.members[m].Kill() }
 
 // Start implements Pair: it waits until the API answers.
-func (p *product) Start(ctx context.Context, m Member) error {
-	if p.procs[m] != nil {
-		return nil
-	}
-	log, err := p.world.log(string(m))
-	if err != nil {
-		return err
-	}
-	if p.procs[m], err = testbed.StartProc(p.world.spaces[m], log, p.command(m)...); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	return p.procs[m].Await(ctx, func() error {
-		_, err := p.cli(ctx, m, "status")
-		return err
-	})
-}
+func (p *product) Start(ctx context.Context, m Member) error { return p.members[m].Start(ctx) }
 
-// Pause implements Pair.
 // PID implements Pair.
-func (p *product) PID(m Member) int {
-	if p.procs[m] == nil {
-		return 0
-	}
-	return p.procs[m].PID()
-}
+func (p *product) PID(m Member) int { return p.members[m].PID() }
 
 // Folder implements Pair.
 func (p *product) Folder(m Member) string { return p.world.dir(m) }
 
-func (p *product) Pause(m Member) error { return p.procs[m].Signal(syscall.SIGSTOP) }
+// Pause implements Pair.
+func (p *product) Pause(m Member) error { return p.members[m].Pause() }
 
 // Resume implements Pair.
-func (p *product) Resume(m Member) error { return p.procs[m].Signal(syscall.SIGCONT) }
+func (p *product) Resume(m Member) error { return p.members[m].Resume() }
 
 // Cannot implements Pair.
 func (p *product) Cannot(string) string { return "" }
@@ -270,7 +187,7 @@ func (p *product) Cannot(string) string { return "" }
 // Close implements Pair.
 func (p *product) Close() error {
 	var err error
-	for m := range p.procs {
+	for m := range p.members {
 		err = errors.Join(err, p.Kill(m))
 	}
 	return err

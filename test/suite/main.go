@@ -41,6 +41,7 @@ func stages() []stage {
 		{"initiator", ownInitiator},
 		{"pair", pair},
 		{"guests", guests},
+		{"machines", machines},
 	}
 }
 

@@ -194,6 +194,16 @@ func pair(ctx context.Context, s *suite) (tally, error) {
 	return s.harness(ctx, "qemu-nbd", "qemu-utils", "./test/pair", "-rounds", "1", "-client", "qemu,libiscsi,steadfast", "-goals=false", "-rate", pairRate, "-results", s.tmp+"/pair.jsonl")
 }
 
+// machines has a Debian guest run on a mirrored volume, and hurts the storage and the host
+// under it. As with pair, what may never be is judged, and stalls are judged by "make e2e".
+func machines(ctx context.Context, s *suite) (tally, error) {
+	if os.Geteuid() != 0 {
+		fmt.Println("SKIP machines: network namespaces, bridges and taps need root")
+		return tally{skipped: 1}, nil
+	}
+	return s.harness(ctx, "apt-get", "apt", "./test/machines", "-kind", "ci", "-fio=false", "-goals=false")
+}
+
 // guests boots a Debian guest in the machine, built from the archive that this host's apt
 // knows the first time, and has it serve Redis.
 func guests(ctx context.Context, s *suite) (tally, error) {

@@ -162,7 +162,7 @@ func NewSwitch(bridges ...string) (*Switch, error) {
 func (s *Switch) Close() error { return s.space.Close() }
 
 // Attach joins a namespace to a bridge: inside, the link is called name and has
-// the address; port is its other end's name here, 15 bytes at most.
+// the address, if it is one; port is its other end's name here, 15 bytes at most.
 func (s *Switch) Attach(space *Space, bridge, port, name string, address netip.Prefix) error {
 	err := s.space.Do(func() error {
 		veth := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: name, PeerNamespace: netlink.NsFd(space.Fd())}
@@ -183,7 +183,7 @@ func (s *Switch) Attach(space *Space, bridge, port, name string, address netip.P
 		return err
 	}
 	return space.Do(func() error {
-		if err := linkUp(name); err != nil {
+		if err := linkUp(name); err != nil || !address.IsValid() {
 			return err
 		}
 		return changeAddress(name, address, netlink.AddrReplace)

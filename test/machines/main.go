@@ -1,0 +1,239 @@
+// Machines hurts what machines stand on, and judges what they, and who uses them, see of it: two
+// boxes, each with a storage node and a host, a witness, and a client whose kernel's TCP ends in
+// the guest. A Debian guest on a mirrored volume serves Redis, which answers when its file is
+// flushed, and verifies a second disk by fio.
+//
+//	-kind   what is done: one kind, several with commas, "all", or "ci" for what CI runs
+//	-list   only print the kinds
+//	-fio    have fio verify a disk in the guest, too
+//	-goals  count stalls beyond their limit as failures; they are printed anyway
+//
+// Of storage hurt the guest must see nothing but a pause: no error, its client's connection kept,
+// nothing lost. A host hurt restarts the machine, once, with all that was acknowledged, and never
+// do two of them live. The boxes are network namespaces, with taps and bridges; they and a folder
+// go with the process, whatever way that ends. The customer's switch and DHCP server are not hurt.
+//
+// It ends with "e2e: N passed, N failed, N skipped".
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"steadfast/test/testbed"
+)
+
+// run is one run of the program.
+type run struct {
+	bin      string
+	parent   string // of the folder with all files
+	logsKept string // where logs go after a failure
+	cache    string // packages and built disks
+	fio      bool
+	goals    bool
+	keepLogs bool
+
+	passed, failed, skipped int
+}
+
+func main() {
+	r := &run{}
+	names := flag.String("kind", "all", "kinds, with commas; all, or ci; -list tells them")
+	list := flag.Bool("list", false, "only print the kinds")
+	flag.BoolVar(&r.fio, "fio", true, "have fio verify a disk in the guest, too")
+	flag.BoolVar(&r.goals, "goals", true, "count stalls beyond their limit as failures")
+	flag.BoolVar(&r.keepLogs, "keep-logs", false, "keep logs also when all was good")
+	flag.StringVar(&r.parent, "dir", "/var/tmp", "folder on a disk to make files in")
+	flag.StringVar(&r.logsKept, "logs", "bin/machines-failed", "folder that logs go to after a failure")
+	flag.StringVar(&r.cache, "cache", ".cache/machine/image", "folder of packages and built disks")
+	flag.Parse()
+	if *list {
+		for _, k := range kinds() {
+			fmt.Printf("%-14s %s\n", k.name, k.does)
+		}
+		return
+	}
+	chosen, err := choose(*names)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "machines:", err)
+		os.Exit(2)
+	}
+	if os.Geteuid() == 0 && !testbed.Supervised() {
+		os.Exit(testbed.Supervise(r.parent, folderPrefix))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err = r.main(ctx, chosen)
+	stop()
+	if err != nil {
+		fmt.Println("FAIL machines:", err)
+		r.failed++
+	}
+	fmt.Printf("e2e: %d passed, %d failed, %d skipped\n", r.passed, r.failed, r.skipped)
+	if r.failed > 0 {
+		os.Exit(1)
+	}
+}
+
+// choose finds kinds by name, in the order in which they are listed.
+func choose(names string) (chosen []kind, err error) {
+	all := kinds()
+	switch names {
+	case "all":
+		return all, nil
+	case "ci":
+		return slices.DeleteFunc(all, func(k kind) bool { return !k.ci }), nil
+	}
+	asked := strings.Split(names, ",")
+	for _, name := range asked {
+		if !slices.ContainsFunc(all, func(k kind) bool { return k.name == name }) {
+			return nil, fmt.Errorf("no kind %q; -list tells them", name)
+		}
+	}
+	return slices.DeleteFunc(all, func(k kind) bool { return !slices.Contains(asked, k.name) }), nil
+}
+
+// missing tells what this machine lacks.
+func missing() string {
+	if os.Geteuid() != 0 {
+		return "network namespaces, bridges and taps need root"
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		return "this machine has no taps: " + err.Error()
+	}
+	return testbed.MissingForImages()
+}
+
+// image is the guest: the small one that guestlife builds, too, or one with fio.
+func (r *run) image() testbed.Image {
+	if r.fio {
+		return testbed.Image{Name: "machines", Profile: "minimal", Size: "1G", Packages: []string{"redis-server", "redis-tools", "fio"}}
+	}
+	return testbed.Image{Name: "machines", Profile: "minimal", Size: "512M", Packages: []string{"redis-server", "redis-tools"}}
+}
+
+// main runs the chosen kinds.
+func (r *run) main(ctx context.Context, chosen []kind) (err error) {
+	if why := missing(); why != "" {
+		r.skip("machines", why)
+		return nil
+	}
+	if r.bin, err = testbed.Binary(); err != nil {
+		return err
+	}
+	w, err := newWorld(r.parent)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if r.failed > 0 || err != nil || r.keepLogs {
+			r.logs(w)
+		}
+		err = errors.Join(err, w.Close())
+	}()
+	// Somebody may build anew while this runs.
+	if r.bin, err = pin(r.bin, w); err != nil {
+		return err
+	}
+	began := time.Now()
+	store := w.path("images")
+	_, err = r.image().Build(ctx, r.bin, store, r.cache, func(line string) { fmt.Println("note " + line) })
+	if errors.Is(err, testbed.ErrNoArchive) {
+		r.skip("machines", err.Error())
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Printf("note the image is there after %.1f s\n", time.Since(began).Seconds())
+	return r.hurt(ctx, w, store, chosen)
+}
+
+// pin makes a copy of the program in the world's folder.
+func pin(bin string, w *world) (string, error) {
+	text, err := os.ReadFile(bin)
+	if err != nil {
+		return "", err
+	}
+	pinned := w.path("steadfast")
+	return pinned, os.WriteFile(pinned, text, 0o755)
+}
+
+// hurt makes the site and tries the kinds on it. A kind that fails does not keep the next from
+// being tried, unless the site cannot be put right.
+func (r *run) hurt(ctx context.Context, w *world, store string, chosen []kind) (err error) {
+	t, err := newTrial(ctx, r, w)
+	defer func() {
+		if t != nil {
+			err = errors.Join(err, t.Close())
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	if err := t.begin(ctx, store); err != nil {
+		t.tail()
+		return err
+	}
+	for _, k := range chosen {
+		if err := r.one(ctx, t, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// one tries a kind, counts it and says how it went. An error means that no further one makes
+// sense.
+func (r *run) one(ctx context.Context, t *trial, k kind) error {
+	if k.fio && !r.fio {
+		r.skip(k.name, "it needs fio in the guest (-fio)")
+		return nil
+	}
+	began := time.Now()
+	said, err := t.try(ctx, k)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		r.failed++
+		fmt.Printf("FAIL %s: %v (%.0f s)\n", k.name, err, time.Since(began).Seconds())
+		t.tail()
+		return t.repair(ctx)
+	}
+	r.passed++
+	fmt.Printf("ok   %s  %s (%.0f s)\n", k.name, said, time.Since(began).Seconds())
+	return nil
+}
+
+// skip counts what this machine cannot show, and says why.
+func (r *run) skip(name, why string) {
+	r.skipped++
+	fmt.Printf("SKIP %s: %s\n", name, why)
+}
+
+// logs keeps the logs of a world that is about to go.
+func (r *run) logs(w *world) {
+	err := os.RemoveAll(r.logsKept)
+	err = errors.Join(err, os.MkdirAll(r.logsKept, 0o755))
+	found, _ := filepath.Glob(w.path("*.log"))
+	for _, log := range found {
+		if out, e := exec.Command("cp", log, r.logsKept).CombinedOutput(); e != nil {
+			err = errors.Join(err, fmt.Errorf("%w: %s", e, out))
+		}
+	}
+	if err != nil {
+		fmt.Println("     logs:", err)
+		return
+	}
+	fmt.Println("     logs are in " + r.logsKept)
+}
