@@ -19,24 +19,29 @@
 //
 //  1. The block decides who is newer. It is replaced by COMPARE AND WRITE only,
 //     by a greater generation (or by the same host's later attempt at the same
-//     one), and never has the same bytes twice: each attempt has a nonce. So
+//     one, or as 7 says), and never has the same bytes twice: each has a nonce. So
 //     among those who try, the order is that of the block's values.
+//
 //  2. A host writes data only on nexuses that were registered, with a key that no
 //     other attempt has, before it read the block for the last time and found
 //     its own value. Who wins the block after that reads the keys later still, so
 //     it finds that key, and PREEMPT AND ABORT takes it away; with its answer
 //     the tasks of that key's nexuses have ended. SPC-4, 5.13.11.
+//
 //  3. Who won the block before that read was found by it. (The keys would show
 //     it, too: of two hosts that each register and then read, one finds the other
 //     on every volume. The read of the block spares a machine's start.)
+//
 //  4. Nothing undoes a preemption: a reservation stays on each volume from
 //     its first holder on. When the lock is given back, only the block says so:
 //     keys and reservations stay for the next one to preempt. Were they given
 //     back, a host that froze two holders ago could wake to volumes that take its
 //     queued writes.
+//
 //  5. A host looks at the block between reading the keys and preempting one: who
 //     registered there before that look and is newer, it finds newer. So a host
 //     that froze half way, and wakes, takes nothing from a newer holder.
+//
 //  6. A nexus that may carry data is registered once. If it was preempted, so is
 //     everything that waits behind it.
 //
@@ -45,6 +50,7 @@
 //     time with the next turn. The partner replaces the very block that it was told, so
 //     of the two one wins, and a partner of an earlier pairing never does. What it
 //     does then is what everybody does who has won.
+//
 //  8. A change whose answer tells nothing is read: the block is as it was, as it was to
 //     be, or another's. One that failed may have landed; whatever follows it looks first.
 //

@@ -111,7 +111,7 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var p [BlockSize]byte
 		copy(p[:], in)
-		for _, p := range [][BlockSize]byte{p, sealed(p, 8, 1)} {
+		for _, p := range [][BlockSize]byte{p, sealed(p, 8, 1), sealed(p, 8, 2)} {
 			if b, err := Decode(p); err == nil && b.Encode() != p {
 				t.Errorf("%+v", b)
 			}

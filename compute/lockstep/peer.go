@@ -1,0 +1,51 @@
+package lockstep
+
+// peer is what a side knows of the other one, and of time.
+type peer struct {
+	limits Limits
+	now    Instant
+	ran    Instant // when this side was run last
+	woke   Instant // when it was, after a while in which it was not
+	spared bool    // and that was forgiven since something was heard
+	heard  Instant // when something came, on either link
+	beaten Instant // when a heartbeat was sent
+	effects
+	broken Flaw
+}
+
+// effects are collected during a step.
+type effects struct{ list []Effect }
+
+func (e *effects) do(list ...Effect) { e.list = append(e.list, list...) }
+
+// both sends on both links.
+func (e *effects) both(m Message) {
+	for l := range Link(Links) {
+		e.do(Send{Link: l, Message: m})
+	}
+}
+
+// wake notes the time. Of one that was not run for a while itself, what the other
+// said meanwhile may wait to be read: silence begins anew, once. (One that is never run in
+// time would else wait for ever.)
+func (p *peer) wake(now Instant) {
+	now = max(now, p.now)
+	if now.Sub(p.ran) >= p.limits.Silence/2 && !p.spared {
+		p.heard, p.woke, p.spared = now, now, true
+	}
+	p.now, p.ran, p.list = now, now, nil
+}
+
+// hear notes that the other one lives.
+func (p *peer) hear() { p.heard, p.spared = p.now, false }
+
+func (p *peer) silent() bool { return p.now.Sub(p.heard) >= p.limits.Silence }
+
+// due tells whether it is time for a heartbeat, and notes that it is sent.
+func (p *peer) due() bool {
+	if p.now.Sub(p.beaten) < p.limits.BeatEvery {
+		return false
+	}
+	p.beaten = p.now
+	return true
+}

@@ -1,0 +1,500 @@
+package lockstep
+
+import (
+	"steadfast/compute/vmlock"
+)
+
+// PrimaryState is where a Primary is, as the package doc draws it.
+type PrimaryState uint8
+
+// States of a Primary.
+const (
+	Alone PrimaryState = iota
+	Copying
+	Pausing
+	PrimaryLoading // the secondary does
+	PairingUp
+	Paired
+	Yielding
+	Parting
+	PrimaryOver
+)
+
+var primaryStates = [...]string{"alone", "copying", "pausing", "loading", "pairing", "paired", "yielding", "parting", "over"}
+
+// String names the state.
+func (s PrimaryState) String() string { return primaryStates[s] }
+
+// sent is a record that the secondary has not executed.
+type sent struct {
+	Record // nil once it was acknowledged
+	seq    Seq
+	at     Instant
+	size   uint64
+}
+
+// held is an output that waits for a record's acknowledgement.
+type held struct {
+	Out
+	need Seq
+}
+
+// PrimaryConfig is what a Primary is made with.
+type PrimaryConfig struct {
+	Limits Limits
+	// Count is the machine's, Next the number of its next output.
+	Count, Next uint64
+	// Broken is a rule to break, for tests and the simulation.
+	Broken Flaw
+}
+
+// Primary is the side whose machine the world sees. It holds the machine's lock.
+type Primary struct {
+	peer
+	state   PrimaryState
+	partner vmlock.Owner
+
+	count    uint64 // the machine's, as far as it was told
+	next     uint64 // output
+	released uint64 // outputs up to this have left, but for asks that overtook
+	held     []held
+	heldSize uint64
+	pace     int
+	paused   bool
+	ending   bool // the guest has ended
+	drained  bool // asked to
+
+	session   bool // there is a secondary
+	connected bool
+	told      bool   // it may know a block that it can take over from: outputs wait
+	sure      bool   // it does know, and said so
+	pairing   Seq    // the record that told it
+	log       []sent // what is not executed
+	acked     int    // so many of it are acknowledged
+	logSize   uint64
+	seq       Seq    // of the last record
+	got, done Seq    // acknowledged, executed
+	at        uint64 // the count that it has executed to
+	progress  Instant
+	horizon   uint64
+	horizonAt Instant
+	let       uint64 // Released of the last Horizon
+
+	copyAt    Instant
+	round     int // of copying
+	why       Why
+	yieldBy   Instant
+	asked     bool // ChangeLock is not answered
+	retryAt   Instant
+	complains bool // that the lock cannot be reached
+}
+
+// NewPrimary returns the side of a machine that runs, alone: its lock says so.
+func NewPrimary(cfg PrimaryConfig, now Instant) *Primary {
+	return &Primary{
+		peer:  peer{limits: cfg.Limits, now: now, ran: now, broken: cfg.Broken},
+		count: cfg.Count, next: cfg.Next, released: cfg.Next - 1, pace: 100,
+	}
+}
+
+// State returns where it is.
+func (p *Primary) State() PrimaryState { return p.state }
+
+// Protected tells whether the secondary can go on.
+func (p *Primary) Protected() bool { return p.state == Paired && p.sure }
+
+// Lag returns how much of the log the secondary has not executed, in bytes, and
+// how many counts it is behind.
+func (p *Primary) Lag() (bytes, counts uint64) {
+	if !p.session {
+		return 0, 0
+	}
+	return p.logSize, p.count - min(p.at, p.count)
+}
+
+// Step takes one input and returns what is to be done, in order.
+func (p *Primary) Step(now Instant, in Input) []Effect {
+	p.wake(now)
+	if p.state == PrimaryOver {
+		return nil
+	}
+	switch in := in.(type) {
+	case Delivered, Ran, Hashed, Ended, Drained, Copied, Paused, StateSent:
+		p.machine(in)
+	case Received:
+		for _, m := range in.List {
+			p.receive(in.Link, m)
+		}
+	case Connected:
+		p.connect(in.Next)
+	case Broken:
+		p.connected = false
+		if p.state == Copying || p.state == Pausing {
+			p.lose(WhyFailed)
+		}
+	case Gone:
+		p.lose(WhyGone)
+	case LockChanged:
+		p.lockChanged(in.Block)
+	case LockRefused:
+		p.asked, p.retryAt = false, p.now+Instant(p.limits.RetryEvery)
+		if p.state == PairingUp {
+			p.lose(WhyLock)
+		}
+		if !p.complains {
+			p.complains = true
+			p.do(Event{Kind: Waiting, Err: in.Err})
+		}
+	case LockLost:
+		p.over(Halt{p.why, in.Err})
+	case TurnOn:
+		p.turnOn(in.Partner)
+	case TurnOff:
+		p.lose(WhyAsked)
+	case HandOver:
+		if p.Protected() && !p.ending {
+			p.state, p.yieldBy = Yielding, p.now+Instant(p.limits.YieldWithin)
+			p.pause(true)
+		}
+	case Tick:
+		p.tick()
+	}
+	p.settle()
+	return p.list
+}
+
+// machine takes what the machine did.
+func (p *Primary) machine(in Input) {
+	switch in := in.(type) {
+	case Delivered:
+		p.count = max(p.count, in.In.At)
+		p.append(Entry(in))
+		p.horizon = max(p.horizon, in.In.At)
+	case Ran:
+		p.ranTo(in)
+	case Hashed:
+		p.append(Digest(in))
+		p.horizon = max(p.horizon, in.Count)
+	case Ended:
+		p.ending = true
+		p.tellHorizon()
+	case Drained:
+		p.finish()
+	case Copied:
+		p.copied(in)
+	case Paused:
+		switch p.state {
+		case Pausing:
+			p.do(SendState{p.next})
+		case Yielding:
+			p.tellHorizon()
+			p.append(Yield{})
+		default:
+		}
+	case StateSent:
+		if p.state == Pausing {
+			p.state = PrimaryLoading
+			p.seq, p.got, p.done, p.at = 0, 0, 0, p.count
+			p.progress = p.now
+			p.horizon, p.horizonAt, p.let = p.count, p.now, p.released
+			p.resume()
+		}
+	}
+}
+
+// logs tells whether what happens is recorded for a secondary.
+func (p *Primary) logs() bool { return p.session && p.state >= PrimaryLoading }
+
+// append adds a record to the log.
+func (p *Primary) append(r Record) {
+	if !p.logs() {
+		return
+	}
+	p.seq++
+	s := sent{Record: r, seq: p.seq, at: p.now, size: recordCost}
+	if e, ok := r.(Entry); ok {
+		s.size += uint64(len(e.In.Data))
+	}
+	p.log = append(p.log, s)
+	p.logSize += s.size
+	if p.connected {
+		p.do(Send{Logging, p.seq, r})
+	}
+}
+
+// recordCost is about what a record takes, but for its data, in bytes.
+const recordCost = 32
+
+// tellHorizon tells the secondary how far it may go.
+func (p *Primary) tellHorizon() {
+	if p.logs() {
+		p.horizon, p.horizonAt, p.let = p.count, p.now, p.released
+		p.append(Horizon{p.count, p.released})
+	}
+}
+
+// ranTo takes the outputs that came out, and lets go or holds them. All inputs
+// up to Count that there ever will be, but those of Count itself, are in the log:
+// a horizon of Count covers every output that an instruction before it caused, and
+// the inputs of Count that were delivered cover those that they caused.
+func (p *Primary) ranTo(in Ran) {
+	p.count = max(p.count, in.Count)
+	waits := false
+	for _, o := range in.Outputs {
+		o.Number = p.next
+		p.next++
+		switch {
+		case o.Class == Ask:
+			p.do(Release{[]Out{o}})
+		case !p.holds():
+			p.released = o.Number
+			p.do(Release{[]Out{o}})
+		default:
+			waits = true
+			p.held = append(p.held, held{o, 0})
+			p.heldSize += recordCost + uint64(len(o.Data))
+		}
+	}
+	if !waits {
+		return
+	}
+	if p.horizon < p.count && p.broken != flawNoHorizon {
+		p.tellHorizon()
+	}
+	for i := len(p.held) - 1; i >= 0 && p.held[i].need == 0; i-- {
+		p.held[i].need = p.seq
+	}
+}
+
+// holds tells whether outputs wait.
+func (p *Primary) holds() bool {
+	return p.told && p.broken != flawEarly && (p.sure || p.broken != flawLateHold)
+}
+
+// letGo lets outputs leave whose records are acknowledged, or all that wait when
+// none has to.
+func (p *Primary) letGo() {
+	n := 0
+	for n < len(p.held) && (!p.holds() || p.held[n].need <= p.got) {
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	list := make([]Out, n)
+	for i, h := range p.held[:n] {
+		list[i], p.held[i] = h.Out, held{}
+		p.heldSize -= recordCost + uint64(len(h.Data))
+	}
+	p.held = p.held[n:]
+	p.released = list[n-1].Number
+	p.do(Release{list})
+}
+
+// receive takes a message of the secondary.
+func (p *Primary) receive(l Link, m Message) {
+	if !p.session || p.state == PrimaryOver {
+		return
+	}
+	p.hear()
+	switch m := m.(type) {
+	case Ack:
+		p.ack(m)
+	case Ready:
+		if p.state == PrimaryLoading && l == Logging {
+			p.state = PairingUp
+			p.change(p.partner)
+		}
+	case Live:
+		p.over(Halt{WhyHandedOver, nil})
+	case Bye:
+		// It takes no lock any more, so nothing has to wait for it.
+		if m.Why == WhyDiverged {
+			p.do(Event{Kind: Diverged, Why: m.Why}, Keep{p.at})
+		}
+		p.told = false
+		p.lose(m.Why)
+		p.drop(m.Why)
+	default: // a heartbeat, or what a secondary does not say
+	}
+}
+
+// ack takes an acknowledgement. One that cannot be right is of a broken secondary.
+func (p *Primary) ack(a Ack) {
+	if !p.logs() || a.Got < p.got {
+		return
+	}
+	if a.Got > p.seq || a.Done > a.Got {
+		p.lose(WhyFailed)
+		return
+	}
+	if a.Done > p.done || a.Count > p.at {
+		p.progress = p.now
+	}
+	p.got, p.done, p.at = a.Got, max(p.done, a.Done), max(p.at, a.Count)
+	for p.acked < len(p.log) && p.log[p.acked].seq <= p.got {
+		p.log[p.acked].Record = nil
+		p.acked++
+	}
+	for len(p.log) > 0 && p.log[0].seq <= p.done {
+		p.logSize -= p.log[0].size
+		p.log, p.acked = p.log[1:], p.acked-1
+	}
+	if p.state == Paired && p.got >= p.pairing && !p.sure {
+		p.sure = true
+		p.do(Event{Kind: Protected})
+	}
+}
+
+// connect sends again what the secondary lacks.
+func (p *Primary) connect(next Seq) {
+	if !p.logs() {
+		return
+	}
+	if next <= p.got || next > p.seq+1 {
+		p.lose(WhyFailed)
+		return
+	}
+	p.connected = true
+	for _, s := range p.log[p.acked:] {
+		if s.seq >= next {
+			p.do(Send{Logging, s.seq, s.Record})
+		}
+	}
+}
+
+// turnOn begins to copy the machine.
+func (p *Primary) turnOn(partner vmlock.Owner) {
+	if p.state != Alone || p.session || p.ending {
+		return
+	}
+	p.partner, p.session, p.connected = partner, true, true
+	p.told, p.sure, p.log, p.acked, p.logSize, p.why = false, false, nil, 0, 0, WhyNone
+	p.hear()
+	p.copyAt, p.round = p.now, 0
+	p.state = Copying
+	p.do(Copy{Round: 1})
+}
+
+// lockChanged follows a change of the lock.
+func (p *Primary) lockChanged(block [vmlock.BlockSize]byte) {
+	p.asked, p.complains = false, false
+	b, err := vmlock.Decode(block)
+	switch {
+	case p.state == PairingUp && err == nil && b.Paired():
+		// What has left until now is before this horizon; what comes waits.
+		p.state, p.told = Paired, true
+		p.tellHorizon()
+		p.append(Pairing{block})
+		p.pairing = p.seq
+	case p.state == Parting && err == nil && b.Paired():
+		p.change(vmlock.Owner{})
+	case p.state == Parting:
+		p.alone()
+	default:
+	}
+}
+
+// change asks for a change of the lock.
+func (p *Primary) change(partner vmlock.Owner) {
+	p.asked = true
+	p.do(ChangeLock{partner})
+}
+
+// lose gives the secondary up. One that may know the block is first shut out by the
+// lock: until then outputs wait, and what it still acknowledges counts.
+func (p *Primary) lose(why Why) {
+	switch p.state {
+	case Copying, Pausing, PrimaryLoading:
+		p.why = why
+		p.alone()
+	case PairingUp:
+		p.state, p.why = Parting, why
+		p.drop(why)
+	case Paired, Yielding:
+		p.state, p.why = Parting, why
+		if p.broken == flawNoAlone {
+			p.alone()
+			return
+		}
+		p.change(vmlock.Owner{})
+	case Alone, Parting, PrimaryOver:
+	}
+}
+
+// alone goes on without a secondary.
+func (p *Primary) alone() {
+	p.state, p.told, p.sure = Alone, false, false
+	p.letGo()
+	p.drop(p.why)
+	p.do(Event{Kind: Unprotected, Why: p.why})
+	p.resume()
+}
+
+// drop ends the session.
+func (p *Primary) drop(why Why) {
+	if !p.session {
+		return
+	}
+	p.both(Bye{why})
+	p.do(Drop{why})
+	p.session, p.connected, p.log, p.acked, p.logSize = false, false, nil, 0, 0
+}
+
+// over is the end of a machine that another runs now.
+func (p *Primary) over(h Halt) {
+	p.state, p.held, p.log = PrimaryOver, nil, nil
+	p.do(h)
+}
+
+// finish is the end of a guest that has ended.
+func (p *Primary) finish() {
+	if !p.drained || p.state == PrimaryOver {
+		return
+	}
+	p.append(Finished{})
+	p.drop(WhyFinished)
+	p.do(Finish{})
+	p.state = PrimaryOver
+}
+
+// tick does what is due.
+func (p *Primary) tick() {
+	if p.session && p.due() {
+		p.both(Beat{})
+	}
+	if p.logs() && p.now.Sub(p.horizonAt) >= p.limits.HorizonEvery && (p.count > p.horizon || p.released > p.let) {
+		p.tellHorizon()
+	}
+	switch {
+	case p.session && p.silent():
+		p.lose(WhySilent)
+	case p.state == Paired && p.stalled():
+		p.lose(WhyStalled)
+	case p.logs() && p.pace == 0 && p.now.Sub(max(p.progress, p.woke)) >= p.limits.StuckAfter:
+		p.lose(WhyStalled)
+	case p.state == Yielding && p.now >= p.yieldBy:
+		p.lose(WhyStalled)
+	}
+	if p.state == Parting && !p.asked && p.now >= p.retryAt {
+		p.change(vmlock.Owner{})
+	}
+}
+
+// stalled tells whether a record waits too long to be acknowledged.
+func (p *Primary) stalled() bool {
+	return p.acked < len(p.log) && p.now.Sub(max(p.log[p.acked].at, p.woke)) >= p.limits.Stalled
+}
+
+// settle does what follows from any input.
+func (p *Primary) settle() {
+	if p.state == PrimaryOver {
+		return
+	}
+	p.letGo()
+	p.setPace()
+	if p.ending && !p.drained && len(p.held) == 0 {
+		p.drained = true
+		p.do(Drain{})
+	}
+}
