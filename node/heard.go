@@ -50,7 +50,7 @@ func (h *heardElsewhere) ask(ctx context.Context, to quorum.Member) (placement.H
 	if err != nil {
 		return placement.Heard{}, fault.Wrap(fault.Unreachable, err, "what node "+string(to)+" has heard of hosts")
 	}
-	out := placement.Heard{Node: to, Listening: time.Duration(r.ListeningNanoseconds)}
+	out := placement.Heard{Node: to, Listening: time.Duration(r.ListeningNanoseconds), First: r.FirstBoots}
 	for _, host := range r.Hosts {
 		out.Hosts = append(out.Hosts, placement.Report{Host: host.Host, Boot: host.Boot, Age: time.Duration(host.AgeNanoseconds)})
 	}
@@ -92,7 +92,7 @@ func (s datacenterService) GetHeard(context.Context, *steadfastv1.GetHeardReques
 		return nil, fault.New(fault.Invalid, "this is no storage node: it listens to no hosts")
 	}
 	h := c.placer.heard(c.member.State())
-	out := &steadfastv1.GetHeardResponse{ListeningNanoseconds: int64(h.Listening)}
+	out := &steadfastv1.GetHeardResponse{ListeningNanoseconds: int64(h.Listening), FirstBoots: h.First}
 	for _, r := range h.Hosts {
 		out.Hosts = append(out.Hosts, &steadfastv1.HeardHost{Host: r.Host, Boot: r.Boot, AgeNanoseconds: int64(r.Age)})
 	}

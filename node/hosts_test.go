@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -107,6 +108,7 @@ func startPair(t *testing.T) (a, b *Node) {
 type testHost struct {
 	name, dir string
 	member    *quorumio.Member // nil while it is down
+	serve     map[string]func(*tls.Conn, identity.Peer)
 }
 
 // joinHost makes a host, which begins.
@@ -128,7 +130,7 @@ func joinHost(t *testing.T, n *Node, name string) *testHost {
 func (h *testHost) up(t *testing.T) {
 	t.Helper()
 	var err error
-	if h.member, err = quorumio.Open(quorumio.Options{Dir: h.dir, Log: slog.New(slog.DiscardHandler)}); err != nil {
+	if h.member, err = quorumio.Open(quorumio.Options{Dir: h.dir, Serve: h.serve, Log: slog.New(slog.DiscardHandler)}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -226,7 +228,7 @@ func TestHostDies(t *testing.T) {
 		})
 		return heard
 	}
-	if h := elsewhere(a, "b"); h.Node != "b" || h.Listening <= 0 || !slices.ContainsFunc(h.Hosts, func(r placement.Report) bool { return r.Host == "h1" && r.Boot == 1 && r.Age < patience }) {
+	if h := elsewhere(a, "b"); h.Node != "b" || h.Listening <= 0 || h.First["h1"] != 1 || !slices.ContainsFunc(h.Hosts, func(r placement.Report) bool { return r.Host == "h1" && r.Boot == 1 && r.Age < patience }) {
 		t.Errorf("b has heard %+v", h)
 	}
 	if h := elsewhere(b, "a"); h.Node != "a" {

@@ -69,6 +69,7 @@ type placer struct {
 	marked   time.Time       // when that was last looked at
 	led      time.Time       // when a leader was last known
 	waits    map[string]string
+	first    map[string]uint32 // by host: the first life of it that was heard of
 	evicted  map[string]uint32 // by host: the life that it was told of
 	decided  map[string]uint64 // decisions that took effect, by their name
 	trouble  string
@@ -77,7 +78,7 @@ type placer struct {
 func newPlacer(m placeMember, log *slog.Logger, publish func(*steadfastv1.Event)) *placer {
 	return &placer{
 		member: m, log: log, publish: publish, now: time.Now, wakes: make(chan struct{}, 1),
-		waits: map[string]string{}, evicted: map[string]uint32{}, decided: map[string]uint64{},
+		waits: map[string]string{}, first: map[string]uint32{}, evicted: map[string]uint32{}, decided: map[string]uint64{},
 	}
 }
 
@@ -159,6 +160,7 @@ func (p *placer) rest() {
 	p.since = time.Time{}
 	clear(p.waits)
 	clear(p.evicted)
+	clear(p.first)
 }
 
 // mark notes that the process runs, and whether it knows a leader. One that was
@@ -177,6 +179,7 @@ func (p *placer) mark() (listening time.Duration) {
 	}
 	if now.Sub(p.marked) > deafAfter || now.Sub(p.led) > deafAfter {
 		p.since = now
+		clear(p.first)
 	}
 	p.marked = now
 	return now.Sub(p.since)
@@ -188,13 +191,19 @@ func (p *placer) heard(state *quorum.State) placement.Heard {
 	out := placement.Heard{Node: p.member.Self().Member, Listening: p.mark()}
 	ages := p.member.Reachable()
 	v := p.look(state.Inventory)
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for name, life := range v.Lives {
 		age, ok := ages[quorum.Member(name)]
 		if !ok || v.Hosts[name] == nil || memberOf(life.ID) < state.Boots[quorum.Member(name)] {
 			continue // it was not heard, or its process is another one since
 		}
 		out.Hosts = append(out.Hosts, placement.Report{Host: name, Boot: life.Boot, Age: age})
+		if _, known := p.first[name]; !known && age < out.Listening {
+			p.first[name] = life.Boot
+		}
 	}
+	out.First = maps.Clone(p.first)
 	return out
 }
 

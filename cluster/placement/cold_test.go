@@ -8,7 +8,7 @@ import (
 )
 
 // TestEverythingDown: the loss of a host counts against a machine that was restarted already
-// when a node has listened through it, and not when the nodes were down as well.
+// when a node has heard of its life, and not when the nodes were down as well.
 func TestEverythingDown(t *testing.T) {
 	const now = int64(time.Hour)
 	placed := now - int64(30*time.Second)
@@ -22,16 +22,21 @@ func TestEverythingDown(t *testing.T) {
 		},
 	}
 	for name, c := range map[string]struct {
-		listening [2]time.Duration
-		again     bool
+		first [2]uint32 // life that each node heard of first; 0: none
+		again bool
 	}{
-		"all nodes have come up since": {[2]time.Duration{5 * time.Second, 29 * time.Second}, true},
-		"one was there":                {[2]time.Duration{5 * time.Second, time.Minute}, false},
-		"both were there":              {[2]time.Duration{time.Minute, time.Hour}, false},
+		"all nodes have come up since": {[2]uint32{2, 2}, true},
+		"one heard of nobody yet":      {[2]uint32{0, 2}, true},
+		"one has heard of it":          {[2]uint32{2, 1}, false},
+		"both have":                    {[2]uint32{1, 1}, false},
 	} {
 		var heard []Heard
-		for _, l := range c.listening {
-			heard = append(heard, Heard{Node: "n", Listening: l, Hosts: []Report{{Host: "h1", Boot: 2}}})
+		for _, boot := range c.first {
+			n := Heard{Node: "n", Listening: time.Minute, Hosts: []Report{{Host: "h1", Boot: 2}}}
+			if boot > 0 {
+				n.First = map[string]uint32{"h1": boot}
+			}
+			heard = append(heard, n)
 		}
 		all := Decide(v, heard, now)
 		if len(all) != 1 {

@@ -37,8 +37,9 @@
 // its policy is to leave it: once, on another host if one has the memory, and on
 // a new life of the same one if none has. A machine that had run for GiveBack
 // since has its restart back: the bound is there for a machine that takes host
-// after host down with it, not for two power cuts in a year. Neither does a loss
-// count that no node has listened through: the nodes were down as well. A machine that is
+// after host down with it, not for two power cuts in a year. Neither does the loss of a life
+// count that no node has heard anything of since it began to listen: the nodes were down as
+// well. A machine that is
 // not started again has ended, for as long as nobody starts it. Neither has a
 // guest that shut down or panicked failed: that is its own affair, and what was
 // wanted of it ends with it. A reset is carried out by the host, in place.
@@ -81,6 +82,8 @@ type Heard struct {
 	// Listening is for how long the node has listened without a break.
 	Listening time.Duration
 	Hosts     []Report
+	// First is, by host, the first life of it that the node heard of since then.
+	First map[string]uint32
 }
 
 // Report is the newest word of a host.
@@ -174,17 +177,16 @@ type decider struct {
 	now   int64
 	heard map[string]Report // the newest word, by host
 	lost  map[string]bool   // by host: its newest life is lost, or being declared so
-	// listened is for how long a node has listened without a break, the one that has longest.
-	listened time.Duration
-	free     map[string]int64 // bytes of memory by host that takes machines or runs some
-	out      []Decision
+	first map[string]uint32 // by host: the first life of it that a node heard of
+	free  map[string]int64  // bytes of memory by host that takes machines or runs some
+	out   []Decision
 }
 
 // Decide returns what is to be done, of which at most one thing is about one
 // machine. now is in nanoseconds since 1970, UTC. The same inputs give the same
 // decisions.
 func Decide(v *inventory.View, reports []Heard, now int64) []Decision {
-	d := &decider{v: v, now: now, heard: map[string]Report{}, lost: map[string]bool{}, free: map[string]int64{}}
+	d := &decider{v: v, now: now, heard: map[string]Report{}, first: map[string]uint32{}, lost: map[string]bool{}, free: map[string]int64{}}
 	d.merge(reports)
 	for _, name := range slices.Sorted(maps.Keys(v.Hosts)) {
 		d.host(name, reports)
@@ -210,7 +212,11 @@ func Decide(v *inventory.View, reports []Heard, now int64) []Decision {
 // merge keeps the newest word of each host; of two lives the later one's.
 func (d *decider) merge(reports []Heard) {
 	for _, n := range reports {
-		d.listened = max(d.listened, n.Listening)
+		for host, boot := range n.First {
+			if first, ok := d.first[host]; !ok || boot < first {
+				d.first[host] = boot
+			}
+		}
 		for _, r := range n.Hosts {
 			old, ok := d.heard[r.Host]
 			if !ok || r.Boot > old.Boot || r.Boot == old.Boot && r.Age < old.Age {
@@ -382,8 +388,8 @@ func (d *decider) again(c candidate, p *inventory.Placement, why inventory.Endin
 	case c.m.Policy != inventory.Restart:
 		d.end(p, why, detail+"; its policy is to leave it")
 		return c, false
-	case why == inventory.EndedHostLost && d.listened < time.Duration(d.now-p.Since):
-		// No node was there all the time: everything has been down, and no machine did that.
+	case why == inventory.EndedHostLost && !d.heardOf(p):
+		// Everything has been down, and no machine did that.
 	case c.restarts >= restartsMax:
 		d.end(p, why, detail+"; it was restarted once already")
 		return c, false
@@ -393,6 +399,12 @@ func (d *decider) again(c candidate, p *inventory.Placement, why inventory.Endin
 	c.reason = detail
 	d.free[p.Host] += int64(c.m.Memory)
 	return c, true
+}
+
+// heardOf tells whether a node has heard of the life that a placement was made for.
+func (d *decider) heardOf(p *inventory.Placement) bool {
+	first, ok := d.first[p.Host]
+	return ok && first <= p.Boot
 }
 
 func (d *decider) end(p *inventory.Placement, why inventory.Ending, detail string) {

@@ -42,6 +42,7 @@ type node struct {
 	up    bool
 	since time.Duration
 	heard map[string]word
+	first map[string]uint32
 }
 
 type word struct {
@@ -53,7 +54,7 @@ func newWorld(fatal func(...any)) *world {
 	w := &world{state: quorum.NewState(), now: time.Hour, hosts: map[string]*host{}, nodes: map[string]*node{}, fatal: fatal}
 	w.state.Boots["n"] = 1
 	for _, n := range []string{"n1", "n2"} {
-		w.nodes[n] = &node{up: true, heard: map[string]word{}}
+		w.nodes[n] = &node{up: true, heard: map[string]word{}, first: map[string]uint32{}}
 	}
 	return w
 }
@@ -127,6 +128,9 @@ func (w *world) renew() {
 		for n, hears := range h.hears {
 			if hears && w.nodes[n].up {
 				w.nodes[n].heard[name] = word{w.now, r}
+				if _, known := w.nodes[n].first[name]; !known {
+					w.nodes[n].first[name] = h.boot
+				}
 			}
 		}
 	}
@@ -139,7 +143,7 @@ func (w *world) heard(of ...string) (list []Heard) {
 		if !n.up || len(of) > 0 && !slices.Contains(of, name) {
 			continue
 		}
-		h := Heard{Node: quorum.Member(name), Listening: w.now - n.since}
+		h := Heard{Node: quorum.Member(name), Listening: w.now - n.since, First: n.first}
 		for _, host := range slices.Sorted(maps.Keys(n.heard)) {
 			r := n.heard[host].Report
 			r.Age = w.now - n.heard[host].at
@@ -222,7 +226,7 @@ func (w *world) play(out *strings.Builder, line string) {
 	case "node":
 		n := w.nodes[f[1]]
 		n.up = f[2] == "up"
-		n.since, n.heard = w.now, map[string]word{}
+		n.since, n.heard, n.first = w.now, map[string]word{}, map[string]uint32{}
 	case "pass":
 		d, err := time.ParseDuration(f[1])
 		if err != nil {

@@ -1796,8 +1796,10 @@ type GetHeardResponse struct {
 	// For how long the node has listened without a break, in nanoseconds.
 	ListeningNanoseconds int64        `protobuf:"varint,1,opt,name=listening_nanoseconds,json=listeningNanoseconds,proto3" json:"listening_nanoseconds,omitempty"`
 	Hosts                []*HeardHost `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// By host: number of the first life of it that the node heard of since then.
+	FirstBoots    map[string]uint32 `protobuf:"bytes,3,rep,name=first_boots,json=firstBoots,proto3" json:"first_boots,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetHeardResponse) Reset() {
@@ -1840,6 +1842,13 @@ func (x *GetHeardResponse) GetListeningNanoseconds() int64 {
 func (x *GetHeardResponse) GetHosts() []*HeardHost {
 	if x != nil {
 		return x.Hosts
+	}
+	return nil
+}
+
+func (x *GetHeardResponse) GetFirstBoots() map[string]uint32 {
+	if x != nil {
+		return x.FirstBoots
 	}
 	return nil
 }
@@ -2035,10 +2044,15 @@ const file_steadfast_v1_datacenter_proto_rawDesc = "" +
 	"\x16RemoveDatastoreRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x19\n" +
 	"\x17RemoveDatastoreResponse\"\x11\n" +
-	"\x0fGetHeardRequest\"v\n" +
+	"\x0fGetHeardRequest\"\x86\x02\n" +
 	"\x10GetHeardResponse\x123\n" +
 	"\x15listening_nanoseconds\x18\x01 \x01(\x03R\x14listeningNanoseconds\x12-\n" +
-	"\x05hosts\x18\x02 \x03(\v2\x17.steadfast.v1.HeardHostR\x05hosts\"\\\n" +
+	"\x05hosts\x18\x02 \x03(\v2\x17.steadfast.v1.HeardHostR\x05hosts\x12O\n" +
+	"\vfirst_boots\x18\x03 \x03(\v2..steadfast.v1.GetHeardResponse.FirstBootsEntryR\n" +
+	"firstBoots\x1a=\n" +
+	"\x0fFirstBootsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\\\n" +
 	"\tHeardHost\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\rR\x04boot\x12'\n" +
@@ -2074,7 +2088,7 @@ func file_steadfast_v1_datacenter_proto_rawDescGZIP() []byte {
 	return file_steadfast_v1_datacenter_proto_rawDescData
 }
 
-var file_steadfast_v1_datacenter_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_steadfast_v1_datacenter_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_steadfast_v1_datacenter_proto_goTypes = []any{
 	(*Datacenter)(nil),                // 0: steadfast.v1.Datacenter
 	(*HostCluster)(nil),               // 1: steadfast.v1.HostCluster
@@ -2113,12 +2127,13 @@ var file_steadfast_v1_datacenter_proto_goTypes = []any{
 	(*GetHeardRequest)(nil),           // 34: steadfast.v1.GetHeardRequest
 	(*GetHeardResponse)(nil),          // 35: steadfast.v1.GetHeardResponse
 	(*HeardHost)(nil),                 // 36: steadfast.v1.HeardHost
-	(*timestamppb.Timestamp)(nil),     // 37: google.protobuf.Timestamp
+	nil,                               // 37: steadfast.v1.GetHeardResponse.FirstBootsEntry
+	(*timestamppb.Timestamp)(nil),     // 38: google.protobuf.Timestamp
 }
 var file_steadfast_v1_datacenter_proto_depIdxs = []int32{
 	2,  // 0: steadfast.v1.HostCluster.waiting:type_name -> steadfast.v1.WaitingMachine
 	3,  // 1: steadfast.v1.Host.links:type_name -> steadfast.v1.Links
-	37, // 2: steadfast.v1.Host.since:type_name -> google.protobuf.Timestamp
+	38, // 2: steadfast.v1.Host.since:type_name -> google.protobuf.Timestamp
 	0,  // 3: steadfast.v1.CreateDatacenterResponse.datacenter:type_name -> steadfast.v1.Datacenter
 	0,  // 4: steadfast.v1.ListDatacentersResponse.datacenters:type_name -> steadfast.v1.Datacenter
 	1,  // 5: steadfast.v1.CreateHostClusterResponse.cluster:type_name -> steadfast.v1.HostCluster
@@ -2131,41 +2146,42 @@ var file_steadfast_v1_datacenter_proto_depIdxs = []int32{
 	5,  // 12: steadfast.v1.AddDatastoreResponse.datastore:type_name -> steadfast.v1.Datastore
 	5,  // 13: steadfast.v1.ListDatastoresResponse.datastores:type_name -> steadfast.v1.Datastore
 	36, // 14: steadfast.v1.GetHeardResponse.hosts:type_name -> steadfast.v1.HeardHost
-	6,  // 15: steadfast.v1.DatacenterService.CreateDatacenter:input_type -> steadfast.v1.CreateDatacenterRequest
-	8,  // 16: steadfast.v1.DatacenterService.ListDatacenters:input_type -> steadfast.v1.ListDatacentersRequest
-	10, // 17: steadfast.v1.DatacenterService.DeleteDatacenter:input_type -> steadfast.v1.DeleteDatacenterRequest
-	12, // 18: steadfast.v1.DatacenterService.CreateHostCluster:input_type -> steadfast.v1.CreateHostClusterRequest
-	14, // 19: steadfast.v1.DatacenterService.ListHostClusters:input_type -> steadfast.v1.ListHostClustersRequest
-	16, // 20: steadfast.v1.DatacenterService.SetHostCluster:input_type -> steadfast.v1.SetHostClusterRequest
-	18, // 21: steadfast.v1.DatacenterService.DeleteHostCluster:input_type -> steadfast.v1.DeleteHostClusterRequest
-	20, // 22: steadfast.v1.DatacenterService.AddHost:input_type -> steadfast.v1.AddHostRequest
-	22, // 23: steadfast.v1.DatacenterService.ListHosts:input_type -> steadfast.v1.ListHostsRequest
-	24, // 24: steadfast.v1.DatacenterService.SetHost:input_type -> steadfast.v1.SetHostRequest
-	26, // 25: steadfast.v1.DatacenterService.RemoveHost:input_type -> steadfast.v1.RemoveHostRequest
-	28, // 26: steadfast.v1.DatacenterService.AddDatastore:input_type -> steadfast.v1.AddDatastoreRequest
-	30, // 27: steadfast.v1.DatacenterService.ListDatastores:input_type -> steadfast.v1.ListDatastoresRequest
-	32, // 28: steadfast.v1.DatacenterService.RemoveDatastore:input_type -> steadfast.v1.RemoveDatastoreRequest
-	34, // 29: steadfast.v1.DatacenterService.GetHeard:input_type -> steadfast.v1.GetHeardRequest
-	7,  // 30: steadfast.v1.DatacenterService.CreateDatacenter:output_type -> steadfast.v1.CreateDatacenterResponse
-	9,  // 31: steadfast.v1.DatacenterService.ListDatacenters:output_type -> steadfast.v1.ListDatacentersResponse
-	11, // 32: steadfast.v1.DatacenterService.DeleteDatacenter:output_type -> steadfast.v1.DeleteDatacenterResponse
-	13, // 33: steadfast.v1.DatacenterService.CreateHostCluster:output_type -> steadfast.v1.CreateHostClusterResponse
-	15, // 34: steadfast.v1.DatacenterService.ListHostClusters:output_type -> steadfast.v1.ListHostClustersResponse
-	17, // 35: steadfast.v1.DatacenterService.SetHostCluster:output_type -> steadfast.v1.SetHostClusterResponse
-	19, // 36: steadfast.v1.DatacenterService.DeleteHostCluster:output_type -> steadfast.v1.DeleteHostClusterResponse
-	21, // 37: steadfast.v1.DatacenterService.AddHost:output_type -> steadfast.v1.AddHostResponse
-	23, // 38: steadfast.v1.DatacenterService.ListHosts:output_type -> steadfast.v1.ListHostsResponse
-	25, // 39: steadfast.v1.DatacenterService.SetHost:output_type -> steadfast.v1.SetHostResponse
-	27, // 40: steadfast.v1.DatacenterService.RemoveHost:output_type -> steadfast.v1.RemoveHostResponse
-	29, // 41: steadfast.v1.DatacenterService.AddDatastore:output_type -> steadfast.v1.AddDatastoreResponse
-	31, // 42: steadfast.v1.DatacenterService.ListDatastores:output_type -> steadfast.v1.ListDatastoresResponse
-	33, // 43: steadfast.v1.DatacenterService.RemoveDatastore:output_type -> steadfast.v1.RemoveDatastoreResponse
-	35, // 44: steadfast.v1.DatacenterService.GetHeard:output_type -> steadfast.v1.GetHeardResponse
-	30, // [30:45] is the sub-list for method output_type
-	15, // [15:30] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	37, // 15: steadfast.v1.GetHeardResponse.first_boots:type_name -> steadfast.v1.GetHeardResponse.FirstBootsEntry
+	6,  // 16: steadfast.v1.DatacenterService.CreateDatacenter:input_type -> steadfast.v1.CreateDatacenterRequest
+	8,  // 17: steadfast.v1.DatacenterService.ListDatacenters:input_type -> steadfast.v1.ListDatacentersRequest
+	10, // 18: steadfast.v1.DatacenterService.DeleteDatacenter:input_type -> steadfast.v1.DeleteDatacenterRequest
+	12, // 19: steadfast.v1.DatacenterService.CreateHostCluster:input_type -> steadfast.v1.CreateHostClusterRequest
+	14, // 20: steadfast.v1.DatacenterService.ListHostClusters:input_type -> steadfast.v1.ListHostClustersRequest
+	16, // 21: steadfast.v1.DatacenterService.SetHostCluster:input_type -> steadfast.v1.SetHostClusterRequest
+	18, // 22: steadfast.v1.DatacenterService.DeleteHostCluster:input_type -> steadfast.v1.DeleteHostClusterRequest
+	20, // 23: steadfast.v1.DatacenterService.AddHost:input_type -> steadfast.v1.AddHostRequest
+	22, // 24: steadfast.v1.DatacenterService.ListHosts:input_type -> steadfast.v1.ListHostsRequest
+	24, // 25: steadfast.v1.DatacenterService.SetHost:input_type -> steadfast.v1.SetHostRequest
+	26, // 26: steadfast.v1.DatacenterService.RemoveHost:input_type -> steadfast.v1.RemoveHostRequest
+	28, // 27: steadfast.v1.DatacenterService.AddDatastore:input_type -> steadfast.v1.AddDatastoreRequest
+	30, // 28: steadfast.v1.DatacenterService.ListDatastores:input_type -> steadfast.v1.ListDatastoresRequest
+	32, // 29: steadfast.v1.DatacenterService.RemoveDatastore:input_type -> steadfast.v1.RemoveDatastoreRequest
+	34, // 30: steadfast.v1.DatacenterService.GetHeard:input_type -> steadfast.v1.GetHeardRequest
+	7,  // 31: steadfast.v1.DatacenterService.CreateDatacenter:output_type -> steadfast.v1.CreateDatacenterResponse
+	9,  // 32: steadfast.v1.DatacenterService.ListDatacenters:output_type -> steadfast.v1.ListDatacentersResponse
+	11, // 33: steadfast.v1.DatacenterService.DeleteDatacenter:output_type -> steadfast.v1.DeleteDatacenterResponse
+	13, // 34: steadfast.v1.DatacenterService.CreateHostCluster:output_type -> steadfast.v1.CreateHostClusterResponse
+	15, // 35: steadfast.v1.DatacenterService.ListHostClusters:output_type -> steadfast.v1.ListHostClustersResponse
+	17, // 36: steadfast.v1.DatacenterService.SetHostCluster:output_type -> steadfast.v1.SetHostClusterResponse
+	19, // 37: steadfast.v1.DatacenterService.DeleteHostCluster:output_type -> steadfast.v1.DeleteHostClusterResponse
+	21, // 38: steadfast.v1.DatacenterService.AddHost:output_type -> steadfast.v1.AddHostResponse
+	23, // 39: steadfast.v1.DatacenterService.ListHosts:output_type -> steadfast.v1.ListHostsResponse
+	25, // 40: steadfast.v1.DatacenterService.SetHost:output_type -> steadfast.v1.SetHostResponse
+	27, // 41: steadfast.v1.DatacenterService.RemoveHost:output_type -> steadfast.v1.RemoveHostResponse
+	29, // 42: steadfast.v1.DatacenterService.AddDatastore:output_type -> steadfast.v1.AddDatastoreResponse
+	31, // 43: steadfast.v1.DatacenterService.ListDatastores:output_type -> steadfast.v1.ListDatastoresResponse
+	33, // 44: steadfast.v1.DatacenterService.RemoveDatastore:output_type -> steadfast.v1.RemoveDatastoreResponse
+	35, // 45: steadfast.v1.DatacenterService.GetHeard:output_type -> steadfast.v1.GetHeardResponse
+	31, // [31:46] is the sub-list for method output_type
+	16, // [16:31] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_steadfast_v1_datacenter_proto_init() }
@@ -2181,7 +2197,7 @@ func file_steadfast_v1_datacenter_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_steadfast_v1_datacenter_proto_rawDesc), len(file_steadfast_v1_datacenter_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1019,8 +1019,11 @@ func (x *SetMachineRequest) GetRemoveNets() []string {
 }
 
 type SetMachineResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Machine       *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Machine *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	// Why the machine's home volume does not say so yet; it will when the machine is started.
+	// Empty: it does, or the machine runs.
+	HomeBehind    string `protobuf:"bytes,2,opt,name=home_behind,json=homeBehind,proto3" json:"home_behind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1060,6 +1063,13 @@ func (x *SetMachineResponse) GetMachine() *Machine {
 		return x.Machine
 	}
 	return nil
+}
+
+func (x *SetMachineResponse) GetHomeBehind() string {
+	if x != nil {
+		return x.HomeBehind
+	}
+	return ""
 }
 
 type DeleteMachineRequest struct {
@@ -1257,8 +1267,11 @@ func (x *StartMachineResponse) GetMachine() *Machine {
 }
 
 type StopMachineRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// At once, as a loss of power would: its guest is not asked. Also for one that is being
+	// stopped already.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1298,6 +1311,13 @@ func (x *StopMachineRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *StopMachineRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type StopMachineResponse struct {
@@ -1438,7 +1458,10 @@ type RegisterMachineRequest struct {
 	Home      string                 `protobuf:"bytes,2,opt,name=home,proto3" json:"home,omitempty"`
 	Cluster   string                 `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	// Another name than it had; its volumes keep theirs.
-	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	// Also when the home's lock block is damaged, which is made anew then: what is given up
+	// by that, as the call without it says.
+	ResetLock     string `protobuf:"bytes,5,opt,name=reset_lock,json=resetLock,proto3" json:"reset_lock,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1497,6 +1520,13 @@ func (x *RegisterMachineRequest) GetCluster() string {
 func (x *RegisterMachineRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *RegisterMachineRequest) GetResetLock() string {
+	if x != nil {
+		return x.ResetLock
 	}
 	return ""
 }
@@ -2354,9 +2384,11 @@ const file_steadfast_v1_machine_proto_rawDesc = "" +
 	"\a_policyB\x11\n" +
 	"\x0f_preferred_hostB\n" +
 	"\n" +
-	"\b_cluster\"E\n" +
+	"\b_cluster\"f\n" +
 	"\x12SetMachineResponse\x12/\n" +
-	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"t\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\x12\x1f\n" +
+	"\vhome_behind\x18\x02 \x01(\tR\n" +
+	"homeBehind\"t\n" +
 	"\x14DeleteMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\fkeep_volumes\x18\x02 \x01(\bR\vkeepVolumes\x12%\n" +
@@ -2366,20 +2398,23 @@ const file_steadfast_v1_machine_proto_rawDesc = "" +
 	"\x13StartMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"G\n" +
 	"\x14StartMachineResponse\x12/\n" +
-	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"(\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\">\n" +
 	"\x12StopMachineRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"F\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"F\n" +
 	"\x13StopMachineResponse\x12/\n" +
 	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\")\n" +
 	"\x13ResetMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"G\n" +
 	"\x14ResetMachineResponse\x12/\n" +
-	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"x\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"\x97\x01\n" +
 	"\x16RegisterMachineRequest\x12\x1c\n" +
 	"\tdatastore\x18\x01 \x01(\tR\tdatastore\x12\x12\n" +
 	"\x04home\x18\x02 \x01(\tR\x04home\x12\x18\n" +
 	"\acluster\x18\x03 \x01(\tR\acluster\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"J\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"reset_lock\x18\x05 \x01(\tR\tresetLock\"J\n" +
 	"\x17RegisterMachineResponse\x12/\n" +
 	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"0\n" +
 	"\x10ListHomesRequest\x12\x1c\n" +

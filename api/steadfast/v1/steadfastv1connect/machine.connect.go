@@ -92,7 +92,7 @@ type MachineServiceClient interface {
 	// DeleteMachine deletes one that has stopped, and its volumes unless they are to be kept.
 	DeleteMachine(context.Context, *v1.DeleteMachineRequest) (*v1.DeleteMachineResponse, error)
 	StartMachine(context.Context, *v1.StartMachineRequest) (*v1.StartMachineResponse, error)
-	// StopMachine has the machine's host press the power button.
+	// StopMachine has the machine's host press the power button, or end it by force.
 	StopMachine(context.Context, *v1.StopMachineRequest) (*v1.StopMachineResponse, error)
 	// ResetMachine has the machine begin anew where it runs.
 	ResetMachine(context.Context, *v1.ResetMachineRequest) (*v1.ResetMachineResponse, error)
@@ -108,7 +108,7 @@ type MachineServiceClient interface {
 	// ReadMachine gives the content of one that has stopped. Zeros are left out.
 	ReadMachine(context.Context, *v1.ReadMachineRequest) (*connect.ServerStreamForClient[v1.ReadMachineResponse], error)
 	// WatchConsole gives what the guest writes on its serial port, after the last lines
-	// of before, until the machine ends. The first response has no data: it tells that the
+	// of before, until the machine ends or is started on another host. The first response has no data: it tells that the
 	// machine's host answers.
 	WatchConsole(context.Context, *v1.WatchConsoleRequest) (*connect.ServerStreamForClient[v1.WatchConsoleResponse], error)
 	// TypeConsole types on it.
@@ -376,7 +376,7 @@ type MachineServiceHandler interface {
 	// DeleteMachine deletes one that has stopped, and its volumes unless they are to be kept.
 	DeleteMachine(context.Context, *v1.DeleteMachineRequest) (*v1.DeleteMachineResponse, error)
 	StartMachine(context.Context, *v1.StartMachineRequest) (*v1.StartMachineResponse, error)
-	// StopMachine has the machine's host press the power button.
+	// StopMachine has the machine's host press the power button, or end it by force.
 	StopMachine(context.Context, *v1.StopMachineRequest) (*v1.StopMachineResponse, error)
 	// ResetMachine has the machine begin anew where it runs.
 	ResetMachine(context.Context, *v1.ResetMachineRequest) (*v1.ResetMachineResponse, error)
@@ -392,7 +392,7 @@ type MachineServiceHandler interface {
 	// ReadMachine gives the content of one that has stopped. Zeros are left out.
 	ReadMachine(context.Context, *v1.ReadMachineRequest, *connect.ServerStream[v1.ReadMachineResponse]) error
 	// WatchConsole gives what the guest writes on its serial port, after the last lines
-	// of before, until the machine ends. The first response has no data: it tells that the
+	// of before, until the machine ends or is started on another host. The first response has no data: it tells that the
 	// machine's host answers.
 	WatchConsole(context.Context, *v1.WatchConsoleRequest, *connect.ServerStream[v1.WatchConsoleResponse]) error
 	// TypeConsole types on it.
