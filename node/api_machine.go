@@ -67,7 +67,11 @@ func (s machineService) StartMachine(ctx context.Context, req *steadfastv1.Start
 
 // StopMachine implements the API's call.
 func (s machineService) StopMachine(ctx context.Context, req *steadfastv1.StopMachineRequest) (*steadfastv1.StopMachineResponse, error) {
-	m, err := s.order(ctx, req.Name, "machine-stop", "is to stop", (*inventory.View).Stop)
+	text, rule := "is to stop", (*inventory.View).Stop
+	if req.Force {
+		text, rule = "is to be off at once", (*inventory.View).PowerOff
+	}
+	m, err := s.order(ctx, req.Name, "machine-stop", text, rule)
 	return &steadfastv1.StopMachineResponse{Machine: m}, err
 }
 
@@ -124,7 +128,7 @@ func (n *Node) describeMachine(v *inventory.View, name string) *steadfastv1.Mach
 	}
 	out := &steadfastv1.Machine{
 		Name: m.Name, Id: m.ID, Cluster: m.Cluster, Datastore: m.Datastore, Home: m.Home, Memory: m.Memory, CommandLine: m.CommandLine,
-		Policy: string(m.Policy), PreferredHost: m.Host, Desired: string(m.Desired), State: machineState(v, m),
+		Policy: string(m.Policy), PreferredHost: m.Host, Desired: wanted(m), State: machineState(v, m),
 	}
 	for _, d := range m.Disks {
 		out.Disks = append(out.Disks, &steadfastv1.MachineDisk{Name: d.Name, Volume: d.Volume, Bytes: d.Bytes})
@@ -150,6 +154,15 @@ func (n *Node) describeMachine(v *inventory.View, name string) *steadfastv1.Mach
 		}
 	}
 	return out
+}
+
+// wanted is what is wanted of a machine, as the API has it: how it is to stop is between the
+// inventory and its host.
+func wanted(m *inventory.Machine) string {
+	if m.Desired == inventory.Running {
+		return string(inventory.Running)
+	}
+	return string(inventory.Stopped)
 }
 
 // waitsFor tells why a machine is not placed that is to run; empty: this member does not know.

@@ -103,7 +103,7 @@ func (n *Node) editMachine(ctx context.Context, name string, change func(*invent
 	}
 	m := v.Machines[name]
 	if m == nil {
-		return fault.New(fault.NotFound, "the machine %q was deleted meanwhile", name)
+		return fault.New(fault.NotFound, "the machine %q was deleted meanwhile; see \"steadfast vm list\"", name)
 	}
 	c, spec, err := n.datastoresGroup(v, m.Datastore)
 	if err != nil {
@@ -312,7 +312,7 @@ func (w *content) save() error {
 		return nil
 	}
 	d, _ := w.home.Definition()
-	d.Name, d.ID, d.Revision, d.Hardware, d.Policy = w.m.Name, w.m.ID, w.m.Revision, w.m.Hardware, w.m.Policy
+	define(&d, w.m)
 	kernel, err := w.kernel.source()
 	if err != nil {
 		return err
@@ -325,6 +325,11 @@ func (w *content) save() error {
 		d.Initrd = nil
 	}
 	return w.home.Save(d, kernel, initrd)
+}
+
+// define has a definition say what the inventory has of its machine.
+func define(d *vmhome.Definition, m *inventory.Machine) {
+	d.Name, d.ID, d.Revision, d.Hardware, d.Policy = m.Name, m.ID, m.Revision, m.Hardware, m.Policy
 }
 
 // source is the file from its beginning; nil: there is none.

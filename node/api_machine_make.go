@@ -5,10 +5,13 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	steadfastv1 "steadfast/api/steadfast/v1"
+	"steadfast/block"
 	"steadfast/cluster/inventory"
 	"steadfast/cluster/quorum"
 	"steadfast/compute/host"
@@ -208,7 +211,7 @@ func onlyOneOr[T any](kind, verb, given string, there map[string]*T) (string, er
 // deleted.
 func (s machineService) DeleteMachine(ctx context.Context, req *steadfastv1.DeleteMachineRequest) (*steadfastv1.DeleteMachineResponse, error) {
 	n := s.n
-	if err := n.atStorage(ctx); err != nil {
+	if err := n.atStorageOf(ctx, req.Name); err != nil {
 		return nil, err
 	}
 	v, m, err := n.findMachine(req.Name)
@@ -228,7 +231,7 @@ func (s machineService) DeleteMachine(ctx context.Context, req *steadfastv1.Dele
 	}
 	volumes := volumesOf(spec, m.Volumes())
 	if !req.KeepVolumes {
-		if err := n.deletable(ctx, c, spec, volumes, req.WithSnapshots); err != nil {
+		if err := n.deletable(ctx, c, spec, volumes, req.WithSnapshots, ", or say --with-snapshots"); err != nil {
 			return nil, err
 		}
 	}
@@ -241,7 +244,7 @@ func (s machineService) DeleteMachine(ctx context.Context, req *steadfastv1.Dele
 		return &steadfastv1.DeleteMachineResponse{Kept: m.Volumes()}, nil
 	}
 	if err := n.dropVolumes(ctx, c, spec.Name, volumes); err != nil {
-		return nil, fault.Wrap(fault.KindOf(err), err, "the machine is deleted, and its volumes are there still; delete them: \"steadfast volume delete\" "+join(m.Volumes()))
+		return nil, fault.Wrap(fault.KindOf(err), err, "the machine is deleted, and its volumes are there still; delete them: "+deleting(m.Volumes()))
 	}
 	return &steadfastv1.DeleteMachineResponse{}, nil
 }
@@ -256,13 +259,16 @@ func volumesOf(spec *ha.Spec, names []string) (list []ha.Volume) {
 	return list
 }
 
-func join(names []string) string { return strings.Join(names, ", ") }
+// deleting names the commands that delete volumes.
+func deleting(volumes []string) string {
+	return "\"steadfast volume delete " + strings.Join(volumes, "\", \"steadfast volume delete ") + "\""
+}
 
 // SetMachine implements the API's call. Volumes are made and grown before the machine has
 // them, and deleted when it has them no more.
 func (s machineService) SetMachine(ctx context.Context, req *steadfastv1.SetMachineRequest) (*steadfastv1.SetMachineResponse, error) {
 	n := s.n
-	if err := n.atStorage(ctx); err != nil {
+	if err := n.atStorageOf(ctx, req.Name); err != nil {
 		return nil, err
 	}
 	v, m, err := n.findMachine(req.Name)
@@ -286,7 +292,7 @@ func (s machineService) SetMachine(ctx context.Context, req *steadfastv1.SetMach
 		return nil, err
 	}
 	gone := volumesOf(spec, ch.removed)
-	if err := n.deletable(ctx, c, spec, gone, false); err != nil {
+	if err := n.deletable(ctx, c, spec, gone, false, ""); err != nil {
 		return nil, err
 	}
 	var made []ha.Volume
@@ -305,11 +311,43 @@ func (s machineService) SetMachine(ctx context.Context, req *steadfastv1.SetMach
 		return nil, n.undoVolumes(ctx, c, spec.Name, made, err)
 	}
 	n.publishMachine("machine-changed", m.Name, "machine %q was changed: %s", m.Name, strings.Join(ch.what, ", "))
+	behind := n.redefine(ctx, m, v.Machines[m.Name])
 	err = n.dropVolumes(ctx, c, spec.Name, gone)
 	if err != nil {
-		err = fault.Wrap(fault.KindOf(err), err, "the disks are taken out, and their volumes are there still; delete them: \"steadfast volume delete\" "+join(ch.removed))
+		err = fault.Wrap(fault.KindOf(err), err, "the disks are taken out, and their volumes are there still; delete them: "+deleting(ch.removed))
 	}
-	return &steadfastv1.SetMachineResponse{Machine: n.describeMachine(v, m.Name)}, err
+	return &steadfastv1.SetMachineResponse{Machine: n.describeMachine(v, m.Name), HomeBehind: behind}, err
+}
+
+// redefine has the home volume of a machine that was changed say so, for whoever registers
+// the machine from its volumes some day. It returns why that could not be done now, which
+// harms nothing: the machine's next start does it. One that runs is left to its host.
+func (n *Node) redefine(ctx context.Context, was, is *inventory.Machine) (why string) {
+	if is == nil || reflect.DeepEqual(was.Hardware, is.Hardware) && was.Policy == is.Policy {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, redefineTime)
+	defer cancel()
+	err := n.editMachine(ctx, is.Name, func(m *inventory.Machine, home *vmhome.Home, _ []block.Device) error {
+		d, _ := home.Definition()
+		define(&d, m)
+		return home.Save(d, nil, nil)
+	})
+	switch {
+	case err == nil, fault.Is(err, fault.Busy) && n.runs(is.Name), fault.Is(err, fault.Fenced):
+		return ""
+	}
+	n.log.Warn("the home volume of a machine does not say yet how the machine was changed", "machine", is.Name, "error", err)
+	return err.Error()
+}
+
+// redefineTime bounds how long a change of a machine waits for its home volume.
+const redefineTime = 10 * time.Second
+
+// runs tells whether a machine shall run, or runs.
+func (n *Node) runs(machine string) bool {
+	_, _, err := n.atRest(machine)
+	return fault.Is(err, fault.Busy)
 }
 
 // machineChange is what a SetMachine comes to.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -28,6 +29,7 @@ const (
 type found struct {
 	definition vmhome.Definition
 	lock       vmlock.Block
+	damage     error // of the lock block
 }
 
 // readHome reads a home volume. Fails with fault.NotFound for what is none, or has no definition.
@@ -43,6 +45,12 @@ func readHome(ctx context.Context, c *cluster, at host.At) (f found, err error) 
 		}
 		f.definition = d
 		f.lock, err = vmhome.ReadLock(dev)
+		switch {
+		case fault.Is(err, fault.Corrupt):
+			f.damage, err = err, nil
+		case err == nil && f.lock.VM != h.ID():
+			f.damage = fault.New(fault.Corrupt, "it is that of the machine %s", f.lock.VM)
+		}
 		return err
 	})
 	return f, err
@@ -73,8 +81,17 @@ func (s machineService) RegisterMachine(ctx context.Context, req *steadfastv1.Re
 		return nil, err
 	}
 	f, err := readHome(ctx, c, host.At{Group: spec.Name, Volume: req.Home})
-	if err != nil {
+	switch {
+	case fault.Is(err, fault.NotFound):
+		return nil, fault.Wrap(fault.NotFound, err, "volume "+req.Home+" (\"steadfast vm register\" lists those that are homes)")
+	case err != nil:
 		return nil, fault.Wrap(fault.KindOf(err), err, "volume "+req.Home)
+	}
+	switch machine, used, err := v.UsedBy(spec.Name, req.Home); {
+	case err != nil:
+		return nil, err
+	case used:
+		return nil, fault.New(fault.Exists, "volume %q is that of the machine %q, which is registered; see \"steadfast vm show %s\"", req.Home, machine, machine)
 	}
 	d := f.definition
 	m := inventory.Machine{
@@ -82,9 +99,17 @@ func (s machineService) RegisterMachine(ctx context.Context, req *steadfastv1.Re
 		Hardware: d.Hardware, Policy: d.Policy, Floor: f.lock.Generation,
 	}
 	set(&m.Name, named(req.Name))
+	if _, err := v.CreateMachine(m); err != nil {
+		return nil, err // before anything is changed
+	}
 	for _, vol := range volumesOf(spec, m.Volumes()) {
 		if mapped := n.state.Mappings(func(o control.Mapping) bool { return o.Volume == vol.ID }); len(mapped) > 0 {
 			return nil, fault.New(fault.Busy, "volume %q of the machine %q is mapped to %s; take that away first: \"steadfast volume unmap %s --initiator %s\"", vol.Name, m.Name, mapped[0].Initiator, vol.Name, mapped[0].Initiator)
+		}
+	}
+	if f.damage != nil {
+		if m.Floor, err = n.resetLock(ctx, c, spec.Name, m, f.damage, req.ResetLock); err != nil {
+			return nil, err
 		}
 	}
 	v, err = n.amend(ctx, func(v *inventory.View) ([]quorum.Edit, error) { return v.CreateMachine(m) })
@@ -93,6 +118,47 @@ func (s machineService) RegisterMachine(ctx context.Context, req *steadfastv1.Re
 	}
 	n.publishMachine("machine-registered", m.Name, "machine %q was registered from volume %q", m.Name, req.Home)
 	return &steadfastv1.RegisterMachineResponse{Machine: n.describeMachine(v, m.Name)}, nil
+}
+
+// resetLock makes the damaged lock block of a machine anew that is to be registered, when a
+// person has said what is given up by that. It returns the generation of the new one.
+func (n *Node) resetLock(ctx context.Context, c *cluster, group string, m inventory.Machine, damage error, said string) (generation uint64, err error) {
+	if price := "no-host-runs-" + m.Name; said != price {
+		return 0, fault.New(fault.Corrupt, "the lock block on volume %q is damaged (%v), so nothing tells whether a host runs the machine still: one of another site, or one that is cut off. "+
+			"To make it anew takes the machine away from such a host, and what both have written is on its disks. If none runs it, say --reset-lock %s", m.Home, damage, price)
+	}
+	id, err := machineID(m.ID)
+	if err != nil {
+		return 0, err
+	}
+	var volumes []host.Volume
+	defer func() {
+		for _, v := range volumes {
+			_ = v.Close() // what was asked of it was answered
+		}
+	}()
+	for _, name := range m.Volumes() {
+		v, err := openSoon(ctx, c, host.At{Group: group, Volume: name})
+		if err != nil {
+			return 0, err
+		}
+		volumes = append(volumes, v)
+	}
+	// What waits for storage ends when ctx does.
+	defer context.AfterFunc(ctx, func() {
+		for _, v := range volumes {
+			_ = v.Close()
+		}
+	})()
+	generation, err = host.ResetLock(ctx, id, vmlock.Owner{Host: inventory.EditorNumber, Boot: inventory.EditorBoot}, volumes)
+	if err != nil {
+		return 0, fault.Wrap(fault.KindOf(err), err, "making the lock block of "+m.Home+" anew; try again")
+	}
+	n.events.publish(&steadfastv1.Event{
+		Severity: severityWarning, Kind: "machine-lock-reset", Machine: m.Name,
+		Text: fmt.Sprintf("the damaged lock block of machine %q was made anew, with generation %d", m.Name, generation),
+	})
+	return generation, nil
 }
 
 // named returns a name that was given, or nil.
@@ -175,6 +241,9 @@ func lookAt(ctx context.Context, c *cluster, at host.At) *steadfastv1.MachineHom
 		return out
 	}
 	out.Machine, out.Id = f.definition.Name, f.definition.ID
+	if f.damage != nil {
+		out.Problem = "its lock block is damaged; what to do: \"steadfast vm register " + at.Volume + "\""
+	}
 	return out
 }
 

@@ -11,6 +11,7 @@ import (
 
 	steadfastv1 "steadfast/api/steadfast/v1"
 	"steadfast/api/steadfast/v1/steadfastv1connect"
+	"steadfast/cluster/inventory"
 	"steadfast/cluster/quorum"
 	"steadfast/fault"
 	"steadfast/node/apierror"
@@ -32,6 +33,28 @@ func (n *Node) atStorage(ctx context.Context) error {
 	return elsewhere(ctx, to)
 }
 
+// atStorageOf is atStorage for what only who serves a machine's group can answer: a call is passed
+// on once.
+func (n *Node) atStorageOf(ctx context.Context, machine string) error {
+	if n.cfg.Cluster.Stores() {
+		return nil
+	}
+	v, m, err := n.findMachine(machine)
+	if err != nil {
+		return n.atStorage(ctx) // which may know more
+	}
+	c, err := n.inCluster()
+	if err != nil {
+		return err
+	}
+	if d := v.Datastores[m.Datastore]; d != nil {
+		if owner := c.member.State().Group[d.Group]; owner != nil && c.hears(owner.Owner.Member) {
+			return elsewhere(ctx, owner.Owner.Member)
+		}
+	}
+	return n.atStorage(ctx)
+}
+
 // storageNode returns a storage node that is heard of. Fails with fault.Unreachable.
 func (n *Node) storageNode() (quorum.Member, error) {
 	c, err := n.inCluster()
@@ -44,7 +67,7 @@ func (n *Node) storageNode() (quorum.Member, error) {
 			return r.Name, nil
 		}
 	}
-	return "", fault.New(fault.Unreachable, "no storage node is heard of from here; see \"steadfast cluster show\", and call one of them")
+	return "", fault.New(fault.Unreachable, "no storage node is heard of from here; see \"steadfast cluster show\", and give the command on one of them")
 }
 
 // machinesAt returns a client of another member's MachineService. What it is asked is
@@ -77,7 +100,7 @@ func answered(to quorum.Member, err error) error {
 		return apierror.FromConnect(err)
 	}
 	// As text: to the caller it is no answer of its own call.
-	return fault.New(fault.Unreachable, "%s does not answer to the end: %v", to, err)
+	return fault.New(fault.Unreachable, "%s does not answer to the end (%v); see \"steadfast cluster show\", and try again", to, err)
 }
 
 // askHost asks a host how a machine does on it.
@@ -94,56 +117,59 @@ func (n *Node) askHost(ctx context.Context, host, machine string) (*steadfastv1.
 	r, err := c.machinesAt(quorum.Member(host)).GetMachine(ctx, &steadfastv1.GetMachineRequest{Name: machine})
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil, fault.New(fault.Unreachable, "the host %q has not answered for %v", host, statusTime)
+			return nil, fault.New(fault.Unreachable, "the host %q has not answered for %v; see \"steadfast host show %s\"", host, statusTime, host)
 		}
 		return nil, answered(quorum.Member(host), err)
 	}
 	return r.GetMachine().GetStatus(), nil
 }
 
-// runsOn returns the host that a machine is placed on. here: it is this member. Fails with
-// fault.Busy when it is placed nowhere.
-func (n *Node) runsOn(ctx context.Context, machine string) (c *cluster, host quorum.Member, here bool, err error) {
-	if c, err = n.inCluster(); err != nil {
-		return nil, "", false, err
+// runsOn returns the placement of a machine on another member, or nil when it is this member
+// that runs it. Fails with fault.Busy when it is placed nowhere.
+func (n *Node) runsOn(ctx context.Context, machine string) (*cluster, *inventory.Placement, error) {
+	c, err := n.inCluster()
+	if err != nil {
+		return nil, nil, err
 	}
 	v, m, err := n.findMachine(machine)
 	if err != nil {
-		return nil, "", false, err
+		return nil, nil, err
 	}
 	p := v.Placements[machine]
-	me := c.member.Self().Member
 	switch {
 	case passedOn(ctx):
-		return c, me, true, nil // as who asks knows, perhaps sooner than this one
+		return c, nil, nil // as who asks knows, perhaps sooner than this one
+	case p.Active() && quorum.Member(p.Host) == c.member.Self().Member:
+		return c, nil, nil
 	case p.Active():
-		return c, quorum.Member(p.Host), quorum.Member(p.Host) == me, nil
+		return c, p, nil
 	}
 	d := n.describeMachine(v, machine)
-	if m.Desired == "running" {
-		return nil, "", false, fault.New(fault.Busy, "the machine %q waits%s; see \"steadfast vm show %s\"", machine, detail(d.Detail), machine)
+	if m.Desired == inventory.Running {
+		return nil, nil, fault.New(fault.Busy, "the machine %q waits%s; see \"steadfast vm show %s\"", machine, detail(d.Detail), machine)
 	}
-	return nil, "", false, fault.New(fault.Busy, "the machine %q does not run (%s); start it: \"steadfast vm start %s\"", machine, d.State, machine)
+	return nil, nil, fault.New(fault.Busy, "the machine %q does not run (%s); start it: \"steadfast vm start %s\"", machine, d.State, machine)
 }
 
 // WatchConsole implements the API's call.
 func (s machineService) WatchConsole(ctx context.Context, req *steadfastv1.WatchConsoleRequest, out *connect.ServerStream[steadfastv1.WatchConsoleResponse]) error {
-	c, host, here, err := s.n.runsOn(ctx, req.Machine)
+	c, p, err := s.n.runsOn(ctx, req.Machine)
 	if err != nil {
 		return err
 	}
-	if here {
+	if p == nil {
 		// The watcher knows that there is a console before there is something on it.
 		if err := out.Send(&steadfastv1.WatchConsoleResponse{}); err != nil {
 			return err
 		}
 		return s.n.hostedWatch(ctx, req.Machine, func(p []byte) error { return out.Send(&steadfastv1.WatchConsoleResponse{Data: p}) })
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // the host's end, when the watcher has gone
+	host := quorum.Member(p.Host)
+	ctx, leave := c.whilePlaced(ctx, p)
+	defer leave() // the host's end, when the watcher has gone
 	in, err := c.machinesAt(host).WatchConsole(ctx, req)
 	if err != nil {
-		return answered(host, err)
+		return stillPlaced(ctx, answered(host, err))
 	}
 	defer in.Close()
 	for in.Receive() {
@@ -151,19 +177,57 @@ func (s machineService) WatchConsole(ctx context.Context, req *steadfastv1.Watch
 			return err
 		}
 	}
-	return answered(host, in.Err())
+	return stillPlaced(ctx, answered(host, in.Err()))
 }
 
 // TypeConsole implements the API's call.
 func (s machineService) TypeConsole(ctx context.Context, req *steadfastv1.TypeConsoleRequest) (*steadfastv1.TypeConsoleResponse, error) {
-	_, host, here, err := s.n.runsOn(ctx, req.Machine)
-	if err == nil && !here {
-		err = elsewhere(ctx, host)
+	c, p, err := s.n.runsOn(ctx, req.Machine)
+	switch {
+	case err != nil:
+		return nil, err
+	case p == nil:
+		return &steadfastv1.TypeConsoleResponse{}, s.n.hostedType(req.Machine, req.Data)
 	}
-	if err == nil {
-		err = s.n.hostedType(req.Machine, req.Data)
+	// A guest takes what is typed in when it likes: this may last for as long as it is there.
+	ctx, leave := c.whilePlaced(ctx, p)
+	defer leave()
+	_, err = c.machinesAt(quorum.Member(p.Host)).TypeConsole(ctx, req)
+	return &steadfastv1.TypeConsoleResponse{}, stillPlaced(ctx, answered(quorum.Member(p.Host), err))
+}
+
+// lastWordsTime is how long a host has to send the end of a console after the machine was
+// placed elsewhere, or has ended. One that is stopped sends nothing, and its connection stays.
+const lastWordsTime = time.Second
+
+// errElsewhere is the cause of a context of whilePlaced.
+var errElsewhere = fault.New(fault.Busy, "the machine is not where it was any more: it was started on another host, or has ended; attach again: \"steadfast vm console\"")
+
+// whilePlaced returns a context that ends a little after a placement is not the machine's
+// present one any more, as far as this member knows. leave ends it.
+func (c *cluster) whilePlaced(ctx context.Context, p *inventory.Placement) (while context.Context, leave func()) {
+	while, cancel := context.WithCancelCause(ctx)
+	over := false // of the watcher's calls, which come one after another
+	stop := c.member.Watch(func(s *quorum.State) {
+		now, err := inventory.PlacementOf(s.Inventory.Entries, p.Machine)
+		if over || err != nil || now.Active() && now.Generation == p.Generation {
+			return
+		}
+		over = true
+		time.AfterFunc(lastWordsTime, func() { cancel(errElsewhere) })
+	})
+	return while, func() {
+		stop()
+		cancel(nil)
 	}
-	return &steadfastv1.TypeConsoleResponse{}, err
+}
+
+// stillPlaced is the error of what was asked under a context of whilePlaced.
+func stillPlaced(ctx context.Context, err error) error {
+	if err != nil && errors.Is(context.Cause(ctx), errElsewhere) {
+		return errElsewhere
+	}
+	return err
 }
 
 // passWrite has a storage node answer a WriteMachine.
@@ -176,6 +240,8 @@ func (s machineService) passWrite(ctx context.Context, in *connect.ClientStream[
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	out, err := c.machinesAt(to).WriteMachine(ctx)
 	if err != nil {
 		return nil, answered(to, err)
@@ -185,8 +251,14 @@ func (s machineService) passWrite(ctx context.Context, in *connect.ClientStream[
 			break // the answer says why
 		}
 	}
+	if err := in.Err(); err != nil {
+		// What came in part only must not end there as if it were all.
+		cancel()
+		_, _ = out.CloseAndReceive() // it has failed
+		return nil, fault.New(fault.Canceled, "what is to be written came in part only: %v", err)
+	}
 	resp, err := out.CloseAndReceive()
-	return resp, errors.Join(answered(to, err), in.Err())
+	return resp, answered(to, err)
 }
 
 // passRead has a storage node answer a ReadMachine.

@@ -3,17 +3,22 @@ package node
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"google.golang.org/protobuf/proto"
 
 	steadfastv1 "steadfast/api/steadfast/v1"
 	"steadfast/api/steadfast/v1/steadfastv1connect"
@@ -26,14 +31,22 @@ import (
 	"steadfast/node/handed"
 )
 
-// machinesAlias is the address of the group of the test below; no other test has it.
-const machinesAlias = "127.0.0.94"
+// machinesAlias is the address of the group of the tests below: of this process alone, as
+// accessAlias is.
+var machinesAlias = fmt.Sprintf("127.%d.%d.94", 64+os.Getpid()>>8&63, os.Getpid()&255)
 
 // machineStore makes two storage nodes with a datacenter, a cluster of hosts and a datastore
 // that is served at an alias.
 func machineStore(t *testing.T, alias string) (a, b *Node) {
 	t.Helper()
 	a, b = startPair(t)
+	storeOn(t, a, b, alias)
+	return a, b
+}
+
+// storeOn is machineStore on two nodes that there are.
+func storeOn(t *testing.T, a, b *Node, alias string) {
+	t.Helper()
 	var sockets []string
 	for _, n := range []*Node{a, b} {
 		_, err := (poolService{n}).CreatePool(within(t), &steadfastv1.CreatePoolRequest{
@@ -68,7 +81,6 @@ func machineStore(t *testing.T, alias string) (a, b *Node) {
 			t.Fatal(err)
 		}
 	}
-	return a, b
 }
 
 // machinesOf is a node's MachineService as its socket has it.
@@ -369,7 +381,7 @@ func TestMachines(t *testing.T) {
 	}
 	must(v.Check())
 	_, err = onA.RegisterMachine(within(t), &steadfastv1.RegisterMachineRequest{Home: "db1.home"})
-	refused("registering it twice", err, fault.Exists, "has the identifier")
+	refused("registering it twice", err, fault.Exists, `is that of the machine "db2"`)
 
 	// Snapshots keep it; without them all goes.
 	eventually(t, "the volume has a snapshot", func() bool {
@@ -388,4 +400,126 @@ func TestMachines(t *testing.T) {
 			t.Errorf("there was no event %s", kind)
 		}
 	}
+}
+
+// TestMachinesOfOtherNodes: a host's calls that only who serves a machine's group can answer go
+// there, and not to another storage node, which could not pass them on.
+func TestMachinesOfOtherNodes(t *testing.T) {
+	first, a, b := startStorage(t), startStorage(t), startStorage(t)
+	if _, err := (clusterService{first}).InitCluster(within(t), &steadfastv1.InitClusterRequest{Name: "first", Address: freeAddress(t)}); err != nil {
+		t.Fatal(err)
+	}
+	for name, n := range map[string]*Node{"a": a, "b": b} {
+		join := &steadfastv1.JoinClusterRequest{Token: token(t, first, quorum.RoleNode), Name: name, Address: freeAddress(t)}
+		if _, err := (clusterService{n}).JoinCluster(within(t), join); err != nil {
+			t.Fatal(err)
+		}
+	}
+	storeOn(t, a, b, machinesAlias)
+	h := startHostNode(t, a, "h1")
+	if _, err := machinesOf(a).CreateMachine(within(t), &steadfastv1.CreateMachineRequest{Name: "db1", Memory: 128 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the host hears of all", func() bool {
+		to, err := h.storageNode()
+		_, _, err2 := h.findMachine("db1")
+		return err == nil && to == "first" && err2 == nil && h.cluster.hears("a") && h.cluster.hears("b")
+	})
+	onH := machinesOf(h)
+	memory := uint64(256 << 20)
+	r, err := onH.SetMachine(within(t), &steadfastv1.SetMachineRequest{Name: "db1", Memory: &memory})
+	if err != nil || r.Machine.Memory != memory {
+		t.Errorf("set: %v, %v", r, apierror.FromConnect(err))
+	}
+	if _, err := onH.DeleteMachine(within(t), &steadfastv1.DeleteMachineRequest{Name: "none"}); !fault.Is(apierror.FromConnect(err), fault.NotFound) {
+		t.Errorf("of no machine: %v", err)
+	}
+	if _, err := onH.DeleteMachine(within(t), &steadfastv1.DeleteMachineRequest{Name: "db1"}); err != nil {
+		t.Errorf("delete: %v", apierror.FromConnect(err))
+	}
+}
+
+// TestDeleteAsksForSnapshots: who has not opened its copy of a machine's volumes does not take
+// them to be without snapshots: the group's owner is asked.
+func TestDeleteAsksForSnapshots(t *testing.T) {
+	a, b := machineStore(t, machinesAlias)
+	if _, err := machinesOf(a).CreateMachine(within(t), &steadfastv1.CreateMachineRequest{Name: "db1", Memory: 128 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "there is a snapshot", func() bool {
+		_, err := (snapshotService{n: a}).CreateSnapshot(within(t), &steadfastv1.CreateSnapshotRequest{Volume: "db1.home", Name: "s"})
+		if err != nil && !fault.Is(err, fault.Busy) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	eventually(t, "the other node knows the machine", func() bool { _, _, err := b.findMachine("db1"); return err == nil })
+	b.mu.Lock()
+	pools := b.pools
+	b.pools = nil
+	b.mu.Unlock()
+	defer func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.pools = pools
+	}()
+	_, err := machinesOf(b).DeleteMachine(within(t), &steadfastv1.DeleteMachineRequest{Name: "db1"})
+	if err = apierror.FromConnect(err); !fault.Is(err, fault.Busy) || !strings.Contains(err.Error(), "snapshots") {
+		t.Errorf("a machine with a snapshot, by who has no pool: %v", err)
+	}
+}
+
+// TestWriteCutShort: what came to a host in part only is not taken for all by the storage node
+// that it passes it on to.
+func TestWriteCutShort(t *testing.T) {
+	a, b := machineStore(t, machinesAlias)
+	h := startHostNode(t, a, "h1")
+	create := &steadfastv1.CreateMachineRequest{Name: "db1", Memory: 128 << 20, Disks: []*steadfastv1.MachineDisk{{Name: "root", Bytes: 8 << 20}}}
+	if _, err := machinesOf(a).CreateMachine(within(t), create); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the host knows the machine", func() bool {
+		_, err := h.storageNode()
+		_, _, err2 := h.findMachine("db1")
+		return err == nil && err2 == nil
+	})
+	kernel := noise(1000)
+	var body []byte
+	for _, r := range []*steadfastv1.WriteMachineRequest{
+		{Machine: "db1", Part: "kernel", FileName: "half", FileBytes: int64(len(kernel)), Data: kernel},
+		{Machine: "db1", Part: "disk/root", Data: noise(1 << 19)},
+	} {
+		p, err := proto.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The Connect protocol's envelope: flags, and the length.
+		body = append(binary.BigEndian.AppendUint32(append(body, 0), uint32(len(p))), p...)
+	}
+	body = append(body, 0, 0, 0, 1, 0, 'x') // of the next one there is no more
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", h.cfg.Socket)
+	}, DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(within(t), http.MethodPost, "http://steadfast"+steadfastv1connect.MachineServiceWriteMachineProcedure, bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/connect+proto")
+	req.Header.Set("Connect-Protocol-Version", "1")
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil || resp.Body.Close() != nil || !bytes.Contains(answer, []byte("in part only")) {
+		t.Errorf("the answer: %q, %v", answer, err)
+	}
+	// Who comes next finds the kernel that there was: none.
+	eventually(t, "it can be read", func() bool {
+		_, _, err := readPart(t, machinesOf(b), "kernel")
+		if err == nil {
+			t.Fatal("the machine has the kernel of half a writing")
+		}
+		return fault.Is(err, fault.NotFound)
+	})
 }

@@ -188,14 +188,15 @@ func (n *Node) undoVolumes(ctx context.Context, c *cluster, group string, made [
 		for _, v := range made {
 			names = append(names, v.Name)
 		}
-		return errors.Join(why, fault.Wrap(fault.KindOf(err), err, "its volumes could not be deleted again; do so, when no machine has them: \"steadfast volume delete\" "+join(names)))
+		return errors.Join(why, fault.Wrap(fault.KindOf(err), err, "its volumes could not be deleted again; do so, when no machine has them: "+deleting(names)))
 	}
 	return why
 }
 
 // deletable fails with fault.Busy for volumes with what a person should know of before they
-// are deleted: snapshots. This node may have no copy of them; then the group's owner is asked.
-func (n *Node) deletable(ctx context.Context, c *cluster, spec *ha.Spec, volumes []ha.Volume, withSnapshots bool) error {
+// are deleted: snapshots; instead says what else the caller can say of those. This node may have no copy of them, or not now; then the group's owner
+// is asked.
+func (n *Node) deletable(ctx context.Context, c *cluster, spec *ha.Spec, volumes []ha.Volume, withSnapshots bool, instead string) error {
 	if _, mine := spec.Node(c.member.Self().Member); !mine {
 		if _, err := ownGroup(ctx, c, spec); err != nil {
 			return err
@@ -207,13 +208,16 @@ func (n *Node) deletable(ctx context.Context, c *cluster, spec *ha.Spec, volumes
 		}
 		_, _, have, err := n.findVolume(v.Name)
 		if fault.Is(err, fault.NotFound) {
-			continue // it was just made, or this node's pool is absent
+			if _, err := ownGroup(ctx, c, spec); err != nil {
+				return err
+			}
+			continue // it was just made
 		}
 		if err != nil {
 			return err
 		}
 		if have.Snapshots > 0 && !withSnapshots {
-			return fault.New(fault.Busy, "volume %q has %d snapshots; delete them first, or say --with-snapshots", v.Name, have.Snapshots)
+			return fault.New(fault.Busy, "volume %q has %d snapshots; delete them first (\"steadfast snapshot list %s\")%s", v.Name, have.Snapshots, v.Name, instead)
 		}
 	}
 	return nil
@@ -234,7 +238,7 @@ func (n *Node) growVolume(ctx context.Context, c *cluster, group, name string, b
 				return nil
 			}
 		}
-		return fault.New(fault.NotFound, "volume %q was deleted meanwhile", name)
+		return fault.New(fault.NotFound, "volume %q was deleted meanwhile; see \"steadfast volume list\"", name)
 	})
 	if err != nil {
 		return err

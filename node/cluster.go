@@ -113,14 +113,14 @@ func (n *Node) openCluster() error {
 		n.hinderCluster(err)
 	}
 	if fault.Is(err, fault.Busy) {
-		n.tryCluster(id)
+		n.tryCluster()
 	}
 	return nil
 }
 
 // tryCluster tries to take part until that is hindered by something else than another
 // process: one that has the address, or the member's files, may end. stopTrying ends it.
-func (n *Node) tryCluster(id *identity.Identity) {
+func (n *Node) tryCluster() {
 	ctx, cancel := context.WithCancel(n.ctx)
 	ended := make(chan struct{})
 	n.stopTrying = func() {
@@ -135,26 +135,37 @@ func (n *Node) tryCluster(id *identity.Identity) {
 				return
 			case <-time.After(retryCluster):
 			}
-			n.membership.Lock()
-			_, err := identity.Load(n.clusterDir())
-			left := fault.Is(err, fault.NotFound)
-			if err == nil {
-				err = n.beMember(id, false)
-			}
-			n.membership.Unlock()
-			if left {
-				return
-			}
-			if err == nil {
-				n.publish("cluster-member", "", "", "this node takes part in its cluster again")
-				return
-			}
-			if !fault.Is(err, fault.Busy) {
-				n.hinderCluster(err)
+			if !n.tryOnce() {
 				return
 			}
 		}
 	}()
+}
+
+// tryOnce tries to take part, and tells whether to try again: not when there is nothing left to
+// be part of, or the node has become a member by another way meanwhile.
+func (n *Node) tryOnce() (again bool) {
+	n.membership.Lock()
+	defer n.membership.Unlock()
+	if _, err := n.inCluster(); err == nil {
+		return false
+	}
+	id, err := identity.Load(n.clusterDir())
+	if fault.Is(err, fault.NotFound) {
+		return false
+	}
+	if err == nil {
+		err = n.beMember(id, false)
+	}
+	switch {
+	case err == nil:
+		n.publish("cluster-member", "", "", "this node takes part in its cluster again")
+	case fault.Is(err, fault.Busy):
+		return true
+	default:
+		n.hinderCluster(err)
+	}
+	return false
 }
 
 func (n *Node) hinderCluster(err error) {

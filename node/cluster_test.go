@@ -104,3 +104,22 @@ func TestAddressTaken(t *testing.T) {
 	}
 	eventually(t, "it takes part", func() bool { _, err := again.inCluster(); return err == nil })
 }
+
+// TestTryOnce: a node that has become a member by another way does not open its membership a
+// second time, and one that has left its cluster has nothing left to try.
+func TestTryOnce(t *testing.T) {
+	n := startStorage(t)
+	if n.tryOnce() {
+		t.Error("in no cluster, it tries again")
+	}
+	if _, err := (clusterService{n}).InitCluster(within(t), &steadfastv1.InitClusterRequest{Name: "a", Address: freeAddress(t)}); err != nil {
+		t.Fatal(err)
+	}
+	c := n.cluster
+	if n.tryOnce() || n.cluster != c {
+		t.Error("a member tries to be one")
+	}
+	if _, err := n.inCluster(); err != nil {
+		t.Error(err)
+	}
+}

@@ -128,9 +128,12 @@ func (n *Node) passOn(w http.ResponseWriter, r *http.Request, to quorum.Member, 
 		own.copyTo(w)
 		return
 	}
-	r.Header.Set(forwardedHeader, "1")
 	proxy := &httputil.ReverseProxy{
-		Rewrite: func(p *httputil.ProxyRequest) { p.SetURL(&url.URL{Scheme: "http", Host: string(to)}) },
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.SetURL(&url.URL{Scheme: "http", Host: string(to)})
+			// Here, where the caller's "Connection" cannot name it to be left out.
+			p.Out.Header.Set(forwardedHeader, "1")
+		},
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

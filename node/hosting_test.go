@@ -207,7 +207,7 @@ func watched(ctx context.Context, n *Node, machine string) (*screen, <-chan erro
 	s, ended := &screen{}, make(chan error, 1)
 	go func() {
 		err := n.hostedWatch(ctx, machine, s.show)
-		for fault.Is(err, fault.Busy) { // it has not begun yet
+		for ctx.Err() == nil && (fault.Is(err, fault.Busy) || fault.Is(err, fault.NotFound)) { // it has not begun yet
 			time.Sleep(10 * time.Millisecond)
 			err = n.hostedWatch(ctx, machine, s.show)
 		}
@@ -339,6 +339,36 @@ func TestMachineRuns(t *testing.T) {
 	}
 	eventually(t, "the machine has ended", func() bool { return !placed().Active() })
 	if p := placed(); p.Ended != inventory.EndedShutdown || p.Generation <= first.Generation {
+		t.Errorf("ended as %+v", p)
+	}
+
+	// Started again, it is ended by force; its guest would not power off.
+	machines := machineService{n: w.a}
+	w.amend(t, func(v *inventory.View) ([]quorum.Edit, error) { return v.Start("n") })
+	eventually(t, "it is placed", func() bool { return placed().Active() })
+	n = nodes[placed().Host]
+	eventually(t, "it runs", func() bool {
+		s, err := n.hostedStatus(within(t), "n")
+		return err == nil && s.Phase == string(host.Running)
+	})
+	screenOf, ended = watched(ctx, n, "n")
+	eventually(t, "its guest is up for the last time", func() bool { return screenOf.has(machinetest.ObeyUp) })
+	if err := n.hostedType("n", []byte{machinetest.ObeyFlood}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it hears nothing", func() bool { return screenOf.has("####") })
+	for _, force := range []bool{false, true} {
+		r, err := machines.StopMachine(within(t), &steadfastv1.StopMachineRequest{Name: "n", Force: force})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := r.Machine; m.Desired != "stopped" || m.State != "stopping" && m.State != "stopped" {
+			t.Errorf("by force %v: it is %v", force, m)
+		}
+	}
+	<-ended // as it may be: nobody reads so fast
+	eventually(t, "it is off", func() bool { return !placed().Active() })
+	if p := placed(); p.Ended != inventory.EndedStopped || !strings.Contains(p.Detail, "by force") {
 		t.Errorf("ended as %+v", p)
 	}
 }

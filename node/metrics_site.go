@@ -42,7 +42,7 @@ func hostState(v *inventory.View, h *inventory.Host) string {
 func machineState(v *inventory.View, m *inventory.Machine) string {
 	p := v.Placements[m.Name]
 	switch {
-	case p.Active() && m.Desired == inventory.Stopped:
+	case p.Active() && m.Desired != inventory.Running:
 		return "stopping"
 	case p.Active() && v.Standing(p.Host, p.Boot):
 		return "running"

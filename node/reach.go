@@ -110,10 +110,7 @@ func (r *reach) enter(s *ha.Spec, initiator string, sees func(*ha.Spec, ha.Volum
 // kept returns the volumes that a member saw through a target, when that may be so still, as
 // far as this program can read.
 func (r *reach) kept(v *inventory.View, m *quorum.Record, target, initiator string) map[string]bool {
-	unread := slices.ContainsFunc(v.Unread, func(key string) bool {
-		return strings.HasPrefix(key, "machine/") || strings.HasPrefix(key, "datastore/") || key == "host/"+string(m.Name)
-	})
-	if r == nil || !unread || r.known[initiator] == nil || identityOf(r.known[initiator]) != identityOf(m) {
+	if r == nil || !unread(v, string(m.Name)) || r.known[initiator] == nil || identityOf(r.known[initiator]) != identityOf(m) {
 		return nil
 	}
 	stays := map[string]bool{}
@@ -121,6 +118,13 @@ func (r *reach) kept(v *inventory.View, m *quorum.Record, target, initiator stri
 		stays[o.Volume] = true
 	}
 	return stays
+}
+
+// unread tells whether a document cannot be read that may say what a member sees.
+func unread(v *inventory.View, member string) bool {
+	return slices.ContainsFunc(v.Unread, func(key string) bool {
+		return strings.HasPrefix(key, "machine/") || strings.HasPrefix(key, "datastore/") || key == "host/"+member
+	})
 }
 
 // identityOf is what a member proves itself as: one that left and joined again under its

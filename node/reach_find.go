@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,10 +37,13 @@ type paths struct {
 
 	mu     sync.Mutex
 	secret string // a host's; empty: not fetched yet
+	// asking is taken by who fetches it: a host that begins opens all volumes of its machines
+	// at once.
+	asking chan struct{}
 }
 
 func newPaths(c *cluster, port uint16, log *slog.Logger) *paths {
-	return &paths{c: c, port: port, log: log}
+	return &paths{c: c, port: port, log: log, asking: make(chan struct{}, 1)}
 }
 
 // findVolume says how this member reaches a volume of a group: all but the ISID. Fails
@@ -99,7 +103,8 @@ func specOf(entries map[string][]byte, at host.At) (*ha.Spec, ha.Volume, error) 
 }
 
 // mayReach fails with fault.Denied when the storage would not show a volume to a member, by what
-// this member knows: to try again is of no use then.
+// this member knows: to try again is of no use then. What a newer program wrote it leaves to the
+// storage, which may be able to read of it.
 func mayReach(state *quorum.State, prefix, initiator string, spec *ha.Spec, v ha.Volume) error {
 	view, _ := inventory.Read(state.Inventory.Entries)
 	r := deriveReach(prefix, []*ha.Spec{spec}, view, state.Roll, nil)
@@ -107,6 +112,9 @@ func mayReach(state *quorum.State, prefix, initiator string, spec *ha.Spec, v ha
 		if m.Volume == v.ID {
 			return nil
 		}
+	}
+	if unread(view, strings.TrimPrefix(initiator, prefix)) {
+		return nil
 	}
 	if m := r.known[initiator]; m != nil && m.Role == quorum.RoleNode {
 		return fault.New(fault.Denied, "group %q is no datastore; make it one: \"steadfast datastore add\"", spec.Name)
@@ -142,13 +150,29 @@ func (p *paths) prove(ctx context.Context, me *quorum.Record) (string, error) {
 	if me.Role == quorum.RoleNode {
 		return p.c.secretOf(me)
 	}
-	p.mu.Lock()
-	secret := p.secret
-	p.mu.Unlock()
-	if secret != "" {
+	return p.once(ctx, p.fetch)
+}
+
+// once returns the secret that is known, or has one caller at a time fetch it.
+func (p *paths) once(ctx context.Context, fetch func(context.Context) (string, error)) (string, error) {
+	known := func() string {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.secret
+	}
+	if secret := known(); secret != "" {
 		return secret, nil
 	}
-	secret, err := p.fetch(ctx)
+	select {
+	case p.asking <- struct{}{}:
+	case <-ctx.Done():
+		return "", fault.Wrap(fault.Unreachable, context.Cause(ctx), "what this host proves to storage nodes is being asked for")
+	}
+	defer func() { <-p.asking }()
+	if secret := known(); secret != "" {
+		return secret, nil // another has fetched it meanwhile
+	}
+	secret, err := fetch(ctx)
 	if err != nil {
 		return "", err
 	}

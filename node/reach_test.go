@@ -1,12 +1,16 @@
 package node
 
 import (
+	"context"
 	"reflect"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"steadfast/cluster/inventory"
 	"steadfast/cluster/quorum"
+	"steadfast/fault"
 	"steadfast/node/control"
 	"steadfast/node/ha"
 )
@@ -169,6 +173,70 @@ func TestReachOfNewer(t *testing.T) {
 	expect(t, "a host is unread", seen(w.derive(before), "iqn.t:g")["m:h1"], []uint16{1, 2})
 	w.roll.Members["h1"].ID = 99
 	expect(t, "and is another", seen(w.derive(before), "iqn.t:g")["m:h1"], []uint16(nil))
+}
+
+// TestMayReachOfNewer: a member asks the storage for what it cannot read of itself, and refuses by
+// itself only what it knows.
+func TestMayReachOfNewer(t *testing.T) {
+	entries := map[string][]byte{}
+	state := quorum.NewState()
+	state.Roll = newReachWorld().roll
+	state.Inventory.Entries = entries
+	spec := newReachWorld().specs[0]
+	for _, c := range []struct {
+		unread string
+		denied bool
+	}{{"", true}, {"host/h2", true}, {"placement/m1", true}, {"host/h1", false}, {"machine/m9", false}, {"datastore/ds", false}} {
+		clear(entries)
+		if c.unread != "" {
+			entries[c.unread] = []byte("{\"version\":1000000")
+		}
+		if err := mayReach(state, "m:", "m:h1", spec, spec.Volumes[1]); fault.Is(err, fault.Denied) != c.denied || !c.denied && err != nil {
+			t.Errorf("unread: %q: %v", c.unread, err)
+		}
+	}
+}
+
+// TestSecretOnce: volumes that are opened at once have the secret fetched by one of them; a
+// failure is the asker's own, and who gives up waits no longer.
+func TestSecretOnce(t *testing.T) {
+	p := newPaths(nil, 0, nil)
+	var asked atomic.Int32
+	begun, end := make(chan struct{}), make(chan struct{})
+	failing := func(context.Context) (string, error) {
+		asked.Add(1)
+		close(begun)
+		<-end
+		return "", fault.New(fault.Unreachable, "nobody is there")
+	}
+	fetch := func(context.Context) (string, error) {
+		asked.Add(1)
+		return "secret", nil
+	}
+	var all sync.WaitGroup
+	all.Go(func() {
+		if s, err := p.once(t.Context(), failing); !fault.Is(err, fault.Unreachable) {
+			t.Errorf("who fails has %q, %v", s, err)
+		}
+	})
+	<-begun
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if s, err := p.once(gone, fetch); !fault.Is(err, fault.Unreachable) {
+		t.Errorf("who gives up has %q, %v", s, err)
+	}
+	for range 100 {
+		all.Go(func() {
+			if s, err := p.once(t.Context(), fetch); s != "secret" || err != nil {
+				t.Errorf("%q, %v", s, err)
+			}
+		})
+	}
+	close(end)
+	all.Wait()
+	if n := asked.Load(); n != 2 {
+		t.Errorf("it was fetched %d times", n)
+	}
 }
 
 // TestReachIsCheap: a change of the inventory that is about placements and lives alone is not

@@ -73,7 +73,7 @@ func TestEveryRuleIsTested(t *testing.T) {
 // so here they start one that there is.
 func TestUnits(t *testing.T) {
 	units, err := filepath.Glob("*.service")
-	if err != nil || len(units) != 2 {
+	if err != nil || len(units) != 3 {
 		t.Fatal(units, err)
 	}
 	for _, unit := range units {
@@ -104,5 +104,37 @@ func TestNodeUnit(t *testing.T) {
 	// Alias addresses need /proc/sys/net to be writable.
 	if strings.Contains(text, "\nProtectKernelTunables=yes\n") {
 		t.Error("/proc/sys is read-only: promote_secondaries cannot be set")
+	}
+}
+
+// TestHostUnit: what a host cannot do without, and what is not a storage node's beside it, which
+// ends and takes its directories away without it.
+func TestHostUnit(t *testing.T) {
+	text := read(t, "steadfast-host.service")
+	for _, line := range []string{
+		"KillMode=process",   // else the guard ends before it has told of the host's death
+		"OOMPolicy=continue", // a machine's death is no reason to end the others
+		"NotifyAccess=main",  // neither guard nor machines speak for the service
+		"StateDirectory=steadfast-host",
+		"RuntimeDirectory=steadfast-host",
+		"RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK", // taps
+	} {
+		if !strings.Contains(text, "\n"+line+"\n") {
+			t.Errorf("no line %q", line)
+		}
+	}
+	for _, device := range []string{"PrivateDevices=yes", "DevicePolicy=", "ProtectClock="} {
+		if strings.Contains(text, "\n"+device) {
+			t.Errorf("%s: taps need /dev/net/tun", device)
+		}
+	}
+	if strings.Contains(text, "\nOOMScoreAdjust=") {
+		t.Error("where memory is short a machine goes before storage does")
+	}
+	file := read(t, "steadfast-host.toml")
+	for _, key := range []string{`data_dir = "/var/lib/steadfast-host"`, `socket = "/run/steadfast-host/api.sock"`, "host = true"} {
+		if !strings.Contains(file, "\n"+key+"\n") {
+			t.Errorf("the file has no line %q", key)
+		}
 	}
 }

@@ -34,6 +34,7 @@
 //
 //	vm start: Run+1, running --> Place --> (host lost: Place, generation+1) --> End
 //	vm stop:  stopped ----------------------------------------------------------^
+//	vm stop --force:  off ------------------------------------------------------^
 //
 // # Versions
 //

@@ -91,13 +91,16 @@ type Datastore struct {
 	Group      string `json:"group"`
 }
 
-// Desired is what a machine shall do.
+// Desired is what a machine shall do. One that is not known is as Stopped.
 type Desired string
 
-// What a machine may be wanted to do.
+// What a machine may be wanted to do. Off is only wanted while a host sees to the
+// machine's end. A host whose program does not know it presses the power button, as for
+// Stopped: so the document's form is the same for both.
 const (
 	Running Desired = "running"
 	Stopped Desired = "stopped"
+	Off     Desired = "off" // stopped at once: its guest is not asked
 )
 
 // Policy is what happens to a machine whose host is lost.

@@ -189,6 +189,8 @@ func (s *site) do(t testing.TB, line string) ([]quorum.Edit, error) {
 		return v.Start(name)
 	case "vm stop":
 		return v.Stop(name)
+	case "vm off":
+		return v.PowerOff(name)
 	case "vm reset":
 		return v.Reset(name)
 	case "vm delete":
@@ -290,8 +292,8 @@ func TestNewer(t *testing.T) {
 		"cluster/c":     {"cluster create c datacenter=dc", "cluster set c", "datacenter delete dc", "host add i cluster=c", "vm set m host="},
 		"host/h":        {"host add h cluster=c", "host maintenance h", "host remove h", "cluster delete c", "host up h life=y boot=2", "vm set m host=h"},
 		"datastore/ds":  {"datastore add ds datacenter=dc group=g", "datastore add e datacenter=dc group=g", "datastore remove ds", "vm set m policy=leave", "datacenter delete dc"},
-		"machine/m":     {"vm create m", "vm start m", "vm stop m", "vm reset m", "vm delete m", "cluster delete c", "datastore remove ds", "host remove h", "vm place m host=h boot=1 generation=2", "vm create n cluster=c datastore=ds home=home"},
-		"placement/m":   {"vm set m policy=leave", "vm delete m", "vm reserve m", "vm place m host=h boot=1 generation=2", "vm end m generation=1 why=stopped", "host remove h", "vm leave m generation=1"},
+		"machine/m":     {"vm create m", "vm start m", "vm stop m", "vm off m", "vm reset m", "vm delete m", "cluster delete c", "datastore remove ds", "host remove h", "vm place m host=h boot=1 generation=2", "vm create n cluster=c datastore=ds home=home"},
+		"placement/m":   {"vm set m policy=leave", "vm off m", "vm delete m", "vm reserve m", "vm place m host=h boot=1 generation=2", "vm end m generation=1 why=stopped", "host remove h", "vm leave m generation=1"},
 		"life/h":        {"host up h life=y boot=2", "host lost h boot=1"},
 		"group/g":       {"vm set m policy=leave", "datastore add e datacenter=dc group=g"},
 		"count/host":    {"host add i cluster=c"},
@@ -396,7 +398,7 @@ func TestRules(t *testing.T) {
 				"datastore add "+x+" datacenter="+pick("x", "y")+" group="+pick("g1", "g2", "g3"), "datastore remove "+x,
 				"vm create "+x+" cluster="+pick("x", "y")+" datastore="+pick("x", "y")+" home="+pick("a", "b")+" disks=d:"+pick("b", "c", "d")+":1024 mac=02:00:00:00:00:0"+pick("1", "2")+" floor="+pick("0", "3"),
 				"vm set "+x+" "+pick("memory=128", "host=x", "host=", "cluster=y", "home=c", "disks=d:d:2048", "mac=02:00:00:00:00:03", "policy=leave", "id=0123", "desired=running"),
-				"vm start "+x, "vm start "+x, "vm stop "+x, "vm reset "+x, "vm delete "+x, "vm reserve "+x,
+				"vm start "+x, "vm start "+x, "vm stop "+x, "vm off "+x, "vm reset "+x, "vm delete "+x, "vm reserve "+x,
 				"vm place "+x+" host="+pick("x", "y")+" boot="+pick("1", "2")+" generation="+pick("1", "2", "3", "4", "5", "6"), "vm leave "+x+" generation="+pick("1", "2", "4"),
 				"vm end "+x+" why="+pick("shutdown", "moved", "host-lost", "stopped", "nonsense")+" generation="+pick("1", "2", "3", "4"),
 			)

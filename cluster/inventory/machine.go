@@ -138,7 +138,7 @@ func (v *View) Start(name string) ([]quorum.Edit, error) {
 		return nil, err
 	}
 	if p := v.Placements[name]; p.Active() {
-		return nil, fault.New(fault.Busy, "the machine %q is still being stopped by the host %q; start it when \"steadfast vm show %s\" says that it has stopped", name, p.Host, name)
+		return nil, fault.New(fault.Busy, "the machine %q is still being stopped by the host %q; start it when \"steadfast vm show %s\" says that it has stopped, or end it at once: \"steadfast vm stop %s --force\"", name, p.Host, name, name)
 	}
 	next := m.clone()
 	next.Desired = Running
@@ -149,11 +149,32 @@ func (v *View) Start(name string) ([]quorum.Edit, error) {
 // Stop has a machine stop: its host presses its power button.
 func (v *View) Stop(name string) ([]quorum.Edit, error) {
 	m, err := find(v, v.Machines, machinePrefix, name)
-	if err != nil || m.Desired == Stopped {
+	if err != nil || m.Desired != Running {
 		return nil, err
 	}
 	next := m.clone()
 	next.Desired = Stopped
+	return one(edit(machinePrefix+name, next, m))
+}
+
+// PowerOff has a machine stop at once: its host ends its process, as a loss of power would
+// end it, also when it is being stopped already. One that no host has is stopped as by Stop.
+func (v *View) PowerOff(name string) ([]quorum.Edit, error) {
+	m, err := find(v, v.Machines, machinePrefix, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.readable(placementPrefix + name); err != nil {
+		return nil, err
+	}
+	if !v.Placements[name].Active() {
+		return v.Stop(name)
+	}
+	if m.Desired == Off {
+		return nil, nil
+	}
+	next := m.clone()
+	next.Desired = Off
 	return one(edit(machinePrefix+name, next, m))
 }
 
@@ -298,7 +319,7 @@ func (m *Machine) check() error {
 func (h *Hardware) Check() error {
 	switch {
 	case h.Memory < MemoryMin || h.Memory > MemoryMax || h.Memory%memoryUnit != 0:
-		return fault.New(fault.Invalid, "a machine with %d bytes of memory: it must be a multiple of %d, at least %d and at most %d", h.Memory, memoryUnit, MemoryMin, uint64(MemoryMax))
+		return fault.New(fault.Invalid, "a machine with %d bytes of memory: it must be a multiple of %d, at least %d MiB and at most %d GiB", h.Memory, memoryUnit, MemoryMin>>20, uint64(MemoryMax)>>30)
 	case len(h.Disks) > DisksMax || len(h.Nets) > NetsMax:
 		return fault.New(fault.Invalid, "a machine with %d disks and %d network cards: at most %d and %d", len(h.Disks), len(h.Nets), DisksMax, NetsMax)
 	case len(h.CommandLine) > CommandLineMax || !graphic(h.CommandLine, true):

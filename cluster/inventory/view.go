@@ -84,6 +84,18 @@ func Read(entries map[string][]byte) (*View, error) {
 	return v, errors.Join(errs...)
 }
 
+// PlacementOf reads a machine's placement and nothing else; nil: it has none. Fails as Read
+// does.
+func PlacementOf(entries map[string][]byte, machine string) (*Placement, error) {
+	value, ok := entries[placementPrefix+machine]
+	if !ok {
+		return nil, nil
+	}
+	v := &View{Placements: map[string]*Placement{}}
+	err := v.read(placementPrefix+machine, value)
+	return v.Placements[machine], fault.Wrap(fault.KindOf(err), err, "the placement of the machine "+machine)
+}
+
 // read reads one entry, if it is one of ours.
 func (v *View) read(key string, value []byte) error {
 	prefix, name, _ := strings.Cut(key, "/")
@@ -229,7 +241,7 @@ func fresh[T any](v *View, in map[string]*T, prefix, name string, most int) erro
 	}
 	switch _, ok := in[name]; {
 	case ok:
-		return fault.New(fault.Exists, "%s %q exists already", kind, name)
+		return fault.New(fault.Exists, "%s %q exists already; choose another name", kind, name)
 	case len(in) >= most:
 		return fault.New(fault.Limit, "there are %d documents of the kind %s already, and there can be no more", len(in), kind)
 	}

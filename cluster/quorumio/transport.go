@@ -49,6 +49,7 @@ type transport struct {
 	join    func(*tls.Conn)  // answers a joiner
 	half    chan struct{}    // places of halfOpenMax
 	joiners chan struct{}    // places of joinersMax
+	refused *refusals
 	// handlers answer what members connect for besides raft; they do not change
 	// once the transport listens.
 	handlers map[string]handler
@@ -73,8 +74,8 @@ type transport struct {
 func newTransport(ctx context.Context, id *identity.Identity, boot quorum.Boot, log *slog.Logger, seeds []quorum.Record) *transport {
 	t := &transport{
 		ctx: ctx, id: id, boot: boot, log: log, began: time.Now(), leads: func() bool { return false }, half: make(chan struct{}, halfOpenMax),
-		joiners: make(chan struct{}, joinersMax),
-		said:    map[uint64]string{}, seeds: map[uint64]string{}, peers: map[uint64]*peer{},
+		joiners: make(chan struct{}, joinersMax), refused: &refusals{log: log},
+		said: map[uint64]string{}, seeds: map[uint64]string{}, peers: map[uint64]*peer{},
 		listeners: map[string]net.Listener{}, incoming: map[uint64]net.Conn{}, lastHeard: map[uint64]time.Time{},
 		conns: map[net.Conn]struct{}{}, streams: map[*stream]struct{}{}, served: map[net.Conn]uint64{},
 	}
@@ -419,7 +420,7 @@ func (t *transport) serve(raw net.Conn, conn *tls.Conn) {
 	defer release()
 	_ = raw.SetDeadline(time.Now().Add(handshakeTime)) // fails only on a closed connection
 	if err := conn.HandshakeContext(t.ctx); err != nil {
-		t.log.Warn("a connection was refused", "from", raw.RemoteAddr().String(), "err", err)
+		t.refused.tell(time.Now(), "a connection was refused", raw.RemoteAddr(), err)
 		return
 	}
 	proto := conn.ConnectionState().NegotiatedProtocol
@@ -431,13 +432,13 @@ func (t *transport) serve(raw net.Conn, conn *tls.Conn) {
 			t.join(conn)
 			<-t.joiners
 		default:
-			t.log.Warn("a joiner was refused: others are being answered", "from", raw.RemoteAddr().String())
+			t.refused.tell(time.Now(), "a joiner was refused: others are being answered", raw.RemoteAddr(), nil)
 		}
 		return
 	}
 	from, err := t.welcome(conn)
 	if err != nil {
-		t.log.Warn("a member was refused", "from", raw.RemoteAddr().String(), "err", err)
+		t.refused.tell(time.Now(), "a member was refused", raw.RemoteAddr(), err)
 		return
 	}
 	_ = raw.SetDeadline(time.Time{})

@@ -72,8 +72,8 @@ func (a *app) root() *cobra.Command {
 		Long: `Steadfast serves thin, checksummed volumes over iSCSI.
 
 "steadfast node" is the daemon; every other command talks to it over its
-socket. "steadfast up" starts two nodes and a witness on loopback, for a first
-look.`,
+socket. "steadfast up" starts two nodes, a witness and two hosts with a machine on
+loopback, for a first look.`,
 		Example: `  steadfast pool create tank /dev/disk/by-id/nvme-XYZ
   steadfast volume create vm1 --size 100G
   steadfast initiator add iqn.1993-08.org.debian:01:host1 --chap-user host1

@@ -14,7 +14,7 @@ import (
 )
 
 // vmEscapeHelp says what the commands of a console are.
-const vmEscapeHelp = "Ctrl-A x: power button; Ctrl-A d: leave the console; Ctrl-A Ctrl-A: Ctrl-A itself"
+const vmEscapeHelp = "Ctrl-A x: power button, once more: end by force; Ctrl-A d: leave the console; Ctrl-A Ctrl-A: Ctrl-A itself"
 
 // Of consoles.
 const (
@@ -95,6 +95,7 @@ type vmTerminal struct {
 	name    string
 	leave   func()
 	begun   bool   // what is typed is taken in
+	pressed bool   // the power button, by this terminal. Of read alone
 	restore func() // nil: this is no terminal, or none that was changed
 }
 
@@ -177,8 +178,10 @@ func (t *vmTerminal) read(ctx context.Context, terminal bool, typed chan<- []byt
 func (t *vmTerminal) do(ctx context.Context, key standalone.Key) {
 	switch key {
 	case standalone.KeyPower:
+		req := &steadfastv1.StopMachineRequest{Name: t.name, Force: t.pressed}
+		t.pressed = true
 		go func() {
-			if _, err := t.a.vms().StopMachine(ctx, &steadfastv1.StopMachineRequest{Name: t.name}); err != nil && ctx.Err() == nil {
+			if _, err := t.a.vms().StopMachine(ctx, req); err != nil && ctx.Err() == nil {
 				t.a.remark("%v", err)
 			}
 		}()

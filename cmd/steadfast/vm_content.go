@@ -43,7 +43,7 @@ func uploadFile(part, file string) (upload, error) {
 	case err != nil:
 		return upload{}, fault.Wrap(fault.NotFound, err, "the "+part)
 	case !st.Mode().IsRegular() || st.Size() == 0:
-		return upload{}, fault.New(fault.Invalid, "%s is no file with something in it", file)
+		return upload{}, fault.New(fault.Invalid, "%s is empty, or no regular file; name the %s's with --%s", file, part, part)
 	}
 	return upload{part: part, file: file, bytes: st.Size()}, nil
 }
@@ -70,6 +70,7 @@ func (a *app) writeVM(ctx context.Context, name string, list []upload) error {
 		}
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
+		s.show(s.total, s.total, true)
 		// A stream that ends here would count as whole.
 		return errors.Join(fault.Wrap(fault.KindOf(err), err, "nothing of kernel and initial RAM disk was changed, and disks may be written in part"), s.giveUp())
 	}
@@ -282,5 +283,5 @@ func noAnswer(err error) error {
 	if err != nil {
 		return nil
 	}
-	return fault.New(fault.Unreachable, "the node has ended the answer; try again")
+	return fault.New(fault.Unreachable, "the node has ended the answer before it was whole; try again")
 }

@@ -70,7 +70,7 @@ func (d *vmDisk) upload() (list []upload, err error) {
 		d.bytes = bytes
 	}
 	if d.bytes < bytes {
-		return nil, fault.New(fault.Invalid, "the disk %q of %s is too small for %s, a disk of %s", d.name, size.Format(d.bytes), d.file, size.Format(bytes))
+		return nil, fault.New(fault.Invalid, "the disk %q of %s is too small for %s, a disk of %s; give it that size at least, or none", d.name, size.Format(d.bytes), d.file, size.Format(bytes))
 	}
 	return []upload{{part: "disk/" + d.name, file: d.file, disk: true, raw: d.raw, bytes: bytes}}, nil
 }
@@ -160,7 +160,7 @@ func (a *app) createVM(ctx context.Context, f *vmFlags) error {
 			return err
 		}
 		if slices.ContainsFunc(disks, func(o vmDisk) bool { return o.name == d.name }) {
-			return fault.New(fault.Invalid, "--disk %q: there is a disk %q already", text, d.name)
+			return fault.New(fault.Invalid, "--disk %q: the disk %q is named twice; give each a name of its own", text, d.name)
 		}
 		disks = append(disks, d)
 	}
@@ -202,7 +202,7 @@ func (a *app) createVM(ctx context.Context, f *vmFlags) error {
 // that the flags have gives its size.
 func (a *app) ofImage(f *vmFlags, disks []vmDisk) ([]vmDisk, error) {
 	if f.kernel != "" || f.initrd != "" {
-		return nil, fault.New(fault.Invalid, "either --image, or --kernel and --initrd")
+		return nil, fault.New(fault.Invalid, "give either --image, or --kernel and --initrd")
 	}
 	dir, err := a.imageStore(f.store)
 	if err != nil {

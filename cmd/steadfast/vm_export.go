@@ -80,8 +80,11 @@ func (a *app) exportVM(ctx context.Context, name, to string) (err error) {
 	if err != nil {
 		return err
 	}
+	show := a.transferred(ctx, "reading")
+	total, before := int64(0), int64(0)
 	defer func() {
 		if err != nil {
+			show(total, total, true)
 			err = errors.Join(err, os.RemoveAll(dir)) // it is no machine
 		}
 	}()
@@ -89,8 +92,6 @@ func (a *app) exportVM(ctx context.Context, name, to string) (err error) {
 	for _, n := range m.Nets {
 		e.Nets = append(e.Nets, exportedNet{n.Mac, n.Network})
 	}
-	show := a.transferred(ctx, "reading")
-	total, before := int64(0), int64(0)
 	for _, d := range m.Disks {
 		total += d.Bytes
 	}
@@ -117,6 +118,14 @@ func (a *app) exportVM(ctx context.Context, name, to string) (err error) {
 		e.Disks = append(e.Disks, exportedDisk{d.Name, file, bytes})
 	}
 	show(total, total, true)
+	// Each part was whole when it was read; so that they are of one moment, it has not run since.
+	now, err := a.getVM(ctx, name)
+	if err != nil {
+		return err
+	}
+	if now.Id != m.Id || now.Generation != m.Generation {
+		return fault.New(fault.Busy, "the machine %q was started while it was read: what came is of several moments; export it again when it has stopped: \"steadfast vm stop %s --wait\"", name, name)
+	}
 	b, err := json.MarshalIndent(e, "", "  ")
 	if err != nil {
 		return err
@@ -156,11 +165,11 @@ name. Its network cards keep their addresses, which no other machine may have;
 func (a *app) importVM(ctx context.Context, f *vmFlags, from string, fresh bool) error {
 	b, err := os.ReadFile(filepath.Join(from, exportFile))
 	if err != nil {
-		return fault.Wrap(fault.NotFound, err, "an exported machine; \"steadfast vm export\" writes one")
+		return fault.Wrap(fault.NotFound, err, "there is no exported machine, as \"steadfast vm export\" writes one")
 	}
 	var e exported
 	if err := json.Unmarshal(b, &e); err != nil || e.Version < 1 {
-		return errors.Join(fault.New(fault.Invalid, "%s is of no exported machine", filepath.Join(from, exportFile)), err)
+		return errors.Join(fault.New(fault.Invalid, "%s is of no exported machine; name a folder that \"steadfast vm export\" has written", filepath.Join(from, exportFile)), err)
 	}
 	if e.Version > exportVersion {
 		return fault.New(fault.Stale, "%s is of version %d, and this program knows %d; upgrade it", filepath.Join(from, exportFile), e.Version, exportVersion)

@@ -17,17 +17,22 @@ func (a *app) vmRegister() *cobra.Command {
 		Use: "register [HOME]", Short: "Make a virtual machine of volumes that have one", Args: between(0, 1),
 		Long: `Make a virtual machine of its volumes: one that was deleted with --keep-volumes, or that
 comes from another site. HOME is its home volume, which says what it is made of. Without
-HOME the datastore's homes are listed; --all registers those that are not yet.`,
+HOME the datastore's homes are listed; --all registers those that are not yet.
+
+A home whose lock block is damaged does not tell whether a host runs its machine. It is
+registered with --reset-lock, and what is given up by that typed out; without it the
+command says what that is.`,
 		Example: `  steadfast vm register
   steadfast vm register db1.home --datastore ds1
   steadfast vm register db1.home --name db2
+  steadfast vm register db1.home --reset-lock no-host-runs-db1
   steadfast vm register --all`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case len(args) == 1 && all:
-				return fault.New(fault.Invalid, "either HOME, or --all")
-			case len(args) == 0 && req.Name != "":
-				return fault.New(fault.Invalid, "--name is of one machine: name its home volume")
+				return fault.New(fault.Invalid, "give either HOME, for one machine, or --all")
+			case len(args) == 0 && (req.Name != "" || req.ResetLock != ""):
+				return fault.New(fault.Invalid, "--name and --reset-lock are of one machine: name its home volume, as \"steadfast vm register\" lists it")
 			case len(args) == 0:
 				return a.vmHomes(cmd.Context(), req, all)
 			}
@@ -43,6 +48,7 @@ HOME the datastore's homes are listed; --all registers those that are not yet.`,
 	c.Flags().StringVar(&req.Datastore, "datastore", "", "the datastore (default: the only one)")
 	c.Flags().StringVar(&req.Cluster, "cluster", "", "the cluster of hosts that is to run it (default: the only one)")
 	c.Flags().StringVar(&req.Name, "name", "", "another name than it had; its volumes keep theirs")
+	c.Flags().StringVar(&req.ResetLock, "reset-lock", "", "make a damaged lock block anew: what is given up, as the command without it says")
 	a.complete(c, "", a.vmUnregistered)
 	a.complete(c, "datastore", a.datastoreNames)
 	a.complete(c, "cluster", a.hostClusterNames)

@@ -107,24 +107,34 @@ func (a *app) awaitVM(ctx context.Context, name string, patience time.Duration, 
 }
 
 func (a *app) vmStop() *cobra.Command {
-	var wait bool
+	var wait, yes bool
 	var patience time.Duration
+	req := &steadfastv1.StopMachineRequest{}
 	c := &cobra.Command{
-		Use: "stop VM", Short: "Press a virtual machine's power button", Args: exactly(1),
+		Use: "stop VM", Short: "Press a virtual machine's power button, or end it by force", Args: exactly(1),
 		Long: `Have a virtual machine stop: its host presses its power button, and ends it by force
-when it has not powered off after a minute.`,
-		Example: "  steadfast vm stop db1\n  steadfast vm stop db1 --wait",
+when it has not powered off after a minute. With --force it is ended at once, as by a
+power failure, also while it is being stopped: what its guest has not written to its
+disks is lost.`,
+		Example: "  steadfast vm stop db1\n  steadfast vm stop db1 --wait\n  steadfast vm stop db1 --force --yes",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return interruptible(cmd.Context(), func(ctx context.Context) error { return a.stopVM(ctx, args[0], wait, patience) })
+			req.Name = args[0]
+			if err := a.confirm(yes || !req.Force, "End machine %q at once, and lose what its guest has not written?", req.Name); err != nil {
+				return err
+			}
+			return interruptible(cmd.Context(), func(ctx context.Context) error { return a.stopVM(ctx, req, wait, patience) })
 		},
 	}
+	c.Flags().BoolVar(&req.Force, "force", false, "at once, as by a power failure")
+	c.Flags().BoolVar(&yes, "yes", false, "with --force: do not ask")
 	waitFlags(c, &wait, &patience, "has stopped")
 	a.complete(c, "", a.vmNames)
 	return c
 }
 
-func (a *app) stopVM(ctx context.Context, name string, wait bool, patience time.Duration) error {
-	r, err := a.vms().StopMachine(ctx, &steadfastv1.StopMachineRequest{Name: name})
+func (a *app) stopVM(ctx context.Context, req *steadfastv1.StopMachineRequest, wait bool, patience time.Duration) error {
+	name := req.Name
+	r, err := a.vms().StopMachine(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -133,7 +143,7 @@ func (a *app) stopVM(ctx context.Context, name string, wait bool, patience time.
 	}
 	m, err := a.awaitVM(ctx, name, patience, func(m *steadfastv1.Machine) (bool, string, error) {
 		if m.Desired == "running" {
-			return false, "", fault.New(fault.Busy, "the machine %q was started again meanwhile", name)
+			return false, "", fault.New(fault.Busy, "the machine %q was started again meanwhile; if it is to stop, say so again: \"steadfast vm stop %s\"", name, name)
 		}
 		return m.Host == "", "on host " + m.Host + ": " + firstOf(m.Status.GetStep(), m.Silent, "stopping"), nil
 	})

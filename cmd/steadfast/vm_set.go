@@ -81,6 +81,9 @@ func (a *app) changeVM(ctx context.Context, cmd *cobra.Command, name string, f *
 			return err
 		}
 		m = r.Machine
+		if r.HomeBehind != "" && len(list) == 0 {
+			a.remark("the volume %s says so when the machine is started next; until then \"steadfast vm register\" would find it as it was: %s", m.Home, r.HomeBehind)
+		}
 	}
 	if err := a.writeVM(ctx, name, list); err != nil {
 		return err

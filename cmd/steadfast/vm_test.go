@@ -99,7 +99,7 @@ func (c *consoles) TypeConsole(_ context.Context, r *steadfastv1.TypeConsoleRequ
 }
 
 // serveConsoles serves it at a socket.
-func serveConsoles(t *testing.T, c *consoles) (socket string) {
+func serveConsoles(t *testing.T, c steadfastv1connect.MachineServiceHandler) (socket string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sf")
 	if err != nil {

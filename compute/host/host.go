@@ -94,7 +94,7 @@ func (h *Host) leaving(v *inventory.View, now int64) ([]quorum.Edit, error) {
 			continue
 		}
 		how := placement.Machine{Name: name, Generation: p.Generation, Outcome: placement.Stopped, Detail: "the process of its host was ended"}
-		if r := h.runs[name]; r != nil && r.generation == p.Generation && r.outcome != nil {
+		if r := h.runs[name]; r != nil && r.present(p, h.o.Name) && r.outcome != nil {
 			how = *r.outcome // it had ended by itself
 		}
 		report.Machines = append(report.Machines, how)
@@ -283,9 +283,9 @@ func (h *Host) reconcile(v *inventory.View, boot uint32) {
 		if m == nil || me == nil || v.Datastores[m.Datastore] == nil {
 			continue // a newer program wrote of it: what runs goes on
 		}
-		w := wants{stop: p.Leave || m.Desired != inventory.Running || m.Run != p.Run, resets: m.Resets}
+		w := wants{stop: p.Leave || m.Desired != inventory.Running || m.Run != p.Run, off: m.Desired == inventory.Off, resets: m.Resets}
 		r := h.runs[name]
-		if r != nil && r.generation == p.Generation {
+		if r != nil && r.present(p, h.o.Name) {
 			r.want(w)
 			continue
 		}
@@ -309,9 +309,10 @@ func (h *Host) reconcile(v *inventory.View, boot uint32) {
 	}
 }
 
-// present tells whether a placement is the one that is run.
+// present tells whether a placement is the one that is run: not that of another machine, which got
+// the name of one that was deleted, and counts its generations anew.
 func (r *run) present(p *inventory.Placement, host string) bool {
-	return p.Active() && p.Generation == r.generation && p.Host == host && p.Boot == r.me.Boot
+	return p.Active() && p.ID == r.m.ID && p.Generation == r.generation && p.Host == host && p.Boot == r.me.Boot
 }
 
 // saying tells whether there is something to be said of how the machine ended.

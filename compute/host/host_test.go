@@ -110,6 +110,67 @@ func TestForce(t *testing.T) {
 	}
 }
 
+// TestPressedAgain: a guest that takes no notice of its power button powers off when it is
+// pressed again.
+func TestPressedAgain(t *testing.T) {
+	w, x, c := running(t, func(o *Options) { o.Times.Press = 20 * time.Millisecond })
+	x.types(string(machinetest.ObeyIgnore))
+	x.says(c, machinetest.ObeyIgnores)
+	w.change(t, func(v *inventory.View) ([]quorum.Edit, error) { return v.Stop(vm) })
+	if p := w.ends(); p.Ended != inventory.EndedStopped || p.Detail != "its guest powered off" {
+		t.Errorf("ended as %+v", p)
+	}
+	x.says(c, machinetest.ObeyBye)
+}
+
+// TestOff: a machine that is to be off at once is ended without its guest: one that runs, one
+// whose guest does not power off, and one whose storage does not answer. Its lock is given
+// back where that can be.
+func TestOff(t *testing.T) {
+	off := func(v *inventory.View) ([]quorum.Edit, error) { return v.PowerOff(vm) }
+	ended := func(t *testing.T, w *world) {
+		t.Helper()
+		if p := w.ends(); p.Ended != inventory.EndedStopped || !strings.Contains(p.Detail, "by force, as was asked") {
+			t.Errorf("ended as %+v", p)
+		}
+		if d := w.view(t).Machines[vm].Desired; d != inventory.Stopped {
+			t.Errorf("it is wanted to be %q", d)
+		}
+	}
+	t.Run("running", func(t *testing.T) {
+		w, x, c := running(t)
+		w.change(t, off)
+		ended(t, w)
+		until(t, "the console's end", c.isClosed)
+		if w.lockBlock().Held || c.has(machinetest.ObeyBye) > 0 {
+			t.Error("the lock is held, or its guest was asked")
+		}
+		w.start()
+		w.place("h1", 2)
+		x.wrote(x.attach())
+	})
+	t.Run("stopping", func(t *testing.T) {
+		w, x, c := running(t)
+		x.types("f")
+		x.says(c, "##########")
+		w.change(t, func(v *inventory.View) ([]quorum.Edit, error) { return v.Stop(vm) })
+		until(t, "its button was pressed", func() bool {
+			m, err := x.Machine(t.Context(), vm)
+			return err == nil && m.Phase == Stopping
+		})
+		w.change(t, off)
+		ended(t, w)
+	})
+	t.Run("storage away", func(t *testing.T) {
+		w, x, _ := running(t, func(o *Options) { o.Times.Drain = 50 * time.Millisecond })
+		x.way.freeze(changes)
+		x.types("d")
+		until(t, "a write is on its way", func() bool { return x.way.sent.Load() > 0 })
+		w.change(t, off)
+		ended(t, w)
+	})
+}
+
 // TestLeaves: a machine that is to leave its host is shut down there, and waits for another.
 func TestLeaves(t *testing.T) {
 	w, _, _ := running(t)
@@ -292,7 +353,7 @@ func takeOver(t *testing.T, check time.Duration, holds func(*unit, bool, int64) 
 	x.way.freeze(holds)
 	x.types("d")
 	if sent > 0 {
-		until(t, "the guest writes", func() bool { return c.has("SECTOR0 ") == 2 })
+		until(t, "the guest's write is on its way", func() bool { return c.has("SECTOR0 ") == 2 && x.way.sent.Load() > 0 })
 	}
 	w.place("h2", 2)
 	d := y.attach()

@@ -88,9 +88,9 @@ type life struct {
 	gone  chan struct{}
 	tasks sync.WaitGroup
 
-	stopping, resetting, forced bool
-	force, kill                 <-chan time.Time
-	waiting                     map[int]bool // disks without a path that people were told of
+	stopping, resetting, forced, off bool
+	press, force, kill               <-chan time.Time
+	waiting                          map[int]bool // disks without a path that people were told of
 }
 
 // live runs one life of the guest. drained tells that nothing of it is under way any more.
@@ -270,6 +270,8 @@ func (l *life) watch(resets uint64) {
 			return
 		case <-l.r.notice:
 			l.obey(resets)
+		case <-l.press:
+			l.pressPower()
 		case <-l.force:
 			l.end()
 		case <-l.kill:
@@ -285,10 +287,15 @@ func (l *life) watch(resets uint64) {
 func (l *life) obey(resets uint64) {
 	w := l.r.wanted()
 	switch {
+	case w.off && !l.off:
+		l.stopping, l.off = true, true
+		l.r.tell(Stopping, "its process is ended")
+		l.press, l.force, l.kill = nil, nil, nil
+		l.p.Kill()
 	case w.stop && !l.stopping:
 		l.stopping = true
 		l.r.tell(Stopping, "its power button was pressed")
-		l.order("its power button is pressed", l.p.PressPower)
+		l.pressPower()
 		l.force = time.After(l.r.h.o.Times.Grace)
 	case w.resets != resets && !l.stopping && !l.resetting:
 		l.resetting = true
@@ -296,9 +303,15 @@ func (l *life) obey(resets uint64) {
 	}
 }
 
+// pressPower presses the power button, and does so again later.
+func (l *life) pressPower() {
+	l.order("its power button is pressed", l.p.PressPower)
+	l.press = time.After(l.r.h.o.Times.Press)
+}
+
 // end has the process end its machine at once.
 func (l *life) end() {
-	l.force, l.forced = nil, true
+	l.press, l.force, l.forced = nil, nil, true
 	if l.stopping {
 		l.r.tell(Stopping, "its guest has not powered off, and is ended")
 	}
@@ -394,6 +407,8 @@ func (l *life) judge() end {
 		return r.fenced(l.k)
 	case l.stopping && err == nil && s.End == machine.Restarts:
 		return end{outcome: placement.Shutdown, detail: "its guest restarted when it was to stop"}
+	case l.off:
+		return end{outcome: placement.Stopped, detail: "ended by force, as was asked"}
 	case l.stopping && l.forced:
 		return end{outcome: placement.Stopped, detail: fmt.Sprintf("ended by force: its guest had not powered off in %v", r.h.o.Times.Grace)}
 	}

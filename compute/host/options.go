@@ -133,6 +133,9 @@ type Times struct {
 	// Grace is how long a guest has to power off once its button was pressed, default 60 s;
 	// Force how long its process has to end it then, default 5 s.
 	Grace, Force time.Duration
+	// Press is how often the button is pressed until then, default 5 s: a guest that begins
+	// takes a press in before it has anybody who would act on it.
+	Press time.Duration
 	// Drain is how long what a machine that ended has asked of its disks, and then giving its
 	// lock back, may take, default 10 s.
 	Drain time.Duration
@@ -154,6 +157,7 @@ func (t *Times) setDefaults() {
 		{&t.Check, time.Second},
 		{&t.Grace, time.Minute},
 		{&t.Force, 5 * time.Second},
+		{&t.Press, 5 * time.Second},
 		{&t.Drain, 10 * time.Second},
 		{&t.Try, 10 * time.Second},
 		{&t.Retry, time.Second},

@@ -28,6 +28,7 @@ var (
 // wants is what the inventory wants of a run.
 type wants struct {
 	stop   bool
+	off    bool   // stop, and ask nobody
 	resets uint64 // the machine's count
 }
 

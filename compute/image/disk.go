@@ -109,6 +109,9 @@ func (d *Disk) Each(ctx context.Context, do func(off int64, piece []byte) error)
 		if err == nil {
 			at = max(at, data/grainBytes*grainBytes)
 		}
+		if at >= d.Bytes {
+			return nil // what follows has come since it was opened
+		}
 		p := buf[:min(int64(len(buf)), d.Bytes-at)]
 		if _, err := d.f.ReadAt(p, at); err != nil {
 			return fault.Wrap(fault.Failed, err, "reading "+d.f.Name())

@@ -119,3 +119,36 @@ func TestDisk(t *testing.T) {
 		t.Error("a qcow2 file reads as something else")
 	}
 }
+
+// TestDiskGrows: a raw file that grows while it is read has the size that it had, hole or not
+// at that end.
+func TestDiskGrows(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "grows.raw")
+	want := pattern(128 << 10)
+	if err := os.WriteFile(file, want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	d, err := OpenRawDisk(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(want, 8<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	all := make([]byte, 1<<20)
+	copy(all, want)
+	if got := gather(t, d); !bytes.Equal(got, all) {
+		t.Error("it reads as something else")
+	}
+}

@@ -123,9 +123,10 @@ func (d *Disk) keep(portal string) {
 		served, err := k.session()
 		d.mu.Lock()
 		d.why[portal] = err
+		closing := d.closing
 		d.mu.Unlock()
 		switch {
-		case d.ctx.Err() != nil:
+		case closing || d.ctx.Err() != nil:
 			return
 		case errors.Is(err, errTaken):
 			pause = 0 // await waits for the group

@@ -3,6 +3,7 @@ package initiator
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -207,5 +208,17 @@ func TestAlone(t *testing.T) {
 	}
 	if led == 0 {
 		t.Error("nobody but the receiver ever received")
+	}
+}
+
+// TestCloseIsQuiet closes a disk: that its path ends is no trouble, and people are not told of it.
+func TestCloseIsQuiet(t *testing.T) {
+	var text bytes.Buffer // of whom the log writes, one at a time
+	r := newRig(t, initiatortest.Options{}, func(c *Config) {
+		c.Log = slog.New(slog.NewTextHandler(&text, nil))
+	})
+	r.must("close", r.disk.Close)
+	if text.Len() > 0 {
+		t.Errorf("said %s", text.String())
 	}
 }

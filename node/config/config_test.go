@@ -153,6 +153,22 @@ func TestExample(t *testing.T) {
 	}
 }
 
+// TestHostExample: the packaged file of a host is one, and with what it has commented out as well.
+func TestHostExample(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "packaging", "steadfast-host.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Parse(text)
+	if err != nil || !c.Cluster.Host || c.Host != (config.Host{}) || len(c.Networks) > 0 {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	c, err = config.Parse([]byte(strings.NewReplacer("\n#[", "\n[", "\n#memory", "\nmemory", "\n#name", "\nname", "\n#bridge", "\nbridge").Replace(string(text))))
+	if err != nil || c.Host.Memory != 4<<30 || len(c.Networks) != 1 || c.Networks[0].Bridge != "br0" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("data_dir = \"/x\"\n[[portal]]\naddress = \":3260\"\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {

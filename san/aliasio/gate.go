@@ -134,20 +134,20 @@ func (g *gate) readAliases() error {
 		if !s.in(tables) {
 			continue
 		}
-		for a := range addresses(g.conn, s.aliases) {
-			g.aliases[a] = true
-		}
+		found, _ := addresses(g.conn, s.aliases)
+		maps.Copy(g.aliases, found) // half of a table is replaced, and the others have the rest
 	}
 	return nil
 }
 
-// addresses reads the addresses in sets. One that cannot be read is of half a table: that is
-// replaced, and the other families have it too.
-func addresses(conn *nftables.Conn, sets [2]*nftables.Set) map[netip.Addr]bool {
-	found := map[netip.Addr]bool{}
+// addresses reads the addresses in sets. With an error, they are those of the sets that could
+// be read.
+func addresses(conn *nftables.Conn, sets [2]*nftables.Set) (found map[netip.Addr]bool, failed error) {
+	found = map[netip.Addr]bool{}
 	for _, set := range sets {
 		elements, err := conn.GetSetElements(set)
 		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("read the set %s of %s: %w", set.Name, set.Table.Name, err))
 			continue
 		}
 		for _, e := range elements {
@@ -156,7 +156,7 @@ func addresses(conn *nftables.Conn, sets [2]*nftables.Set) map[netip.Addr]bool {
 			}
 		}
 	}
-	return found
+	return found, failed
 }
 
 // in tells whether the side's table is there.

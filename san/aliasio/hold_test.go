@@ -148,6 +148,35 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// TestSweepUnreadable: of a gate whose grants cannot be read nothing is taken away, however long
+// that lasts.
+func TestSweepUnreadable(t *testing.T) {
+	w := newWorld(t)
+	h := openAt(t, w.a, Options{Grant: time.Hour})
+	hold(t, h, alias4)
+	s, err := OpenSweeper(Options{Namespace: w.a.Fd()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for i := range s.gate.granted {
+		s.gate.granted[i].Name = "absent" // to it
+	}
+	const after = 100 * time.Millisecond
+	for end := time.Now().Add(3 * after); time.Now().Before(end); time.Sleep(after / 5) {
+		if swept, err := s.Sweep(after); err == nil || len(swept) > 0 {
+			t.Fatalf("it took %v, %v", swept, err)
+		}
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestNothingStays ends a holder in each way and looks for what it leaves.
 func TestNothingStays(t *testing.T) {
 	w := newWorld(t)

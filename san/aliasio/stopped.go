@@ -45,9 +45,21 @@ func OpenSweeper(o Options) (*Sweeper, error) {
 }
 
 // Sweep takes away the aliases whose grant has been over for that long, as far as was seen by
-// it. Call it several times in that time. It returns those that it took away.
+// it. Call it several times in that time. It returns those that it took away. Of a gate that it
+// cannot read it takes none, and begins to look anew.
 func (s *Sweeper) Sweep(after time.Duration) (swept []netip.Addr, err error) {
-	aliases, granted := addresses(s.conn, s.gate.aliases), addresses(s.conn, s.gate.granted)
+	tables, err := s.conn.ListTables()
+	var aliases, granted map[netip.Addr]bool
+	if err == nil && s.gate.in(tables) {
+		var failed error
+		aliases, err = addresses(s.conn, s.gate.aliases)
+		granted, failed = addresses(s.conn, s.gate.granted)
+		err = errors.Join(err, failed)
+	}
+	if err != nil {
+		clear(s.shut)
+		return nil, explain(err, "look at the gate")
+	}
 	maps.DeleteFunc(s.shut, func(a netip.Addr, _ Instant) bool { return !aliases[a] || granted[a] })
 	now := Now()
 	for a := range aliases {

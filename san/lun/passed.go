@@ -262,7 +262,7 @@ const tellMax = 250 * time.Millisecond
 // tellAway has nexuses of other nodes told. Under persist, so that nobody does
 // once the volume was replaced. The command is to be answered after what it
 // returns, which is called without locks and waits until they were told, a
-// little while: an initiator that is behind both nodes finds the condition
+// little while from now: an initiator that is behind both nodes finds the condition
 // pending once it has the answer, as with one device. SAM-5, 5.14.
 func (u *unit) tellAway(list []Notice) (brought func()) {
 	t, ok := u.vol().(Teller)
@@ -273,8 +273,9 @@ func (u *unit) tellAway(list []Notice) (brought func()) {
 	if done == nil {
 		return func() {}
 	}
+	end := time.Now().Add(tellMax)
 	return func() {
-		timer := time.NewTimer(tellMax)
+		timer := time.NewTimer(time.Until(end))
 		defer timer.Stop()
 		select {
 		case <-done:

@@ -500,11 +500,11 @@ func TestFarAttentionsFirst(t *testing.T) {
 				w.v.mu.Lock()
 				w.v.brought = brought
 				w.v.mu.Unlock()
-				done := false
-				go func() { do(w, a); done = true }()
+				var done atomic.Bool
+				go func() { do(w, a); done.Store(true) }()
 				synctest.Wait()
-				if w.v.mu.Lock(); len(w.v.list) == 0 || done {
-					t.Errorf("%s: %d told, answered before: %t", name, len(w.v.list), done)
+				if w.v.mu.Lock(); len(w.v.list) == 0 || done.Load() {
+					t.Errorf("%s: %d told, answered before: %t", name, len(w.v.list), done.Load())
 				}
 				w.v.mu.Unlock()
 				if reached {
@@ -514,12 +514,44 @@ func TestFarAttentionsFirst(t *testing.T) {
 					time.Sleep(time.Second)
 					synctest.Wait()
 				}
-				if !done {
+				if !done.Load() {
 					t.Errorf("%s: not answered (reached: %t)", name, reached)
 				}
 			})
 		}
 	}
+}
+
+// TestFarAttentionsTogether: a reset of all units tells another node of them at once: one that
+// does not answer takes its time once, and not for each unit.
+func TestFarAttentionsTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		var list []lun.Mapping
+		var volumes []*told
+		for i := range 100 {
+			v := &told{Kept: luntest.NewKept(fmt.Sprint("v", i), byte(0x30+i), volumeSize), brought: make(chan struct{})}
+			if err := r.srv.AddVolume(v); err != nil {
+				t.Fatal(err)
+			}
+			volumes = append(volumes, v)
+			list = append(list, lun.Mapping{LUN: uint16(i), Volume: v.ID()})
+		}
+		r.view(list...)
+		a := r.login(hostA, 1)
+		began := time.Now()
+		if got := a.Manage(scsi.TargetWarmReset, 0, 0); got != scsi.FunctionComplete {
+			t.Errorf("the reset: %d", got)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it took %v", took)
+		}
+		for i, v := range volumes {
+			if len(v.list) != 1 {
+				t.Errorf("of unit %d another node was told %d times", i, len(v.list))
+			}
+		}
+	})
 }
 
 // TestPassedDenied: another node cannot have anything else performed.

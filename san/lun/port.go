@@ -170,6 +170,7 @@ func (p *port) Manage(f scsi.Function, lun scsi.LUN, tag uint32) scsi.FunctionRe
 // are not its to reset. It returns whether that could be done and saved.
 func (p *port) resetAll() bool {
 	done, asking := true, true
+	var waits []func()
 	for _, i := range *p.view.Load() {
 		if i == nil {
 			continue
@@ -183,9 +184,14 @@ func (p *port) resetAll() bool {
 				continue
 			}
 		}
-		if !i.unit.reset(p) {
-			done = false
-		}
+		reset, brought := i.unit.beginReset(p)
+		done = done && reset
+		waits = append(waits, brought)
+	}
+	// Other nodes are told of all units at once: one that does not answer takes its
+	// time once.
+	for _, brought := range waits {
+		brought()
 	}
 	return done
 }

@@ -160,13 +160,20 @@ func (u *unit) allow(i *itl) {
 // nexus hears of it. It returns false when the mode pages could not be saved:
 // they are as before then. SAM-5, 6.3.3.
 func (u *unit) reset(by *port) bool {
+	done, brought := u.beginReset(by)
+	brought()
+	return done
+}
+
+// beginReset is reset but for the wait until nexuses of other nodes were told,
+// which is brought.
+func (u *unit) beginReset(by *port) (done bool, brought func()) {
 	u.abort(by, func(*task) bool { return true })
-	done := u.resetMode()
+	done, brought = u.resetMode(), func() {}
 	if !by.far { // who passed it on tells its own
 		u.persist.Lock()
-		brought := u.tellAway(everyone(resetOccurred, reserve.Nexus{}))
+		brought = u.tellAway(everyone(resetOccurred, reserve.Nexus{}))
 		u.persist.Unlock()
-		defer brought()
 	}
 	u.mu.Lock()
 	u.legacy = nil
@@ -174,7 +181,7 @@ func (u *unit) reset(by *port) bool {
 	u.mu.Unlock()
 	u.reload()
 	attend(u.all(nil), resetOccurred)
-	return done
+	return done, brought
 }
 
 // resetMode makes the mode pages what they are by default.
