@@ -13,15 +13,19 @@ const (
 	// ObeyDisk has it read the disk's first sector, print its first eight bytes and write
 	// the sector to the second one.
 	ObeyDisk = 'd'
+	// ObeyIgnore has it print ObeyIgnores, wait for a press of the power button, and do
+	// nothing about that.
+	ObeyIgnore = 'i'
 	// ObeySend has it send the frame that ObeyFrame returns.
 	ObeySend = 'n'
 )
 
 // ObeyUp is what Obey prints when it has begun, ObeyBye when the power button was
-// pressed, before it powers itself off.
+// pressed, before it powers itself off, and ObeyIgnores when it will not at the next press.
 const (
-	ObeyUp  = "up\n"
-	ObeyBye = "bye\n"
+	ObeyUp      = "up\n"
+	ObeyBye     = "bye\n"
+	ObeyIgnores = "ignores\n"
 )
 
 // ObeyFrame is the frame that Obey sends. Of one that it receives it prints the four
@@ -192,7 +196,7 @@ func Obey() []byte {
 	c.label("loop")
 	c.li(t0, pressQueue+queueUsed)
 	c.lhu(t1, 2, t0)
-	c.branch(equal, t1, zero, "no press")
+	c.branch(equal, t1, s5, "no press")
 	c.text(ObeyBye)
 	c.reset(0)
 	c.label("no press")
@@ -221,6 +225,15 @@ func Obey() []byte {
 		c.jump("flood")
 	})
 	c.on(ObeyDisk, c.disk)
+	c.on(ObeyIgnore, func() {
+		c.text(ObeyIgnores)
+		c.addi(s5, s5, queueSize) // a press is as many events as the queue has buffers
+		c.await(pressQueue, s5, "ignored")
+		c.li(t0, pressQueue+queueAvail)
+		c.addi(t1, s5, queueSize)
+		c.store(2, t1, t0, 1)
+		c.poke(slot(buttonSlot)+0x50, 0)
+	})
 	c.on(ObeySend, func() { c.offer(sendQueue, s1, slot(netSlot), 1) })
 	c.store(0, a0, s4, 0)
 	c.jump("loop")
