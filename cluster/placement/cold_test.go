@@ -15,7 +15,7 @@ func TestEverythingDown(t *testing.T) {
 	v := &inventory.View{
 		Clusters: map[string]*inventory.Cluster{"k": {Name: "k", HA: true}},
 		Hosts:    map[string]*inventory.Host{"h1": {Name: "h1", Cluster: "k"}},
-		Lives:    map[string]*inventory.HostLife{"h1": {Host: "h1", Boot: 2, State: inventory.Up, Since: now, Memory: 1 << 30}},
+		Lives:    map[string]*inventory.HostLife{"h1": {Host: "h1", Boot: 2, State: inventory.Up, Since: now - int64(settle), Memory: 1 << 30}},
 		Machines: map[string]*inventory.Machine{"m": {Name: "m", Cluster: "k", Policy: inventory.Restart, Desired: inventory.Running, Run: 1, Hardware: inventory.Hardware{Memory: 1 << 20}}},
 		Placements: map[string]*inventory.Placement{
 			"m": {Machine: "m", Host: "h1", Boot: 1, Generation: 4, Run: 1, Restarts: 1, Since: placed},
@@ -54,5 +54,12 @@ func TestEverythingDown(t *testing.T) {
 		default:
 			t.Errorf("%s: decided %+v", name, d)
 		}
+	}
+
+	// A host that is lost just now may be the first of all: that is not the end yet.
+	v.Lives["h1"].Since = now - int64(settle) + 1
+	all := Decide(v, []Heard{{Node: "n", Listening: time.Minute, First: map[string]uint32{"h1": 1}, Hosts: []Report{{Host: "h1", Boot: 2}}}}, now)
+	if _, waits := all[0].(Wait); len(all) != 1 || !waits {
+		t.Errorf("just now: decided %+v", all)
 	}
 }

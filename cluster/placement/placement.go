@@ -39,7 +39,8 @@
 // since has its restart back: the bound is there for a machine that takes host
 // after host down with it, not for two power cuts in a year. Neither does the loss of a life
 // count that no node has heard anything of since it began to listen: the nodes were down as
-// well. A machine that is
+// well; and when everything goes down, a host may be the first: a machine ends with its host
+// only a few seconds later. A machine that is
 // not started again has ended, for as long as nobody starts it. Neither has a
 // guest that shut down or panicked failed: that is its own affair, and what was
 // wanted of it ends with it. A reset is carried out by the host, in place.
@@ -75,6 +76,9 @@ const (
 
 // restartsMax is how often a machine is started again before GiveBack has passed.
 const restartsMax = 1
+
+// settle is how long the loss of a host is known before a machine ends with it.
+const settle = 5 * time.Second
 
 // Heard is what one node heard of hosts.
 type Heard struct {
@@ -390,6 +394,10 @@ func (d *decider) again(c candidate, p *inventory.Placement, why inventory.Endin
 		return c, false
 	case why == inventory.EndedHostLost && !d.heardOf(p):
 		// Everything has been down, and no machine did that.
+	case c.restarts >= restartsMax && why == inventory.EndedHostLost && d.fresh(p):
+		// When everything goes down, a host may be the first: then nobody is there to say more.
+		d.out = append(d.out, Wait{c.m.Name, detail + "; it was restarted once already, and ends if nothing else is lost"})
+		return c, false
 	case c.restarts >= restartsMax:
 		d.end(p, why, detail+"; it was restarted once already")
 		return c, false
@@ -405,6 +413,15 @@ func (d *decider) again(c candidate, p *inventory.Placement, why inventory.Endin
 func (d *decider) heardOf(p *inventory.Placement) bool {
 	first, ok := d.first[p.Host]
 	return ok && first <= p.Boot
+}
+
+// fresh tells whether the loss of a placement's host was noticed just now.
+func (d *decider) fresh(p *inventory.Placement) bool {
+	l := d.v.Lives[p.Host]
+	if l == nil {
+		return false
+	}
+	return l.State == inventory.Up && l.Boot == p.Boot || time.Duration(d.now-l.Since) < settle
 }
 
 func (d *decider) end(p *inventory.Placement, why inventory.Ending, detail string) {
