@@ -74,7 +74,7 @@ func TestDamagedLockRegistered(t *testing.T) {
 	if r := memory(256 << 20); r.HomeBehind != "" {
 		t.Errorf("the home is behind: %s", r.HomeBehind)
 	}
-	v, m, err := b.findMachine("db1")
+	_, m, err := b.findMachine("db1")
 	must(err)
 	if d := home(); d.Memory != 256<<20 || d.Kernel == nil || d.Kernel.Bytes != 4 || m.Memory != d.Memory {
 		t.Errorf("the home says %+v, and the inventory %+v", d, m)
@@ -83,8 +83,9 @@ func TestDamagedLockRegistered(t *testing.T) {
 	preferred := ""
 	_, err = onB.SetMachine(within(t), &steadfastv1.SetMachineRequest{Name: "db1", PreferredHost: &preferred})
 	must(err)
-	if v, m, err = b.findMachine("db1"); err != nil || m.Floor != floor {
-		t.Errorf("what no home says was written there: %+v, %v", m, err)
+	v, m, err := b.findMachine("db1")
+	if err != nil || m.Floor != floor {
+		t.Fatalf("what no home says was written there: %+v, %v", m, err)
 	}
 	must(v.Check())
 

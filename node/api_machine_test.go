@@ -365,6 +365,7 @@ func TestMachines(t *testing.T) {
 	if !slices.Equal(kept.Kept, []string{"db1.home", "db1.root"}) {
 		t.Errorf("kept are %v", kept.Kept)
 	}
+	eventually(t, "the other node knows", func() bool { _, _, err := b.findMachine("db1"); return fault.Is(err, fault.NotFound) })
 	homes, err := onB.ListHomes(within(t), &steadfastv1.ListHomesRequest{})
 	must(err)
 	if len(homes.Homes) != 1 || homes.Homes[0].Volume != "db1.home" || homes.Homes[0].Machine != "db1" || homes.Homes[0].Registered || homes.Homes[0].Problem != "" {

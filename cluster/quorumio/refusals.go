@@ -52,14 +52,14 @@ func (r *refusals) tell(now time.Time, what string, from net.Addr, why error) {
 	if last.since++; !last.at.IsZero() && now.Sub(last.at) < refusalEvery {
 		return
 	}
-	args := []any{"from", key.from}
+	args := []any{"what", key.what, "from", key.from}
 	if key.why != "" {
 		args = append(args, "err", key.why)
 	}
 	if last.since > 1 {
 		args = append(args, "times", last.since)
 	}
-	r.log.Warn(key.what, args...)
+	r.log.Warn("a connection was refused", args...)
 	last.at, last.since = now, 0
 }
 
@@ -74,7 +74,7 @@ func (r *refusals) enter(now time.Time, key *refusal) *toldOf {
 		}
 	}
 	if len(r.told) >= refusalsMax {
-		*key = refusal{what: "connections were refused", from: "many addresses"}
+		*key = refusal{what: "several", from: "many addresses"}
 		if rest := r.told[*key]; rest != nil {
 			return rest
 		}

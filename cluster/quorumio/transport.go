@@ -420,7 +420,7 @@ func (t *transport) serve(raw net.Conn, conn *tls.Conn) {
 	defer release()
 	_ = raw.SetDeadline(time.Now().Add(handshakeTime)) // fails only on a closed connection
 	if err := conn.HandshakeContext(t.ctx); err != nil {
-		t.refused.tell(time.Now(), "a connection was refused", raw.RemoteAddr(), err)
+		t.refused.tell(time.Now(), "a stranger", raw.RemoteAddr(), err)
 		return
 	}
 	proto := conn.ConnectionState().NegotiatedProtocol
@@ -432,13 +432,13 @@ func (t *transport) serve(raw net.Conn, conn *tls.Conn) {
 			t.join(conn)
 			<-t.joiners
 		default:
-			t.refused.tell(time.Now(), "a joiner was refused: others are being answered", raw.RemoteAddr(), nil)
+			t.refused.tell(time.Now(), "a joiner, while others are being answered", raw.RemoteAddr(), nil)
 		}
 		return
 	}
 	from, err := t.welcome(conn)
 	if err != nil {
-		t.refused.tell(time.Now(), "a member was refused", raw.RemoteAddr(), err)
+		t.refused.tell(time.Now(), "a member", raw.RemoteAddr(), err)
 		return
 	}
 	_ = raw.SetDeadline(time.Time{})

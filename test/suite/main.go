@@ -56,8 +56,8 @@ type suite struct {
 func main() {
 	only := flag.String("only", "", "comma-separated stages; all when empty")
 	s := &suite{}
-	flag.DurationVar(&s.fuzztime, "fuzztime", 2*time.Second, "time for each fuzz target")
-	flag.IntVar(&s.seeds, "seeds", 50, "seeds of the simulation")
+	flag.DurationVar(&s.fuzztime, "fuzztime", time.Second, "time for each fuzz target")
+	flag.IntVar(&s.seeds, "seeds", 40, "seeds of the simulation")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	sum, err := s.all(ctx, *only)
