@@ -95,6 +95,26 @@ func (m *Machine) Save(w io.Writer) error {
 	return fault.Wrap(fault.Failed, s.err, "saving a machine")
 }
 
+// SaveParts returns all of the machine but its configuration and its memory, for a copy
+// of it that gets those by themselves. It does not change the machine.
+func (m *Machine) SaveParts() []byte {
+	var e device.Encoder
+	e.U8(StateVersion)
+	m.saveParts(&e)
+	return e.Bytes()
+}
+
+// RestoreParts takes what SaveParts has returned of a machine of the same Config, when this
+// one's memory is that machine's, written by RAM. Fails with fault.Corrupt, or fault.Invalid
+// for another version; the machine is not to be used then.
+func (m *Machine) RestoreParts(parts []byte) error {
+	d := device.NewDecoder(parts)
+	if v := d.U8(); d.Err() == nil && v != StateVersion {
+		return fault.New(fault.Invalid, "a machine's state of version %d; this program reads version %d", v, StateVersion)
+	}
+	return m.restoreParts(d)
+}
+
 // noPage ends the list of pages.
 const noPage = 1<<32 - 1
 

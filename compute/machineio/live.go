@@ -63,8 +63,12 @@ type Options struct {
 	// LetGo, if any, has the requests that disks have under way end now, if they can: it is
 	// called when a life was ended by its context, which would else wait for them. A disk
 	// that is far away may take minutes.
-	LetGo  func()
-	Logger *slog.Logger
+	LetGo func()
+	// Gate, if any, is what the machine's outputs leave by: Live.Leave. Attach puts one there later.
+	Gate Gate
+	// Resumed is how the life goes on, of a machine that another process has lived.
+	Resumed *Resumed
+	Logger  *slog.Logger
 }
 
 // Bounds of what waits for the loop.
@@ -93,12 +97,15 @@ type Live struct {
 	tasks sync.WaitGroup
 
 	// Of the loop.
-	pacer    *machine.Pacer
-	executed uint64 // at the last synchronisation
-	hashAt   uint64
-	flushed  uint64 // bootTime when the log was last handed to its file
-	serial   *serial
-	counters Counters
+	pacer     *machine.Pacer
+	executed  uint64 // at the last synchronisation
+	hashAt    uint64
+	busy      uint64 // nanoseconds of executing since the gate was told
+	delivered uint64 // the count of the last input
+	gate      Gate
+	flushed   uint64 // bootTime when the log was last handed to its file
+	serial    *serial
+	counters  Counters
 
 	reads buffers
 }
@@ -125,7 +132,7 @@ func New(m *machine.Machine, o Options) (*Live, error) {
 	if o.Serial == nil {
 		o.Serial = io.Discard
 	}
-	l := &Live{m: m, opt: o, bell: make(chan struct{}, 1), frames: make([]arrivals, len(cfg.Nets))}
+	l := &Live{m: m, opt: o, gate: o.Gate, bell: make(chan struct{}, 1), frames: make([]arrivals, len(cfg.Nets))}
 	for i := range l.frames {
 		l.frames[i].room.L = &l.mu
 	}
@@ -220,20 +227,31 @@ func (l *Live) counted() Counters {
 // machine must not go on then.
 func (l *Live) Run(ctx context.Context) (end machine.End, err error) {
 	defer context.AfterFunc(ctx, l.ring)()
-	l.pacer = machine.NewPacer(bootTime(), l.m.Now(), l.rate())
+	began, guest := bootTime(), l.m.Now()
+	if r := l.opt.Resumed; r != nil {
+		began, guest = r.Host, r.Guest
+	}
+	l.pacer = machine.NewPacer(began, guest, l.rate())
 	l.executed = l.m.Count() - l.m.Idled()
 	l.hashAt = l.m.Count() + l.opt.HashEvery
 	l.serial = newSerial(l.opt.Serial, l.ring)
 	for _, out := range l.m.Pending() {
 		l.dispatch(out)
 	}
-	err = l.loop(ctx)
+	if r := l.opt.Resumed; r != nil {
+		l.Leave(r.Outputs)
+	}
+	err = l.leaves(l.loop(ctx))
 	l.finish()
 	if e := l.serial.end(ctx); e != nil {
 		l.opt.Logger.Debug("the serial port's output is lost", slog.Any("error", e))
 	}
 	if l.opt.LetGo != nil {
-		defer context.AfterFunc(ctx, l.opt.LetGo)()
+		if err != nil { // nobody waits for it
+			l.opt.LetGo()
+		} else {
+			defer context.AfterFunc(ctx, l.opt.LetGo)()
+		}
 	}
 	l.tasks.Wait()
 	if l.opt.Log != nil {
@@ -275,6 +293,13 @@ const (
 func (l *Live) loop(ctx context.Context) error {
 	idle := false
 	for ctx.Err() == nil {
+		if l.gate != nil {
+			if stands, err := l.stands(); err != nil {
+				return err
+			} else if stands {
+				continue
+			}
+		}
 		came, err := l.deliverAll()
 		if err != nil {
 			return err
@@ -308,7 +333,9 @@ func (l *Live) loop(ctx context.Context) error {
 			continue
 		default:
 			stop = l.m.RunBusy(l.m.Count() + l.turn())
-			l.pacer.Executed(bootTime() - now)
+			took := bootTime() - now
+			l.busy += took
+			l.pacer.Executed(took)
 		}
 		l.dispatchAll()
 		if over, err := l.over(); over || err != nil {
@@ -414,7 +441,7 @@ func (l *Live) deliverAll() (came bool, err error) {
 		if err := l.deliver(&queue[i]); err != nil {
 			return false, err
 		}
-		if l.isDisk(queue[i].Port) {
+		if l.gate == nil && l.isDisk(queue[i].Port) {
 			l.reads.give(queue[i].Data) // it is in the log and in the guest's memory
 		}
 	}
@@ -431,13 +458,24 @@ func (l *Live) deliver(in *device.Input) error {
 			return err
 		}
 	}
-	return l.m.Deliver(in)
+	l.delivered = in.At
+	err := l.m.Deliver(in)
+	if l.gate != nil && err == nil {
+		l.gate.Delivered(in)
+	}
+	return err
 }
 
-// dispatchAll does in the world all that the machine has asked for.
+// dispatchAll does in the world all that the machine has asked for, or has the gate do it.
 func (l *Live) dispatchAll() {
-	for _, out := range l.m.Outputs() {
-		l.counters.Outputs++
+	list := l.m.Outputs()
+	l.counters.Outputs += uint64(len(list))
+	if l.gate != nil {
+		l.gate.Ran(l.m.Count(), l.busy, list)
+		l.busy = 0
+		return
+	}
+	for _, out := range list {
 		l.dispatch(out)
 	}
 }

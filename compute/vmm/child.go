@@ -17,6 +17,7 @@ import (
 	"steadfast/block"
 	"steadfast/compute/diskwire"
 	"steadfast/compute/filedisk"
+	"steadfast/compute/lockstepio"
 	"steadfast/compute/machine"
 	"steadfast/compute/machineio"
 	"steadfast/fault"
@@ -46,8 +47,12 @@ type child struct {
 	// machine is the loop's while it lives, and anybody's once ended is closed.
 	machine *machine.Machine
 	served  []*diskwire.Client // disks that the parent serves
-	dropped atomic.Uint64
-	ended   chan struct{}
+	// primary is the machine's gate from its first pair on, secondary what follows one.
+	primary   *lockstepio.Primary
+	secondary *lockstepio.Secondary
+	locks     chan lockAnswer
+	dropped   atomic.Uint64
+	ended     chan struct{}
 }
 
 // Run is the process of a machine: the hidden command. It returns when the machine has
@@ -61,7 +66,8 @@ func Run(stderr io.Writer) error {
 		return fault.Wrap(fault.Invalid, err, "no control socket: a machine's process is started by its parent")
 	}
 	c := &child{
-		c: control{os.NewFile(controlFD, "control")}, ended: make(chan struct{}),
+		locks: make(chan lockAnswer, 1),
+		c:     control{os.NewFile(controlFD, "control")}, ended: make(chan struct{}),
 		log: slog.New(slog.NewTextHandler(stderr, nil)),
 	}
 	parent := make(chan error, 1)
@@ -129,12 +135,25 @@ func (c *child) do(req *request, files []*os.File) (*Status, error) {
 	if req.Verb == verbStart {
 		return nil, c.start(req, files)
 	}
+	if done, err := c.pairs(req); done {
+		closeAll(files)
+		return nil, err
+	}
 	switch {
+	case c.live == nil && c.secondary != nil && req.Verb == verbStatus:
+		closeAll(files)
+		return &Status{Pair: pairStatus(c.secondary.Status())}, nil
+	case c.live == nil && c.secondary != nil && req.Verb == verbStop:
+		closeAll(files)
+		c.stop()
+		return nil, nil
 	case c.live == nil:
 		closeAll(files)
 		return nil, fault.New(fault.Invalid, "%q before a machine was started", req.Verb)
 	case req.Verb == verbSave && len(files) == 1:
 		return nil, c.save(files[0])
+	case req.Verb == verbTurnOn:
+		return nil, c.turnOn(req, files)
 	}
 	closeAll(files)
 	switch req.Verb {
@@ -186,7 +205,7 @@ func (k kit) one(role string) *os.File {
 
 // start makes up a machine and runs it.
 func (c *child) start(req *request, files []*os.File) error {
-	if c.live != nil || req.Start == nil {
+	if c.live != nil || c.secondary != nil || req.Start == nil {
 		closeAll(files)
 		return fault.New(fault.Invalid, "a second machine, or none, for one process")
 	}
@@ -194,6 +213,9 @@ func (c *child) start(req *request, files []*os.File) error {
 	if err != nil {
 		closeAll(files)
 		return err
+	}
+	if req.Start.Secondary != nil {
+		return c.follows(req, k)
 	}
 	m, err := makeUp(req.Start, k)
 	if err != nil {
@@ -213,35 +235,34 @@ func (c *child) start(req *request, files []*os.File) error {
 	if err != nil {
 		return err
 	}
-	c.follow(l, m.Config(), o.Disks)
 	debug.FreeOSMemory() // what was loaded is in the guest's memory, which is not the heap's
 	ctx, stop := context.WithCancel(context.Background())
-	c.machine, c.live, c.stop = m, l, stop
+	c.stop = stop
+	c.begins(l, m, o, k)
+	go c.run(ctx)
+	return nil
+}
+
+// begins brings what comes to a machine whose life is about to be lived.
+func (c *child) begins(l *machineio.Live, m *machine.Machine, o machineio.Options, k kit) {
+	c.follow(l, m.Config(), o.Disks)
+	c.machine, c.live = m, l
 	for i, f := range k.roles[roleWire] {
 		go c.frames(i, f)
 	}
 	if f := k.one(roleConsole); f != nil {
 		go c.typed(f)
 	}
-	go c.run(ctx)
-	return nil
 }
 
 // makeUp makes up a machine from a state, or from a kernel.
 func makeUp(start *beginning, k kit) (m *machine.Machine, err error) {
-	boot := func() (kernel, initrd []byte, err error) {
-		most := start.Config.Memory
+	boot := reload(k, func() uint64 {
 		if m != nil {
-			most = m.Config().Memory
+			return m.Config().Memory
 		}
-		if kernel, err = contents(k.one(roleKernel), "the kernel", most); err != nil {
-			return nil, nil, err
-		}
-		if f := k.one(roleInitrd); f != nil {
-			initrd, err = contents(f, "the initial RAM disk", most)
-		}
-		return kernel, initrd, err
-	}
+		return start.Config.Memory
+	})
 	if start.Restarts {
 		defer func() {
 			if err == nil {
@@ -263,6 +284,19 @@ func makeUp(start *beginning, k kit) (m *machine.Machine, err error) {
 		return nil, err
 	}
 	return m, m.Load(kernel, initrd)
+}
+
+// reload reads what a machine boots from; each is at most so many bytes long.
+func reload(k kit, most func() uint64) func() (kernel, initrd []byte, err error) {
+	return func() (kernel, initrd []byte, err error) {
+		if kernel, err = contents(k.one(roleKernel), "the kernel", most()); err != nil {
+			return nil, nil, err
+		}
+		if f := k.one(roleInitrd); f != nil {
+			initrd, err = contents(f, "the initial RAM disk", most())
+		}
+		return kernel, initrd, err
+	}
 }
 
 // contents reads a file of at most so many bytes from its beginning.
@@ -375,8 +409,22 @@ func (c *child) typed(f *os.File) {
 func (c *child) run(ctx context.Context) {
 	defer close(c.ended)
 	_, err := c.live.Run(ctx)
+	c.turn.Lock()
+	p := c.primary
+	c.turn.Unlock()
+	if p != nil {
+		p.Close()
+	}
 	s := c.statusOf(c.machine)
 	s.Counters = c.live.Counters()
+	if p != nil {
+		s.Pair = pairStatus(p.Status())
+	}
+	c.tellEnd(s, err)
+}
+
+// tellEnd tells the parent of the end.
+func (c *child) tellEnd(s Status, err error) {
 	if e := c.send(reply{Error: FailureOf(err), Status: &s}); e != nil {
 		c.log.Error("the parent was not told of the machine's end", slog.Any("error", e))
 	}
@@ -393,6 +441,9 @@ func (c *child) status() (s Status) {
 		take(c.machine)
 	}
 	s.Counters = c.live.Counters()
+	if c.primary != nil {
+		s.Pair = pairStatus(c.primary.Status())
+	}
 	return s
 }
 

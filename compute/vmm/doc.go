@@ -36,12 +36,22 @@
 // waits for those, and nothing else does. A machine that is ended lets them go, and
 // what they do to the device is over when Process.Drained says so.
 //
+// # Two hosts
+//
+// A machine may live in two processes, on two hosts: package lockstepio is in both. TurnOn gives
+// a process a secondary, which another host has started with Options.Secondary; both have the
+// ends of two stream sockets, and their parents have made sure who is at the other one. A
+// secondary has descriptors of the same disks, and uses none before it goes on. Each parent has
+// the machine's lock, and its process asks for it on the control socket, as it tells of events: in
+// packets with the ID 0.
+//
 // # Trust
 //
 // The process trusts its parent. The parent trusts nothing that comes from the process:
 // packets are bounded, descriptors are not taken, frames are the network's to judge, and
 // what it prints is kept to its last bytes, without what a terminal would obey. A packet that
-// is no answer to anything is the end of the process, and so is a request that it does
+// is no answer to anything is the end of the process, and so is a wish to have the lock
+// shared with whom nobody has named, a request that it does
 // not take, one to a disk that nobody makes, or no end after its last word.
 //
 // # Locks

@@ -13,8 +13,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"steadfast/compute/lockstep"
 	"steadfast/compute/machine"
 	"steadfast/compute/machine/machinetest"
+	"steadfast/compute/vmlock"
 	"steadfast/fault"
 )
 
@@ -31,6 +33,12 @@ var hostile = map[string]func(c control){
 	"long":      func(c control) { flood(c, `{"id":1,"x":"`+strings.Repeat("x", 2*messageMax)+`"}`) },
 	"empty":     func(c control) { flood(c, "") },
 	"gifts":     func(c control) { flood(c, `{"id":1}`, 0, 1, 2) },
+	"pair":      func(c control) { flood(c, `{"pair":{"event":{"kind":1}}}`) },
+	"no-event":  func(c control) { flood(c, `{"pair":{"event":{"kind":99}}}`) },
+	"no-word":   func(c control) { flood(c, `{"pair":{}}`) },
+	"locks":     func(c control) { flood(c, `{"pair":{"lock":{}}}`) },
+	"takes":     func(c control) { flood(c, `{"pair":{"lock":{"from":"`+strings.Repeat("AAAA", 170)+`AAA="}}}`) },
+	"shares":    func(c control) { flood(c, `{"pair":{"lock":{"partner":{"Host":9,"Boot":1}}}}`) },
 	"silent": func(c control) {
 		listened(c)
 		_ = c.f.Close()
@@ -96,7 +104,7 @@ func exits(t *testing.T, p *Process) {
 // it, who waits for it is told so, and its parent has nothing of it.
 func TestTakenOver(t *testing.T) {
 	before := 0
-	for _, name := range []string{"nonsense", "unasked", "twice", "two-ends", "no-end", "other-way", "deep", "long", "gifts", "empty", "silent"} {
+	for _, name := range []string{"nonsense", "unasked", "twice", "two-ends", "no-end", "other-way", "deep", "long", "gifts", "empty", "silent", "pair"} {
 		t.Run(name, func(t *testing.T) {
 			p := taken(t, name)
 			_, err := p.Status(t.Context())
@@ -220,4 +228,46 @@ func peak(t *testing.T, pid int) (kib int) {
 		t.Fatalf("%v in %s", err, b)
 	}
 	return kib
+}
+
+// stuckLock is a lock that never answers, and counts who asks.
+type stuckLock struct{ asked chan struct{} }
+
+func (l stuckLock) Change(ctx context.Context, _ vmlock.Owner) (b [vmlock.BlockSize]byte, err error) {
+	l.asked <- struct{}{}
+	<-ctx.Done()
+	return b, ctx.Err()
+}
+
+func (l stuckLock) Take(ctx context.Context, _ [vmlock.BlockSize]byte) ([vmlock.BlockSize]byte, error) {
+	return l.Change(ctx, vmlock.Owner{})
+}
+
+// TestTakenOverPair: of a pair such a process says no more than one does that is none: it takes
+// no lock over that is its own, shares it with nobody but whom it was given, and asks once
+// at a time.
+func TestTakenOverPair(t *testing.T) {
+	for _, name := range []string{"pair", "no-event", "no-word", "locks", "takes", "shares"} {
+		t.Run(name, func(t *testing.T) {
+			l := stuckLock{make(chan struct{}, 10)}
+			let := make(chan struct{})
+			p := newProcess()
+			p.patience = 100 * time.Millisecond
+			p.pair = &Pair{Lock: l, Event: func(lockstep.Event) { <-let }}
+			must(t, p.begin(name))
+			t.Cleanup(func() { must(t, p.Close()) })
+			done := make(chan struct{})
+			go func() { defer close(done); p.tellEvents() }()
+			_, err := p.Status(t.Context())
+			if !fault.Is(err, fault.Internal) {
+				t.Errorf("its status: %v", err)
+			}
+			exits(t, p)
+			close(let)
+			<-done
+			if n := len(l.asked); n > 1 || n == 1 && name != "locks" {
+				t.Errorf("the lock was asked %d times", n)
+			}
+		})
+	}
 }

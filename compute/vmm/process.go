@@ -18,7 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"steadfast/compute/diskwire"
+	"steadfast/compute/lockstep"
 	"steadfast/compute/machine"
+	"steadfast/compute/vmlock"
 	"steadfast/fault"
 )
 
@@ -51,6 +53,10 @@ type Options struct {
 	// Restarts has a guest that restarts go on in the same process, and log; of a State
 	// that needs its Kernel and Initrd, too.
 	Restarts bool
+	// Pair is needed by a machine that may live on two hosts, and Secondary, if any, has this
+	// process follow one.
+	Pair      *Pair
+	Secondary *Secondary
 }
 
 // Process is a machine's process. Its methods may be called by several goroutines.
@@ -78,6 +84,12 @@ type Process struct {
 	// patience is takePatience, but in tests.
 	patience time.Duration
 
+	pair    *Pair
+	events  chan lockstep.Event
+	locking bool         // the lock is being asked
+	partner vmlock.Owner // the last one that it was given
+	follows bool         // it began as a secondary
+
 	// disks are the servers, by disk, nil for files; serving are those that run.
 	disks   []*diskwire.Server
 	serving sync.WaitGroup
@@ -98,11 +110,15 @@ const (
 // cannot be started or dies.
 func Start(ctx context.Context, o Options) (*Process, error) {
 	p := newProcess()
+	p.pair, p.follows = o.Pair, o.Secondary != nil
 	if err := p.begin(Command); err != nil {
 		return nil, err
 	}
 	err := p.start(ctx, o)
 	go p.drain()
+	if p.pair != nil {
+		go p.tellEvents()
+	}
 	if err != nil {
 		p.Kill()
 		<-p.exited
@@ -112,7 +128,7 @@ func Start(ctx context.Context, o Options) (*Process, error) {
 }
 
 func newProcess() *Process {
-	return &Process{heard: make(chan struct{}), exited: make(chan struct{}), waiting: map[uint64]chan reply{}, words: &lastWords{}, patience: takePatience, drained: make(chan struct{})}
+	return &Process{heard: make(chan struct{}), exited: make(chan struct{}), waiting: map[uint64]chan reply{}, words: &lastWords{}, patience: takePatience, drained: make(chan struct{}), events: make(chan lockstep.Event, eventsMax)}
 }
 
 // begin starts the process, and listens to it.
@@ -232,7 +248,13 @@ func (p *Process) start(ctx context.Context, o Options) (err error) {
 		}
 		p.Wires = append(p.Wires, w)
 	}
-	_, err = p.ask(ctx, request{Verb: verbStart, Files: roles, Start: &beginning{Config: o.Config, HashEvery: o.HashEvery, Restarts: o.Restarts}}, files)
+	start := &beginning{Config: o.Config, HashEvery: o.HashEvery, Restarts: o.Restarts}
+	if s := o.Secondary; s != nil {
+		give(roleLink, s.Logging)
+		give(roleLink, s.Management)
+		start.Secondary = &pairing{Session: s.Session[:], Host: s.Me, MemoryMax: s.MemoryMax}
+	}
+	_, err = p.ask(ctx, request{Verb: verbStart, Files: roles, Start: start}, files)
 	return err
 }
 
@@ -342,6 +364,9 @@ func (p *Process) take(b []byte, flags int) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if r.ID == 0 && r.Pair != nil {
+		return p.heardOf(r.Pair)
+	}
 	if r.ID == 0 {
 		if p.end != nil {
 			return fault.New(fault.Internal, "a second end of a machine")

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"steadfast/compute/lockstepio"
 	"steadfast/compute/machine"
 	"steadfast/compute/machineio"
 	"steadfast/fault"
@@ -29,6 +30,12 @@ const (
 	verbButton = "button" // press the power button
 	verbStop   = "stop"   // end it now, in order for the log only
 	verbSave   = "save"   // write its state to the descriptor that comes along
+
+	verbTurnOn   = "turn on"   // give it a secondary: request.Pair
+	verbTurnOff  = "turn off"  // end the pair
+	verbHandOver = "hand over" // have the secondary take over
+	verbGone     = "gone"      // the other one's process has ended
+	verbLock     = "lock"      // what became of a question to the lock: request.Lock
 )
 
 // Roles of descriptors that come with a request.
@@ -42,6 +49,7 @@ const (
 	roleConsole = "console" // a stream socket: the serial port
 	roleLog     = "log"     // to write the log to
 	roleSave    = "save"    // to write the state to: at the beginning, or now
+	roleLink    = "link"    // two of these, for the log and the management: stream sockets to the other one of a pair
 )
 
 // request is what the parent asks for.
@@ -49,8 +57,10 @@ type request struct {
 	ID   uint64 `json:"id"` // not 0
 	Verb string `json:"verb"`
 	// Files are the roles of the descriptors that come along, in their order.
-	Files []string   `json:"files,omitempty"`
-	Start *beginning `json:"start,omitempty"`
+	Files []string    `json:"files,omitempty"`
+	Start *beginning  `json:"start,omitempty"`
+	Pair  *pairing    `json:"pair,omitempty"`
+	Lock  *lockAnswer `json:"lock,omitempty"`
 }
 
 // beginning is a machine to make up.
@@ -61,13 +71,16 @@ type beginning struct {
 	HashEvery uint64 `json:"hash_every,omitempty"`
 	// Restarts is machineio.Options'.
 	Restarts bool `json:"restarts,omitempty"`
+	// Secondary, if any, has it follow a machine instead.
+	Secondary *pairing `json:"secondary,omitempty"`
 }
 
-// reply answers a request, or tells with ID 0 that the machine has ended.
+// reply answers a request, or tells with ID 0 that the machine has ended, or of its pair.
 type reply struct {
 	ID     uint64   `json:"id"`
 	Error  *Failure `json:"error,omitempty"`
 	Status *Status  `json:"status,omitempty"`
+	Pair   *word    `json:"pair,omitempty"`
 }
 
 // Failure is a fault on its way between processes.
@@ -88,6 +101,8 @@ type Status struct {
 	Counters machineio.Counters `json:"counters"`
 	// FramesDropped are those of the guest that their wires had no room for.
 	FramesDropped uint64 `json:"frames_dropped"`
+	// Pair is how it does as one of a pair, if it is or was one.
+	Pair *lockstepio.Status `json:"pair,omitempty"`
 }
 
 // FailureOf makes a fault ready to be sent; nil stays nil.

@@ -257,7 +257,7 @@ func (h *host) cpu() (time.Duration, error) {
 }
 
 // load is a shell that never waits.
-const load = "for n in $(seq 60000); do i=$((n*n)); done"
+const load = "for n in $(seq 40000); do i=$((n*n)); done"
 
 // cost has the guest compute, and prints what the processor's time is worth.
 func (c *check) cost(what string, p, s *host) error {
@@ -304,6 +304,22 @@ func (c *check) cost(what string, p, s *host) error {
 	return nil
 }
 
+// syncs has the guest write a line and sync it, many times, and prints what one takes: some
+// writes and flushes, each of which waits for the secondary.
+func (c *check) syncs(what string) error {
+	const times = 200
+	out, err := c.console.Shell(c.ctx, "a=$(date +%%s%%N); for i in $(seq %d); do echo $i > /root/sync; sync /root/sync; done; b=$(date +%%s%%N); echo $(((b-a)/%d))", times, times)
+	if err != nil {
+		return err
+	}
+	ns, err := strconv.Atoi(strings.TrimSpace(out))
+	if err != nil {
+		return fmt.Errorf("the guest's time of a sync: %w", err)
+	}
+	fmt.Printf("%s: a line written and synced takes %v\n", what, time.Duration(ns).Round(10*time.Microsecond))
+	return nil
+}
+
 // idle prints what a pair costs whose guest does nothing.
 func (c *check) idle(p *host, d time.Duration) error {
 	a, err := p.Status(c.ctx)
@@ -322,12 +338,12 @@ func (c *check) idle(p *host, d time.Duration) error {
 // kill kills the process that the machine lives in while it writes to its disk, and looks
 // at what is there when all is done.
 func (c *check) kill(p, s *host, round int) error {
-	const lines = 300
+	const lines = 150
 	c.console.Forget()
 	if err := c.console.Type(fmt.Sprintf("i=0; while [ $i -lt %d ]; do i=$((i+1)); echo $i >> /root/f%d; sync /root/f%d; echo \"=$i=\"; done; echo \"=all\"=", lines, round, round)); err != nil {
 		return err
 	}
-	if _, err := c.console.Await(c.ctx, fmt.Sprintf("=%d=", 20+round*13)); err != nil {
+	if _, err := c.console.Await(c.ctx, fmt.Sprintf("=%d=", 20+round*13%100)); err != nil {
 		return err
 	}
 	killed := time.Now()
@@ -384,7 +400,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.disk.Close()) }()
-	var tee io.Writer = io.Discard
+	tee := io.Discard
 	if *verbose {
 		tee = os.Stdout
 	}
@@ -418,7 +434,7 @@ func (c *check) story(p *host, kills int, idle time.Duration) (err error) {
 		return err
 	}
 	fmt.Printf("booted in %v\n", time.Since(began).Round(time.Millisecond))
-	if err := c.cost("off", p, nil); err != nil {
+	if err := errors.Join(c.cost("off", p, nil), c.syncs("off")); err != nil {
 		return err
 	}
 	for round := range kills {
@@ -432,7 +448,7 @@ func (c *check) story(p *host, kills int, idle time.Duration) (err error) {
 			if err := c.idle(p, idle); err != nil {
 				return err
 			}
-			if err := c.cost("on", p, s); err != nil {
+			if err := errors.Join(c.cost("on", p, s), c.syncs("on")); err != nil {
 				return err
 			}
 		}

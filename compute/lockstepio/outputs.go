@@ -1,0 +1,86 @@
+package lockstepio
+
+import (
+	"encoding/binary"
+
+	"github.com/zeebo/xxh3"
+
+	"steadfast/compute/device"
+	"steadfast/compute/lockstep"
+	"steadfast/compute/machine"
+	"steadfast/compute/memory"
+	"steadfast/compute/virtio"
+)
+
+// ports tells what an output is.
+type ports struct{ disks, nets, entropy device.Port }
+
+func portsOf(m *machine.Machine) ports {
+	return ports{m.DiskPort(0), m.NetPort(0), m.EntropyPort()}
+}
+
+// classify makes outputs ready for a core.
+func (p ports) classify(list []device.Output) []lockstep.Out {
+	if len(list) == 0 {
+		return nil
+	}
+	out := make([]lockstep.Out, len(list))
+	for i, o := range list {
+		class := lockstep.Stream
+		switch {
+		case o.Port == p.entropy, o.Port >= p.disks && o.Port < p.nets && o.Kind == virtio.BlockRead:
+			class = lockstep.Ask
+		case o.Port >= p.disks && o.Port < p.nets:
+			class = lockstep.Change
+		}
+		out[i] = lockstep.Out{Class: class, Output: o}
+	}
+	return out
+}
+
+func plain(list []lockstep.Out) []device.Output {
+	out := make([]device.Output, len(list))
+	for i, o := range list {
+		out[i] = o.Output
+	}
+	return out
+}
+
+// stripePages is how many pages a stripe has.
+const stripePages = 1024
+
+// stripes is how many stripes a machine's memory has.
+func stripes(m *machine.Machine) uint32 { return (m.RAM().Pages() + stripePages - 1) / stripePages }
+
+// stripe is a digest of one stripe of the memory, from 1, as it is: a machine's own digest
+// goes by what was stored to, and memory can change by itself.
+func stripe(m *machine.Machine, n uint32) machine.Hash {
+	var h xxh3.Hasher
+	first := (n - 1) * stripePages
+	for page := first; page < min(first+stripePages, m.RAM().Pages()); page++ {
+		_, _ = h.Write(m.RAM().Data(page)) // never fails
+	}
+	return machine.Hash(h.Sum128().Bytes())
+}
+
+// Announcement is a frame by which switches learn where a network card is now: a RARP
+// request of its own address (RFC 903), as is usual for machines that move.
+func Announcement(mac [6]byte) []byte {
+	f := make([]byte, 60)
+	for i := range 6 {
+		f[i] = 0xff
+	}
+	be := binary.BigEndian
+	copy(f[6:], mac[:])
+	be.PutUint16(f[12:], 0x8035)
+	be.PutUint16(f[14:], 1)      // Ethernet
+	be.PutUint16(f[16:], 0x0800) // IPv4
+	f[18], f[19] = 6, 4
+	be.PutUint16(f[20:], 3) // who am I
+	copy(f[22:], mac[:])
+	copy(f[32:], mac[:])
+	return f
+}
+
+// pageBytes is the size of a page, in bytes.
+const pageBytes = memory.PageSize
