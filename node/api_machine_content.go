@@ -368,6 +368,11 @@ func (s machineService) ReadMachine(ctx context.Context, req *steadfastv1.ReadMa
 	if err != nil {
 		return err
 	}
+	if p := v.Placements[m.Name]; p != nil && p.Ended == inventory.EndedHostLost && p.Generation > m.Floor {
+		if v, m, err = n.shutOut(ctx, m.Name); err != nil {
+			return err
+		}
+	}
 	c, spec, err := n.datastoresGroup(v, m.Datastore)
 	if err != nil {
 		return err
@@ -392,6 +397,16 @@ func (s machineService) ReadMachine(ctx context.Context, req *steadfastv1.ReadMa
 		err = fault.New(fault.Busy, "the machine %q was started or written to while it was read: what came is of two moments; read it again", req.Machine)
 	}
 	return err
+}
+
+// shutOut has the host write nothing any more that a machine ended with: it counts as lost,
+// and may live, and run the machine still. Who takes the lock has it out.
+func (n *Node) shutOut(ctx context.Context, name string) (*inventory.View, *inventory.Machine, error) {
+	err := n.editMachine(ctx, name, func(*inventory.Machine, *vmhome.Home, []block.Device) error { return nil })
+	if err != nil {
+		return nil, nil, fault.Wrap(fault.KindOf(err), err, "shutting out the host that the machine "+name+" was lost with")
+	}
+	return n.atRest(name)
 }
 
 // atRest returns a machine that has stopped. Fails with fault.Busy for another.
