@@ -98,6 +98,7 @@ func TestDamagedLockRegistered(t *testing.T) {
 	}
 	_, err = onA.DeleteMachine(within(t), &steadfastv1.DeleteMachineRequest{Name: "db1", KeepVolumes: true})
 	must(err)
+	eventually(t, "the other node knows", func() bool { _, _, err := b.findMachine("db1"); return fault.Is(err, fault.NotFound) })
 	homes, err := onB.ListHomes(within(t), &steadfastv1.ListHomesRequest{})
 	must(err)
 	if len(homes.Homes) != 1 || homes.Homes[0].Machine != "db1" || !strings.Contains(homes.Homes[0].Problem, `"steadfast vm register db1.home"`) {

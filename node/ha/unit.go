@@ -25,6 +25,7 @@ type unit struct {
 
 	mu       sync.Mutex
 	v        Volume
+	told     int64 // the size that watchers know
 	watchers map[int]func(lun.Event)
 	next     int
 	notices  []lun.Notice  // for initiators of the other node's portals
@@ -58,6 +59,7 @@ func newUnit(s *service, v Volume) (*unit, error) {
 		return nil, err
 	}
 	u := &unit{s: s, id: id, here: here, v: v, watchers: map[int]func(lun.Event){}, StateKeeper: place}
+	u.told = u.size()
 	u.Volume = m.Volume(v.Number, u.size, u.WriteCache)
 	return u, nil
 }
@@ -72,18 +74,22 @@ func (u *unit) now() Volume {
 	return u.v
 }
 
-// follow takes in what the spec says of the volume now.
+// follow takes in what the spec says of the volume now. It comes twice when a volume has
+// grown: with the spec, and when this node's copy has grown as well, in either order.
 func (u *unit) follow(v Volume) {
 	u.mu.Lock()
 	old := u.v
 	u.v = v
+	size := min(v.Size, u.here.Size())
+	resized := size != u.told
+	u.told = size
 	var told []func(lun.Event)
 	for _, fn := range u.watchers {
 		told = append(told, fn)
 	}
 	u.mu.Unlock()
 	for _, fn := range told {
-		if v.Size != old.Size {
+		if resized {
 			fn(lun.Resized)
 		}
 		if v.WriteCache != old.WriteCache || v.ReadOnly != old.ReadOnly {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"steadfast/fault"
+	"steadfast/san/lun"
+	"steadfast/san/store"
 	"steadfast/san/target"
 )
 
@@ -51,5 +53,48 @@ func TestFencedWaits(t *testing.T) {
 				t.Errorf("%s: after %v, want %v", c.name, took, c.want)
 			}
 		})
+	}
+}
+
+// TestGrownInEitherOrder: a volume that grows is seen to once the spec says so and this node's
+// copy has grown, whichever comes first, and not before.
+func TestGrownInEitherOrder(t *testing.T) {
+	a := newAlone(t, 1)
+	for i, first := range []string{"the spec", "the copy"} {
+		v := a.spec.Volumes[i]
+		here, ok := a.store.Volume(v.Number)
+		if !ok {
+			t.Fatal("there is no copy")
+		}
+		resized := 0
+		u := &unit{s: &service{g: a.Group}, here: here, v: v, told: v.Size, watchers: map[int]func(lun.Event){}}
+		u.Watch(func(e lun.Event) {
+			if e == lun.Resized {
+				resized++
+			}
+		})
+		larger := v
+		larger.Size *= 2
+		grow := func() {
+			if _, err := a.pool.ChangeVolume(v.Name, store.VolumeChange{Size: &larger.Size}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if first == "the copy" {
+			grow()
+		} else {
+			u.follow(larger)
+		}
+		if resized != 0 || u.size() != v.Size {
+			t.Errorf("after %s alone: told %d times, size %d", first, resized, u.size())
+		}
+		if first == "the spec" {
+			grow()
+		}
+		u.follow(larger)
+		u.follow(larger)
+		if resized != 1 || u.size() != larger.Size {
+			t.Errorf("after %s first: told %d times, size %d", first, resized, u.size())
+		}
 	}
 }
