@@ -105,7 +105,7 @@ func (n *Node) editMachine(ctx context.Context, name string, change func(*invent
 	if m == nil {
 		return fault.New(fault.NotFound, "the machine %q was deleted meanwhile; see \"steadfast vm list\"", name)
 	}
-	c, spec, err := n.datastoresGroup(v, m.Datastore)
+	c, spec, err := n.groupOf(v, m)
 	if err != nil {
 		return err
 	}
@@ -357,8 +357,9 @@ func (w *content) close() (err error) {
 	return err
 }
 
-// ReadMachine implements the API's call. No lock is taken, for nothing is written: the
-// machine has stopped, and when all is read it has not been started meanwhile.
+// ReadMachine implements the API's call. No lock is held, for nothing is written: the
+// machine has stopped, and when all is read it has not been started meanwhile. Of one that ended
+// with its host nobody knows that it has stopped, until that host is shut out.
 func (s machineService) ReadMachine(ctx context.Context, req *steadfastv1.ReadMachineRequest, out *connect.ServerStream[steadfastv1.ReadMachineResponse]) error {
 	n := s.n
 	if !n.cfg.Cluster.Stores() {
@@ -373,7 +374,7 @@ func (s machineService) ReadMachine(ctx context.Context, req *steadfastv1.ReadMa
 			return err
 		}
 	}
-	c, spec, err := n.datastoresGroup(v, m.Datastore)
+	c, spec, err := n.groupOf(v, m)
 	if err != nil {
 		return err
 	}

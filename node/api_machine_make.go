@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"maps"
 	"reflect"
 	"slices"
@@ -170,7 +169,7 @@ func (s machineService) CreateMachine(ctx context.Context, req *steadfastv1.Crea
 
 // formatHome makes the home of a new machine, of which nobody knows yet.
 func formatHome(ctx context.Context, c *cluster, p planned) error {
-	id, err := machineID(p.ID)
+	id, err := vmlock.ParseID(p.ID)
 	if err != nil {
 		return err
 	}
@@ -188,15 +187,6 @@ func formatHome(ctx context.Context, c *cluster, p planned) error {
 		}
 		return h.Save(vmhome.Definition{Name: p.Name, ID: p.ID, Hardware: p.Hardware, Policy: policy}, nil, nil)
 	})
-}
-
-// machineID reads a machine's identifier.
-func machineID(text string) (id vmlock.ID, err error) {
-	b, err := hex.DecodeString(text)
-	if err != nil || len(b) != len(id) {
-		return id, fault.New(fault.Corrupt, "%.80q is no identifier of a machine", text)
-	}
-	return vmlock.ID(b), nil
 }
 
 // onlyOneOr is onlyOne for what is made by another verb than "create".
@@ -221,11 +211,7 @@ func (s machineService) DeleteMachine(ctx context.Context, req *steadfastv1.Dele
 	if _, err := v.DeleteMachine(req.Name); err != nil {
 		return nil, err // before anything is asked of others
 	}
-	d := v.Datastores[m.Datastore]
-	if d == nil {
-		return nil, fault.New(fault.Stale, "this program cannot read of the datastore %q; upgrade this node, or ask another", m.Datastore)
-	}
-	c, spec, err := n.findSpec(d.Group)
+	c, spec, err := n.groupOf(v, m)
 	if err != nil {
 		return nil, err
 	}
@@ -279,16 +265,12 @@ func (s machineService) SetMachine(ctx context.Context, req *steadfastv1.SetMach
 	if err != nil {
 		return nil, err
 	}
-	d := v.Datastores[m.Datastore]
-	if d == nil {
-		return nil, fault.New(fault.Stale, "this program cannot read of the datastore %q; upgrade this node, or ask another", m.Datastore)
-	}
-	// What is against the rules is refused before anything is made.
-	if _, err := withVolumes(v, d.Group, append(slices.Clone(ch.add), ch.grow...)).ChangeMachine(m.Name, ch.apply); err != nil {
+	c, spec, err := n.groupOf(v, m)
+	if err != nil {
 		return nil, err
 	}
-	c, spec, err := n.findSpec(d.Group)
-	if err != nil {
+	// What is against the rules is refused before anything is made.
+	if _, err := withVolumes(v, spec.Name, append(slices.Clone(ch.add), ch.grow...)).ChangeMachine(m.Name, ch.apply); err != nil {
 		return nil, err
 	}
 	gone := volumesOf(spec, ch.removed)

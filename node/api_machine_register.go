@@ -127,7 +127,7 @@ func (n *Node) resetLock(ctx context.Context, c *cluster, group string, m invent
 		return 0, fault.New(fault.Corrupt, "the lock block on volume %q is damaged (%v), so nothing tells whether a host runs the machine still: one of another site, or one that is cut off. "+
 			"To make it anew takes the machine away from such a host, and what both have written is on its disks. If none runs it, say --reset-lock %s", m.Home, damage, price)
 	}
-	id, err := machineID(m.ID)
+	id, err := vmlock.ParseID(m.ID)
 	if err != nil {
 		return 0, err
 	}
@@ -174,6 +174,16 @@ func (n *Node) datastoresGroup(v *inventory.View, store string) (*cluster, *ha.S
 	d := v.Datastores[store]
 	if d == nil {
 		return nil, nil, unknown("datastore", store, "datastore list", namesWhere(v.Datastores, func(*inventory.Datastore) bool { return true }))
+	}
+	return n.findSpec(d.Group)
+}
+
+// groupOf returns the group that has a machine's volumes. Fails with fault.Stale when only a newer
+// program can read of its datastore.
+func (n *Node) groupOf(v *inventory.View, m *inventory.Machine) (*cluster, *ha.Spec, error) {
+	d := v.Datastores[m.Datastore]
+	if d == nil {
+		return nil, nil, fault.New(fault.Stale, "this program cannot read of the datastore %q; upgrade this node, or ask another", m.Datastore)
 	}
 	return n.findSpec(d.Group)
 }

@@ -61,6 +61,7 @@ func TestDamagedLockRegistered(t *testing.T) {
 	at := host.At{Group: "g", Volume: "db1.home"}
 	memory := func(bytes uint64) *steadfastv1.SetMachineResponse {
 		t.Helper()
+		level(t, a, b)
 		r, err := onB.SetMachine(within(t), &steadfastv1.SetMachineRequest{Name: "db1", Memory: &bytes})
 		must(err)
 		return r
@@ -98,7 +99,7 @@ func TestDamagedLockRegistered(t *testing.T) {
 	}
 	_, err = onA.DeleteMachine(within(t), &steadfastv1.DeleteMachineRequest{Name: "db1", KeepVolumes: true})
 	must(err)
-	eventually(t, "the other node knows", func() bool { _, _, err := b.findMachine("db1"); return fault.Is(err, fault.NotFound) })
+	level(t, a, b)
 	homes, err := onB.ListHomes(within(t), &steadfastv1.ListHomesRequest{})
 	must(err)
 	if len(homes.Homes) != 1 || homes.Homes[0].Machine != "db1" || !strings.Contains(homes.Homes[0].Problem, `"steadfast vm register db1.home"`) {

@@ -93,6 +93,15 @@ func machinesOf(n *Node) steadfastv1connect.MachineServiceClient {
 	}}, "http://steadfast")
 }
 
+// level waits until both nodes know the same: what one of them has answered the other may hear of
+// a moment later.
+func level(t *testing.T, a, b *Node) {
+	t.Helper()
+	eventually(t, "both nodes know the same", func() bool {
+		return a.cluster.member.State().Inventory.Revision == b.cluster.member.State().Inventory.Revision
+	})
+}
+
 // write writes requests into a machine.
 func write(t *testing.T, c steadfastv1connect.MachineServiceClient, list ...*steadfastv1.WriteMachineRequest) error {
 	t.Helper()
@@ -365,7 +374,7 @@ func TestMachines(t *testing.T) {
 	if !slices.Equal(kept.Kept, []string{"db1.home", "db1.root"}) {
 		t.Errorf("kept are %v", kept.Kept)
 	}
-	eventually(t, "the other node knows", func() bool { _, _, err := b.findMachine("db1"); return fault.Is(err, fault.NotFound) })
+	level(t, a, b)
 	homes, err := onB.ListHomes(within(t), &steadfastv1.ListHomesRequest{})
 	must(err)
 	if len(homes.Homes) != 1 || homes.Homes[0].Volume != "db1.home" || homes.Homes[0].Machine != "db1" || homes.Homes[0].Registered || homes.Homes[0].Problem != "" {
@@ -381,6 +390,7 @@ func TestMachines(t *testing.T) {
 		t.Errorf("registered it is %v", doc)
 	}
 	must(v.Check())
+	level(t, a, b)
 	_, err = onA.RegisterMachine(within(t), &steadfastv1.RegisterMachineRequest{Home: "db1.home"})
 	refused("registering it twice", err, fault.Exists, `is that of the machine "db2"`)
 

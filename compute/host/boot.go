@@ -3,7 +3,6 @@ package host
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
@@ -47,20 +46,12 @@ func (b *image) close() {
 	}
 }
 
-// machineID reads a machine's identifier.
-func machineID(text string) (id vmlock.ID, err error) {
-	if n, err := hex.Decode(id[:], []byte(text)); err != nil || n != len(id) || len(text) != 2*len(id) {
-		return id, fault.New(fault.Invalid, "%.80q is no identifier of a machine", text)
-	}
-	return id, nil
-}
-
 // boot reads the home volume, whose lock is held, and attaches the network cards. The caller closes
 // what there is, in any case. What waits for storage ends when the volumes are
 // closed.
 func (r *run) boot(ctx context.Context, home *gate) (b *image, err error) {
 	b = &image{}
-	id, err := machineID(r.m.ID)
+	id, err := vmlock.ParseID(r.m.ID)
 	if err != nil {
 		return b, err
 	}

@@ -52,7 +52,7 @@ func (o *EditOptions) setDefaults() {
 // stays written: a home has the definition of before or after, and disks any part.
 func Edit(ctx context.Context, o EditOptions, change func(home *vmhome.Home, disks []block.Device) error) error {
 	o.setDefaults()
-	id, err := machineID(o.ID)
+	id, err := vmlock.ParseID(o.ID)
 	var k *keeper
 	if err == nil {
 		cfg := vmlock.Config{VM: id, Me: o.Owner, Generation: o.Generation, Attempt: 1}

@@ -247,7 +247,7 @@ func (r *run) take(attempt uint8) (*keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, err := machineID(r.m.ID)
+	id, err := vmlock.ParseID(r.m.ID)
 	var k *keeper
 	if err == nil {
 		cfg := vmlock.Config{VM: id, Me: r.me, Generation: r.generation, Attempt: attempt}

@@ -20,7 +20,7 @@ func TestResetLock(t *testing.T) {
 	w, x, c := running(t)
 	x.wrote(c)
 	me := vmlock.Owner{Host: inventory.EditorNumber, Boot: inventory.EditorBoot}
-	id, err := machineID(vmID)
+	id, err := vmlock.ParseID(vmID)
 	must(t, err)
 	editor := w.s.way("editor")
 	n := byte(0)
@@ -69,7 +69,7 @@ func TestResetLock(t *testing.T) {
 // what a newer program wrote.
 func TestResetLockRefused(t *testing.T) {
 	w := newWorld(t, false, machinetest.Obey())
-	id, err := machineID(vmID)
+	id, err := vmlock.ParseID(vmID)
 	must(t, err)
 	v, err := w.s.way("editor").open(t.Context(), homeAt, iscsi.ISID{0x80, 7})
 	must(t, err)

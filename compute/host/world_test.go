@@ -293,7 +293,7 @@ func newWorld(t testing.TB, ha bool, kernel []byte) *world {
 func (w *world) home(kernel []byte, hw inventory.Hardware) {
 	v, err := w.s.way("admin").open(w.t.Context(), homeAt, [6]byte{1})
 	must(w.t, err)
-	id, err := machineID(vmID)
+	id, err := vmlock.ParseID(vmID)
 	must(w.t, err)
 	must(w.t, vmhome.Format(v, id, 0))
 	if kernel == nil {

@@ -34,6 +34,14 @@ type ID [16]byte
 // String returns it in hex.
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
+// ParseID reads what String returns. Fails with fault.Invalid.
+func ParseID(text string) (id ID, err error) {
+	if b, err := hex.DecodeString(text); err == nil && len(b) == len(id) {
+		return ID(b), nil
+	}
+	return id, fault.New(fault.Invalid, "%.80q is no identifier of a machine", text)
+}
+
 // Owner is a host in one of its lives.
 type Owner struct {
 	Host uint16 // the number that it was given once
