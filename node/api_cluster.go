@@ -204,10 +204,10 @@ func (n *Node) describeCluster() *steadfastv1.Cluster {
 	out.Id, out.Self, out.Leader, out.Recovered = c.id.Cluster(), string(c.member.Self().Member), string(c.member.Leader()), state.Roll.Recovered
 	heard := c.member.Reachable()
 	for _, r := range state.Roll.Sorted() {
-		since, ok := heard[r.Name]
+		word, ok := heard[r.Name]
 		out.Members = append(out.Members, &steadfastv1.Member{
 			Name: string(r.Name), Role: string(r.Role), Address: r.Address, Voter: r.Voter, Boot: uint64(state.Boots[r.Name]),
-			Reachable: r.Name == c.member.Self().Member || ok && since < 3*time.Second, Drained: ha.Drained(state.Inventory.Entries, r.Name),
+			Reachable: r.Name == c.member.Self().Member || ok && word.Age < 3*time.Second, Drained: ha.Drained(state.Inventory.Entries, r.Name),
 		})
 	}
 	for _, t := range state.Roll.Tokens {

@@ -61,9 +61,9 @@ func (n *Node) storageNode() (quorum.Member, error) {
 	if err != nil {
 		return "", err
 	}
-	ages := c.member.Reachable()
+	words := c.member.Reachable()
 	for _, r := range c.member.State().Roll.Sorted() {
-		if age, ok := ages[r.Name]; r.Role == quorum.RoleNode && ok && age < heardLately {
+		if word, ok := words[r.Name]; r.Role == quorum.RoleNode && ok && word.Age < heardLately {
 			return r.Name, nil
 		}
 	}

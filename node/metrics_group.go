@@ -110,8 +110,8 @@ const heardLately = 3 * time.Second
 
 // hears tells whether a member was heard of lately.
 func (c *cluster) hears(name quorum.Member) bool {
-	since, ok := c.member.Reachable()[name]
-	return name == c.member.Self().Member || ok && since < heardLately
+	word, ok := c.member.Reachable()[name]
+	return name == c.member.Self().Member || ok && word.Age < heardLately
 }
 
 func collectQuorum(put putMetric, c *cluster, state *quorum.State) {

@@ -42,7 +42,7 @@ type placeMember interface {
 	quorumio.Editor
 	Self() quorum.Incarnation
 	Leader() quorum.Member
-	Reachable() map[quorum.Member]time.Duration
+	Reachable() map[quorum.Member]quorumio.Word
 }
 
 // placer decides on a storage node where machines run and which hosts are lost: it
@@ -189,17 +189,17 @@ func (p *placer) mark() (listening time.Duration) {
 // on its connection between members.
 func (p *placer) heard(state *quorum.State) placement.Heard {
 	out := placement.Heard{Node: p.member.Self().Member, Listening: p.mark()}
-	ages := p.member.Reachable()
+	words := p.member.Reachable()
 	v := p.look(state.Inventory)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for name, life := range v.Lives {
-		age, ok := ages[quorum.Member(name)]
-		if !ok || v.Hosts[name] == nil || memberOf(life.ID) < state.Boots[quorum.Member(name)] {
+		word, ok := words[quorum.Member(name)]
+		if !ok || v.Hosts[name] == nil || memberOf(life.ID) < max(state.Boots[quorum.Member(name)], word.Boot) {
 			continue // it was not heard, or its process is another one since
 		}
-		out.Hosts = append(out.Hosts, placement.Report{Host: name, Boot: life.Boot, Age: age})
-		if _, known := p.first[name]; !known && age < out.Listening {
+		out.Hosts = append(out.Hosts, placement.Report{Host: name, Boot: life.Boot, Age: word.Age})
+		if _, known := p.first[name]; !known && word.Age < out.Listening {
 			p.first[name] = life.Boot
 		}
 	}
@@ -224,13 +224,13 @@ func memberOf(id string) quorum.Boot {
 func (p *placer) askOthers(ctx context.Context, state *quorum.State) []placement.Heard {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	ages := p.member.Reachable()
+	words := p.member.Reachable()
 	var asked sync.WaitGroup
 	var mu sync.Mutex
 	var out []placement.Heard
 	for _, r := range state.Roll.Sorted() {
-		age, ok := ages[r.Name]
-		if r.Role != quorum.RoleNode || r.Name == p.member.Self().Member || !ok || age >= heardLately {
+		word, ok := words[r.Name]
+		if r.Role != quorum.RoleNode || r.Name == p.member.Self().Member || !ok || word.Age >= heardLately {
 			continue
 		}
 		asked.Go(func() {

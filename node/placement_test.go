@@ -18,6 +18,7 @@ import (
 	"steadfast/cluster/inventory"
 	"steadfast/cluster/placement"
 	"steadfast/cluster/quorum"
+	"steadfast/cluster/quorumio"
 	"steadfast/fault"
 )
 
@@ -40,6 +41,7 @@ type listener struct {
 
 	mu     sync.Mutex
 	heard  map[quorum.Member]time.Time
+	said   map[quorum.Member]quorum.Boot // the life that each was in
 	deaf   bool // hears no host
 	cutOff bool // knows no leader
 	asked  int  // by others
@@ -53,7 +55,7 @@ func newSite(t *testing.T, nodes ...quorum.Member) *site {
 	s := &site{t: t, state: quorum.NewState(), nodes: map[quorum.Member]*listener{}}
 	for i, name := range nodes {
 		s.state.Roll.Members[name] = &quorum.Record{Name: name, ID: uint64(i + 1), Role: quorum.RoleNode}
-		l := &listener{site: s, name: name, heard: map[quorum.Member]time.Time{}}
+		l := &listener{site: s, name: name, heard: map[quorum.Member]time.Time{}, said: map[quorum.Member]quorum.Boot{}}
 		l.placer = newPlacer(l, slog.New(slog.DiscardHandler), l.publish)
 		l.placer.ask = s.ask
 		s.nodes[name] = l
@@ -109,15 +111,15 @@ func (l *listener) Leader() quorum.Member {
 }
 
 // Reachable implements placeMember.
-func (l *listener) Reachable() map[quorum.Member]time.Duration {
+func (l *listener) Reachable() map[quorum.Member]quorumio.Word {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	out := map[quorum.Member]time.Duration{}
+	out := map[quorum.Member]quorumio.Word{}
 	for name, at := range l.heard {
-		out[name] = time.Since(at)
+		out[name] = quorumio.Word{Age: time.Since(at), Boot: l.said[name]}
 	}
 	for name := range l.site.nodes {
-		out[name] = 0
+		out[name] = quorumio.Word{}
 	}
 	return out
 }
@@ -469,10 +471,17 @@ func TestLivesHeard(t *testing.T) {
 		if d := cmp.Diff([]string{"h1/1", "h2/1"}, heard()); d != "" {
 			t.Error(d)
 		}
-		s.state.Boots["h1"] = 2 // its process was started again, and has not said so to the inventory
+		// Its process was started again, and has connected before this node applied that its life began.
+		a.said["h1"] = 2
 		if d := cmp.Diff([]string{"h2/1"}, heard()); d != "" {
 			t.Error(d)
 		}
+		a.said["h1"] = 1
+		s.state.Boots["h1"] = 2 // and has not said so to the inventory
+		if d := cmp.Diff([]string{"h2/1"}, heard()); d != "" {
+			t.Error(d)
+		}
+		a.said["h1"] = 2
 		s.begin("h1", 2)
 		if d := cmp.Diff([]string{"h1/2", "h2/1"}, heard()); d != "" {
 			t.Error(d)

@@ -203,7 +203,7 @@ func (p *paths) fetch(ctx context.Context) (string, error) {
 	ages := p.c.member.Reachable()
 	age := func(m quorum.Member) time.Duration {
 		if a, ok := ages[m]; ok {
-			return a.Truncate(time.Second)
+			return a.Age.Truncate(time.Second)
 		}
 		return 1<<63 - 1
 	}

@@ -187,18 +187,26 @@ func tune(_, _ string, c syscall.RawConn) error {
 	return errors.Join(cerr, err)
 }
 
-// Reachable tells for each other member how long ago its connection to this one
+// Word is the newest word of another member.
+type Word struct {
+	Age time.Duration // since it was heard
+	// Boot is the life that the member said it is in. The quorum may have it begun later: the
+	// state that this member has applied need not know of it yet.
+	Boot quorum.Boot
+}
+
+// Reachable tells for each other member when its connection to this one last
 // said anything; it says something each second. Who was not heard in this life is
 // left out. So it tells that a member runs and that the way from it is open, not
 // that its disk works or that it has caught up.
-func (m *Member) Reachable() map[quorum.Member]time.Duration {
+func (m *Member) Reachable() map[quorum.Member]Word {
 	t := m.transport
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	out := map[quorum.Member]time.Duration{}
-	for id, at := range t.lastHeard {
+	out := map[quorum.Member]Word{}
+	for id, w := range t.lastHeard {
 		if r := t.roll.ByID(id); r != nil {
-			out[r.Name] = time.Since(at)
+			out[r.Name] = Word{time.Since(w.at), w.boot}
 		}
 	}
 	return out
@@ -208,7 +216,9 @@ func (m *Member) Reachable() map[quorum.Member]time.Duration {
 func (t *transport) hear(id uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.lastHeard[id] = time.Now()
+	w := t.lastHeard[id]
+	w.at = time.Now()
+	t.lastHeard[id] = w
 }
 
 // protocols returns what a listener answers to besides peers and joiners.

@@ -355,7 +355,7 @@ func TestReachable(t *testing.T) {
 		return func() bool {
 			r := s.Reachable()
 			for _, n := range names {
-				if d, ok := r[n]; !ok || d > 2*time.Second {
+				if w, ok := r[n]; !ok || w.Age > 2*time.Second {
 					return false
 				}
 			}
@@ -369,7 +369,7 @@ func TestReachable(t *testing.T) {
 		t.Errorf("a hears %v", a.Reachable())
 	}
 	b.down()
-	eventually(t, "b is not heard", func() bool { return a.Reachable()["b"] > 2*time.Second })
+	eventually(t, "b is not heard", func() bool { return a.Reachable()["b"].Age > 2*time.Second })
 	// Somebody with its certificate speaks in its place: that is not the member.
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -383,7 +383,7 @@ func TestReachable(t *testing.T) {
 	}
 	says(t, conn, "b ")
 	conn.Close()
-	if d := a.Reachable()["b"]; d < 2*time.Second {
+	if d := a.Reachable()["b"]; d.Age < 2*time.Second {
 		t.Errorf("b is down, and was heard %v ago", d)
 	}
 	if !hears(a, "w")() {

@@ -63,7 +63,7 @@ type transport struct {
 	seeds     map[uint64]string
 	peers     map[uint64]*peer    // outgoing
 	incoming  map[uint64]net.Conn // the newest of each peer
-	lastHeard map[uint64]time.Time
+	lastHeard map[uint64]heardAt
 	keep      bool                    // connections to all members, not only to those that there is something to say to
 	listeners map[string]net.Listener // by the address that was asked for
 	conns     map[net.Conn]struct{}   // all of the transport's own that are open, to be closed
@@ -71,12 +71,18 @@ type transport struct {
 	served    map[net.Conn]uint64     // those of conns that handlers have, and who is at the other end
 }
 
+// heardAt is when a member was heard last, and the life that it began its connection in.
+type heardAt struct {
+	at   time.Time
+	boot quorum.Boot
+}
+
 func newTransport(ctx context.Context, id *identity.Identity, boot quorum.Boot, log *slog.Logger, seeds []quorum.Record) *transport {
 	t := &transport{
 		ctx: ctx, id: id, boot: boot, log: log, began: time.Now(), leads: func() bool { return false }, half: make(chan struct{}, halfOpenMax),
 		joiners: make(chan struct{}, joinersMax), refused: &refusals{log: log},
 		said: map[uint64]string{}, seeds: map[uint64]string{}, peers: map[uint64]*peer{},
-		listeners: map[string]net.Listener{}, incoming: map[uint64]net.Conn{}, lastHeard: map[uint64]time.Time{},
+		listeners: map[string]net.Listener{}, incoming: map[uint64]net.Conn{}, lastHeard: map[uint64]heardAt{},
 		conns: map[net.Conn]struct{}{}, streams: map[*stream]struct{}{}, served: map[net.Conn]uint64{},
 	}
 	t.heard.Store(-int64(time.Hour)) // never
@@ -500,7 +506,7 @@ func (t *transport) take(conn *tls.Conn, id uint64, h hello) error {
 			_ = old.Close() // the peer has begun another
 		}
 		t.incoming[id] = raw
-		t.lastHeard[id] = time.Now() // any other connection does not show that the member runs
+		t.lastHeard[id] = heardAt{time.Now(), h.Boot} // any other connection does not show that the member runs
 	}
 	if h.Address != "" { // a visitor is reached nowhere
 		t.said[id] = h.Address
