@@ -42,11 +42,11 @@ type listener struct {
 	mu     sync.Mutex
 	heard  map[quorum.Member]time.Time
 	said   map[quorum.Member]quorum.Boot // the life that each was in
-	deaf   bool // hears no host
-	cutOff bool // knows no leader
-	asked  int  // by others
-	looked int  // at the state
-	silent bool // does not answer others
+	deaf   bool                          // hears no host
+	cutOff bool                          // knows no leader
+	asked  int                           // by others
+	looked int                           // at the state
+	silent bool                          // does not answer others
 	events []string
 }
 
