@@ -134,7 +134,19 @@ type Machine struct {
 	// another reason than a placement: before this document was, or to write into
 	// the machine's volumes. Placements begin above it.
 	Floor uint64 `json:"floor,omitempty"`
+	// FT is how it is protected: on two hosts at once, or not.
+	FT FT `json:"ft,omitempty"`
 }
+
+// FT says whether a machine has a secondary. One that is not known is as FTDisabled.
+type FT string
+
+// How a machine is protected.
+const (
+	FTOff      FT = ""
+	FTOn       FT = "on"
+	FTDisabled FT = "disabled" // it is turned on, and has no secondary for now
+)
 
 // Hardware is what a machine is made up as: its home volume has it, too.
 type Hardware struct {
@@ -200,6 +212,9 @@ type HostLife struct {
 	Build   string `json:"build,omitempty"`
 	Memory  uint64 `json:"memory"` // bytes
 	CPUs    int    `json:"cpus,omitempty"`
+	// Box is what the host shares with whatever dies with it: the physical machine. Empty: not
+	// known, so that no other host is known to be elsewhere.
+	Box string `json:"box,omitempty"`
 }
 
 // Placement says where a machine runs.
@@ -224,7 +239,48 @@ type Placement struct {
 	EndedAt int64  `json:"ended_at,omitempty"` // nanoseconds since 1970, UTC
 	// Detail is for people.
 	Detail string `json:"detail,omitempty"`
+	// Second is where the machine's secondary is, or is to be; nil: nowhere. It says what was
+	// decided and heard; who may go on is the lock block's to say.
+	Second *Second `json:"second,omitempty"`
+	// Pairs counts the secondaries of this placement, Failovers how often one has taken over.
+	Pairs     uint64 `json:"pairs,omitempty"`
+	Failovers int    `json:"failovers,omitempty"`
+	// Parted is how it came to have no secondary; nil: it never had one.
+	Parted *Parted `json:"parted,omitempty"`
 }
+
+// Second is a machine's secondary.
+type Second struct {
+	Host string `json:"host"`
+	Boot uint32 `json:"boot"` // the host's life
+	// Pair numbers it among the placement's, from 1.
+	Pair uint64 `json:"pair"`
+	// Protected tells that it can go on.
+	Protected bool  `json:"protected,omitempty"`
+	Since     int64 `json:"since"` // nanoseconds since 1970, UTC
+}
+
+// Parted is the end of a pair.
+type Parted struct {
+	Host   string     `json:"host"` // of the secondary, or of the primary that was lost
+	Boot   uint32     `json:"boot"`
+	Why    PartReason `json:"why"`
+	Detail string     `json:"detail,omitempty"`
+	Since  int64      `json:"since"` // nanoseconds since 1970, UTC
+}
+
+// PartReason is why a machine needs another secondary.
+type PartReason string
+
+// Reasons, in the paper's words; PartInitializing is of one that has had none yet, and is not
+// written.
+const (
+	PartInitializing   PartReason = "initializing"
+	PartDivergence     PartReason = "divergence"
+	PartLostConnection PartReason = "lost connection"
+	PartHardware       PartReason = "partial hardware failure"
+	PartUser           PartReason = "user action"
+)
 
 // Active tells whether the placement's host shall run the machine, or end it
 // and say so.

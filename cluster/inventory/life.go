@@ -127,9 +127,9 @@ func (v *View) AskLeave(machine string, generation uint64) ([]quorum.Edit, error
 	if err != nil || p.Leave {
 		return nil, err
 	}
-	next := *p
+	next := p.clone()
 	next.Leave = true
-	return one(edit(placementPrefix+machine, &next, p))
+	return one(edit(placementPrefix+machine, next, p))
 }
 
 // End ends a placement. All endings but EndedMoved end what was wanted of the
@@ -143,9 +143,10 @@ func (v *View) End(machine string, generation uint64, why Ending, detail string,
 	if !why.valid() {
 		return nil, fault.New(fault.Invalid, "%.80q is no ending of a machine", why)
 	}
-	next := *p
+	next := p.clone()
 	next.Ended, next.EndedAt, next.Leave, next.Detail = why, now, false, clip(detail)
-	edits, err := one(edit(placementPrefix+machine, &next, p))
+	next.Second = nil
+	edits, err := one(edit(placementPrefix+machine, next, p))
 	if err != nil || why == EndedMoved {
 		return edits, err
 	}
