@@ -36,6 +36,7 @@ func (n *Node) handle(mux *http.ServeMux) {
 	mux.Handle(steadfastv1connect.NewGroupServiceHandler(groupService{n}, opts...))
 	mux.Handle(steadfastv1connect.NewDatacenterServiceHandler(datacenterService{n}, opts...))
 	mux.Handle(steadfastv1connect.NewMachineServiceHandler(machineService{n: n}, opts...))
+	mux.Handle(steadfastv1connect.NewFaultToleranceServiceHandler(ftService{n}, opts...))
 }
 
 // faults turns the errors of every call into the API's.

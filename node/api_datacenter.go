@@ -312,10 +312,11 @@ func describeHost(v *inventory.View, name string) *steadfastv1.Host {
 	}
 	out := &steadfastv1.Host{
 		Name: name, Cluster: h.Cluster, Maintenance: h.Maintenance, State: "unknown",
-		Links:    &steadfastv1.Links{Management: h.Links.Management, Migration: h.Links.Migration, Logging: h.Links.Logging},
-		Machines: namesWhere(v.Placements, func(p *inventory.Placement) bool { return p.Active() && p.Host == name }),
+		Links:       &steadfastv1.Links{Management: h.Links.Management, Migration: h.Links.Migration, Logging: h.Links.Logging},
+		Machines:    namesWhere(v.Placements, func(p *inventory.Placement) bool { return p.Active() && p.Host == name }),
+		Secondaries: namesWhere(v.Placements, func(p *inventory.Placement) bool { return p.Active() && p.Second != nil && p.Second.Host == name }),
 	}
-	for _, m := range out.Machines {
+	for _, m := range slices.Concat(out.Machines, out.Secondaries) {
 		if v.Machines[m] != nil {
 			out.MemoryGiven += v.Machines[m].Memory
 		}
@@ -323,6 +324,7 @@ func describeHost(v *inventory.View, name string) *steadfastv1.Host {
 	if l := v.Lives[name]; l != nil {
 		out.State, out.Since, out.Boot = string(l.State), stamp(time.Unix(0, l.Since)), l.Boot
 		out.Version, out.Build, out.Memory, out.Cpus = l.Program, l.Build, l.Memory, int32(l.CPUs)
+		out.Box = l.Box
 	}
 	return out
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	steadfastv1 "steadfast/api/steadfast/v1"
@@ -52,9 +53,7 @@ func (s machineService) GetMachine(ctx context.Context, req *steadfastv1.GetMach
 		return &steadfastv1.GetMachineResponse{Machine: out}, err
 	}
 	if p := v.Placements[m.Name]; p.Active() {
-		if out.Status, err = s.n.askHost(ctx, p.Host, m.Name); err != nil {
-			out.Silent = err.Error()
-		}
+		s.n.askHosts(ctx, p, out)
 	}
 	return &steadfastv1.GetMachineResponse{Machine: out}, nil
 }
@@ -148,10 +147,32 @@ func (n *Node) describeMachine(v *inventory.View, name string) *steadfastv1.Mach
 			}
 		}
 	}
-	if out.State == "waiting" {
-		if why := n.waitsFor(v, m); why != "" {
-			out.Detail = why
-		}
+	why := n.waitsFor(v, m)
+	if out.State == "waiting" && why != "" {
+		out.Detail = why
+	}
+	out.Protection = describeProtection(m, v.Placements[name], why)
+	return out
+}
+
+// describeProtection describes how fault tolerance has a machine; nil: it is off. waits is what
+// the machine waits for.
+func describeProtection(m *inventory.Machine, p *inventory.Placement, waits string) *steadfastv1.Protection {
+	is := inventory.ProtectionOf(m, p)
+	if !is.On {
+		return nil
+	}
+	out := &steadfastv1.Protection{
+		Disabled: m.FT != inventory.FTOn, Protected: is.Protected, Why: is.Why, Because: string(is.Because), Detail: is.Detail,
+	}
+	if !p.Active() {
+		return out
+	}
+	out.Failovers = int32(p.Failovers)
+	if s := p.Second; s != nil {
+		out.SecondaryHost, out.Pair, out.Since = s.Host, s.Pair, stamp(time.Unix(0, s.Since))
+	} else if m.FT == inventory.FTOn {
+		out.Waits = waits
 	}
 	return out
 }
@@ -175,6 +196,22 @@ func (n *Node) waitsFor(v *inventory.View, m *inventory.Machine) string {
 		return ""
 	}
 	return c.placer.waiting()[m.Name]
+}
+
+// askHosts asks the host of a machine how it does, and its secondary's.
+func (n *Node) askHosts(ctx context.Context, p *inventory.Placement, out *steadfastv1.Machine) {
+	ask := func(host string, status **steadfastv1.MachineStatus, silent *string) {
+		var err error
+		if *status, err = n.askHost(ctx, host, p.Machine); err != nil {
+			*silent = err.Error()
+		}
+	}
+	var both sync.WaitGroup
+	if s := p.Second; s != nil && out.Protection != nil {
+		both.Go(func() { ask(s.Host, &out.Protection.Secondary, &out.Protection.SecondarySilent) })
+	}
+	ask(p.Host, &out.Status, &out.Silent)
+	both.Wait()
 }
 
 // publishMachine tells of a machine.

@@ -73,10 +73,15 @@ func (n *Node) storageNode() (quorum.Member, error) {
 // machinesAt returns a client of another member's MachineService. What it is asked is
 // not passed on further.
 func (c *cluster) machinesAt(to quorum.Member) steadfastv1connect.MachineServiceClient {
-	return steadfastv1connect.NewMachineServiceClient(&http.Client{Transport: passing{&http.Transport{
+	return steadfastv1connect.NewMachineServiceClient(c.passingTo(to), "http://"+string(to))
+}
+
+// passingTo returns a client of another member's API that marks its calls as passed on.
+func (c *cluster) passingTo(to quorum.Member) *http.Client {
+	return &http.Client{Transport: passing{&http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return c.member.Dial(ctx, to, protoAPI) },
-	}}}, "http://"+string(to))
+	}}}
 }
 
 // passing marks requests as passed on.

@@ -65,6 +65,8 @@ type cluster struct {
 	placer  *placer
 	placed  quorum.Revision
 	unplace func() // ends the placer
+	// logging has the node listen at its logging link; nil on who is no host.
+	logging *loggingLink
 }
 
 // role is what the node is in a cluster.
@@ -201,8 +203,9 @@ func (n *Node) openMember(id *identity.Identity) (c *cluster, err error) {
 					gs.ServeUnit(conn, from)
 				}
 			},
-			protoAPI:    func(conn *tls.Conn, from identity.Peer) { c.api.serve(conn, from) },
-			guard.Proto: func(conn *tls.Conn, from identity.Peer) { n.mourn(conn, from.Name) },
+			protoAPI:           func(conn *tls.Conn, from identity.Peer) { c.api.serve(conn, from) },
+			host.ProtoLockstep: n.servePair,
+			guard.Proto:        func(conn *tls.Conn, from identity.Peer) { n.mourn(conn, from.Name) },
 		},
 	})
 	if err == nil {
@@ -221,9 +224,11 @@ func (n *Node) takePart(c *cluster, fresh bool) (err error) {
 		}
 	}
 	if n.cfg.Cluster.Host {
+		c.logging = &loggingLink{n: n, c: c, wakes: make(chan struct{}, 1)}
 		if c.hosting, err = n.beginHosting(c); err != nil {
 			return errors.Join(err, c.api.Close(), c.member.Close())
 		}
+		n.background.Go(func() { c.logging.run(n.ctx) })
 	}
 	if n.guard != "" {
 		if c.guard, err = guard.Start(n.guard, n.log); err != nil {
@@ -409,6 +414,9 @@ func (n *Node) decided(state *quorum.State) {
 			c.placed = state.Inventory.Revision
 			c.placer.wake()
 		}
+		if c.logging != nil {
+			c.logging.wake()
+		}
 	}
 	unlock, err := n.change() // which takes in what is new
 	if err == nil {
@@ -424,7 +432,8 @@ func (n *Node) brief(c *cluster, state *quorum.State) {
 	me := c.member.Self()
 	w := guard.Ward{Dir: n.clusterDir(), Boot: me.Boot, Member: me.Member, Aliases: n.cfg.Cluster.Stores() && !n.cfg.Cluster.HandedAliases}
 	for _, r := range state.Roll.Sorted() {
-		if r.Name != me.Member && r.Role == quorum.RoleNode {
+		// Hosts are told of hosts: their machines may be on both.
+		if r.Name != me.Member && (r.Role == quorum.RoleNode || r.Role == quorum.RoleHost && n.cfg.Cluster.Host) {
 			w.Others = append(w.Others, *r)
 		}
 	}
@@ -448,6 +457,9 @@ func (n *Node) mourn(conn *tls.Conn, from quorum.Member) {
 	}
 	n.events.publish(&steadfastv1.Event{Severity: severityWarning, Kind: "member-died", Text: "the process of member " + string(from) + " has ended"})
 	n.hostDied(dead)
+	if h, err := n.hosted(); err == nil {
+		h.MemberDied(string(from))
+	}
 }
 
 // watchMember tells when the member ends by itself.

@@ -36,7 +36,8 @@ func (n *Node) beginHosting(c *cluster) (*host.Host, error) {
 	return host.Open(host.Options{
 		Name: string(self.Member), Member: c.member, Boot: self.Boot,
 		Program: "steadfast", Build: n.version, Memory: machinesMemory(n.cfg.Host), CPUs: machinesCPUs(n.cfg.Host),
-		Open: c.openVolume, Attach: nets.attach, Consoles: consoles, Temp: temp,
+		Box: hostBox(n.cfg.Host), Private: privateNetworks(n.cfg.Networks),
+		Open: c.openVolume, Attach: nets.attach, Dial: c.logging.dialPair, Consoles: consoles, Temp: temp,
 		Log: n.log, Event: n.publishHosted,
 	})
 }

@@ -41,6 +41,16 @@ func describeHosted(m host.Machine, now time.Time) *steadfastv1.MachineStatus {
 	if m.Silent != nil && out.Step == "" {
 		out.Step = "its process does not answer: " + m.Silent.Error()
 	}
+	if p := m.Pair; p != nil {
+		out.Pair = &steadfastv1.PairStatus{
+			Side: "primary", State: p.State, Protected: p.Protected, LagBytes: p.LagBytes,
+			LogBytes: p.LogBytes, LogBytesPerSecond: int64(p.LogBytesPerSecond), CopyBytes: p.CopyBytes, PauseNanoseconds: p.PauseNS,
+			CpuNanoseconds: int64(m.CPU), MemoryBytes: m.Resident,
+		}
+		if p.Secondary {
+			out.Pair.Side = "secondary"
+		}
+	}
 	for _, d := range m.Disks {
 		v := &steadfastv1.MachineVolumeStatus{Disk: d.Name, Volume: d.Volume, Paths: describePaths(d.State), Retries: uint64(max(d.State.Retries, 0))}
 		if d.State.Waiting > 0 {

@@ -338,6 +338,12 @@ func (p *placer) tell(before *inventory.View, done []placement.Decision) {
 		case placement.End:
 			p.count("end")
 			p.eventOf(d.Machine, severityOf(d.Why), "machine-ended", "machine %q: %s%s", d.Machine, d.Why.Text(), detail(d.Detail))
+		case placement.Pair:
+			p.count("pair")
+			p.eventOf(d.Machine, severityInfo, "machine-secondary", "machine %q gets its secondary on host %q", d.Machine, d.Host)
+		case placement.Part:
+			p.count("part")
+			p.eventOf(d.Machine, severityWarning, "machine-unprotected", "machine %q has no secondary any more (%s): %s", d.Machine, d.Why, d.Detail)
 		case placement.Wait:
 			waits[d.Machine] = d.Why
 		}
@@ -398,7 +404,7 @@ func (p *placer) count(decision string) {
 func (p *placer) decisions() map[string]uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	out := map[string]uint64{"lost": 0, "place": 0, "leave": 0, "end": 0}
+	out := map[string]uint64{"lost": 0, "place": 0, "leave": 0, "end": 0, "pair": 0, "part": 0}
 	maps.Copy(out, p.decided)
 	return out
 }

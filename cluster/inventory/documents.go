@@ -19,6 +19,7 @@ const (
 	MemoryMax            = 256 << 30
 	memoryUnit           = 4096
 	sectorSize           = 512
+	PrivateMax           = 64  // networks of a host's process
 	linkMax              = 128 // bytes
 	textMax              = 128 // bytes: a version, a reason
 	HostNumberMax        = 1<<16 - 2
@@ -215,6 +216,8 @@ type HostLife struct {
 	// Box is what the host shares with whatever dies with it: the physical machine. Empty: not
 	// known, so that no other host is known to be elsewhere.
 	Box string `json:"box,omitempty"`
+	// Private are networks that live in the host's process, and end with it.
+	Private []string `json:"private,omitempty"`
 }
 
 // Placement says where a machine runs.

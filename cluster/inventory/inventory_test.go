@@ -91,6 +91,11 @@ func (a args) number(name string) int64 {
 	return n
 }
 
+// list is what is named as key=one,two.
+func (a args) list(name string) []string {
+	return slices.DeleteFunc(strings.Split(a.named[name], ","), func(s string) bool { return s == "" })
+}
+
 // id makes an identifier of a name.
 func id(name string) string {
 	return fmt.Sprintf("%032x", []byte(name)[:min(len(name), 16)])[:32]
@@ -134,6 +139,8 @@ func (a args) change(m *Machine) {
 			m.Host = v
 		case "desired":
 			m.Desired = Desired(v)
+		case "ft":
+			m.FT = FT(v)
 		case "floor":
 			m.Floor = uint64(a.number("floor"))
 		}
@@ -167,7 +174,7 @@ func (s *site) do(t testing.TB, line string) ([]quorum.Edit, error) {
 	case "host remove":
 		return v.RemoveHost(name)
 	case "host up":
-		boot, edits, err := v.HostUp(HostLife{Host: name, ID: a.named["life"], Memory: uint64(a.number("memory")) << 20}, s.now)
+		boot, edits, err := v.HostUp(HostLife{Host: name, ID: a.named["life"], Memory: uint64(a.number("memory")) << 20, Box: a.named["box"], Private: a.list("private")}, s.now)
 		if err == nil && strconv.Itoa(int(boot)) != a.named["boot"] {
 			err = fault.New(fault.Internal, "boot %d", boot)
 		}
@@ -205,6 +212,16 @@ func (s *site) do(t testing.TB, line string) ([]quorum.Edit, error) {
 			err = fault.New(fault.Internal, "generation %d was there before", generation)
 		}
 		return edits, err
+	case "ft set":
+		return v.SetFT(name, FT(a.named["ft"]), s.now)
+	case "ft pair":
+		return v.Pair(name, uint64(a.number("generation")), a.named["host"], uint32(a.number("boot")), s.now)
+	case "ft protected":
+		return v.Protected(name, uint64(a.number("generation")), uint64(a.number("pair")), s.now)
+	case "ft part":
+		return v.Part(name, uint64(a.number("generation")), uint64(a.number("pair")), PartReason(strings.ReplaceAll(a.named["why"], "-", " ")), a.named["detail"], s.now)
+	case "ft tookover":
+		return v.TookOver(name, uint64(a.number("generation")), uint64(a.number("pair")), PartReason(strings.ReplaceAll(a.named["why"], "-", " ")), a.named["detail"], s.now)
 	case "vm end":
 		return v.End(name, uint64(a.number("generation")), Ending(strings.ReplaceAll(a.named["why"], "-", " ")), a.named["detail"], s.now)
 	}
@@ -230,6 +247,10 @@ func TestScenarios(t *testing.T) {
 						volumes[k], _ = strconv.ParseInt(v, 10, 64)
 					}
 					s.group(t, f[1], volumes)
+					continue
+				case "protection":
+					v := s.view(t)
+					fmt.Fprintf(&out, "%+v\n", ProtectionOf(v.Machines[f[1]], v.Placements[f[1]]))
 					continue
 				case "show":
 					for _, key := range f[1:] {
@@ -292,8 +313,8 @@ func TestNewer(t *testing.T) {
 		"cluster/c":     {"cluster create c datacenter=dc", "cluster set c", "datacenter delete dc", "host add i cluster=c", "vm set m host="},
 		"host/h":        {"host add h cluster=c", "host maintenance h", "host remove h", "cluster delete c", "host up h life=y boot=2", "vm set m host=h"},
 		"datastore/ds":  {"datastore add ds datacenter=dc group=g", "datastore add e datacenter=dc group=g", "datastore remove ds", "vm set m policy=leave", "datacenter delete dc"},
-		"machine/m":     {"vm create m", "vm start m", "vm stop m", "vm off m", "vm reset m", "vm delete m", "cluster delete c", "datastore remove ds", "host remove h", "vm place m host=h boot=1 generation=2", "vm create n cluster=c datastore=ds home=home"},
-		"placement/m":   {"vm set m policy=leave", "vm off m", "vm delete m", "vm reserve m", "vm place m host=h boot=1 generation=2", "vm end m generation=1 why=stopped", "host remove h", "vm leave m generation=1"},
+		"machine/m":     {"ft set m ft=on", "ft pair m host=h boot=1 generation=1", "vm create m", "vm start m", "vm stop m", "vm off m", "vm reset m", "vm delete m", "cluster delete c", "datastore remove ds", "host remove h", "vm place m host=h boot=1 generation=2", "vm create n cluster=c datastore=ds home=home"},
+		"placement/m":   {"ft set m ft=on", "ft pair m host=h boot=1 generation=1", "ft protected m pair=1 generation=1", "vm set m policy=leave", "vm off m", "vm delete m", "vm reserve m", "vm place m host=h boot=1 generation=2", "vm end m generation=1 why=stopped", "host remove h", "vm leave m generation=1"},
 		"life/h":        {"host up h life=y boot=2", "host lost h boot=1"},
 		"group/g":       {"vm set m policy=leave", "datastore add e datacenter=dc group=g"},
 		"count/host":    {"host add i cluster=c"},
@@ -400,6 +421,9 @@ func TestRules(t *testing.T) {
 				"vm set "+x+" "+pick("memory=128", "host=x", "host=", "cluster=y", "home=c", "disks=d:d:2048", "mac=02:00:00:00:00:03", "policy=leave", "id=0123", "desired=running"),
 				"vm start "+x, "vm start "+x, "vm stop "+x, "vm off "+x, "vm reset "+x, "vm delete "+x, "vm reserve "+x,
 				"vm place "+x+" host="+pick("x", "y")+" boot="+pick("1", "2")+" generation="+pick("1", "2", "3", "4", "5", "6"), "vm leave "+x+" generation="+pick("1", "2", "4"),
+				"ft set "+x+" ft="+pick("on", "on", "on", "disabled", ""),
+				"ft pair "+x+" host="+pick("x", "y")+" boot="+pick("1", "2")+" generation="+pick("1", "2", "3", "4", "5"),
+				"ft "+pick("protected", "part", "tookover")+" "+x+" why="+pick("divergence", "user-action")+" pair="+pick("1", "2", "3")+" generation="+pick("1", "2", "3", "4", "5"),
 				"vm end "+x+" why="+pick("shutdown", "moved", "host-lost", "stopped", "nonsense")+" generation="+pick("1", "2", "3", "4"),
 			)
 			edits, err := s.do(tb, line)

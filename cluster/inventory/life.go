@@ -19,13 +19,21 @@ func (v *View) HostUp(life HostLife, now int64) (boot uint32, edits []quorum.Edi
 	if err := v.readable(lifePrefix + life.Host); err != nil {
 		return 0, nil, err
 	}
-	for _, s := range []string{life.ID, life.Program, life.Build} {
+	for _, s := range []string{life.ID, life.Program, life.Build, life.Box} {
 		if len(s) > textMax || !graphic(s, true) {
 			return 0, nil, fault.New(fault.Invalid, "%.200q is not what a host says of itself", s)
 		}
 	}
 	if life.ID == "" {
 		return 0, nil, fault.New(fault.Invalid, "a host's life has no identifier")
+	}
+	if len(life.Private) > PrivateMax {
+		return 0, nil, fault.New(fault.Limit, "a host with %d networks of its own process; at most %d", len(life.Private), PrivateMax)
+	}
+	for _, s := range life.Private {
+		if err := checkName("network", s); err != nil {
+			return 0, nil, err
+		}
 	}
 	old := v.Lives[life.Host]
 	next := life
@@ -194,7 +202,9 @@ func clip(s string) string {
 //   - a machine's cluster and datastore are in one datacenter;
 //   - a life is of a host, and a placement of a machine and of its identifier;
 //   - an active placement is of the machine's run and of a generation above the
-//     machine's floor, and its host is there, in this life or a later one.
+//     machine's floor, and its host is there, in this life or a later one;
+//   - a secondary is of an active placement, on another host than that's, which is
+//     there in this life or a later one, and is the newest of the placement's.
 func (v *View) Check() error {
 	bad := func(format string, args ...any) error {
 		return fault.New(fault.Corrupt, "the inventory contradicts itself: "+format, args...)
@@ -238,6 +248,11 @@ func (v *View) Check() error {
 		}
 		if l := v.Lives[p.Host]; p.Active() && (p.Run != m.Run || p.Generation <= m.Floor || v.Hosts[p.Host] == nil || l == nil || p.Boot > l.Boot) {
 			return bad("the machine %q is placed on no host %q", name, p.Host)
+		}
+		if s := p.Second; s != nil {
+			if l := v.Lives[s.Host]; !p.Active() || s.Host == p.Host || s.Pair == 0 || s.Pair != p.Pairs || v.Hosts[s.Host] == nil || l == nil || s.Boot > l.Boot {
+				return bad("the secondary of the machine %q is on no other host %q", name, s.Host)
+			}
 		}
 	}
 	return nil

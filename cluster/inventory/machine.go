@@ -19,7 +19,7 @@ func (v *View) CreateMachine(m Machine) ([]quorum.Edit, error) {
 		return nil, err
 	}
 	next := m.clone()
-	next.Desired, next.Run, next.Resets = Stopped, 0, 0
+	next.Desired, next.Run, next.Resets, next.FT = Stopped, 0, 0, FTOff
 	if next.Policy == "" {
 		next.Policy = Restart
 	}
@@ -33,7 +33,7 @@ func (v *View) CreateMachine(m Machine) ([]quorum.Edit, error) {
 // only what it notices nothing of may change: how its host's loss is met, which
 // host it prefers, and disks that grow, which its guest sees at its next start.
 // Name, identifier, datastore and home never change, and disks never shrink.
-// What is wanted of the machine is changed by Start, Stop and Reset. Fails
+// What is wanted of the machine is changed by Start, Stop, Reset and SetFT. Fails
 // as CreateDatacenter does.
 func (v *View) ChangeMachine(name string, change func(*Machine) error) ([]quorum.Edit, error) {
 	m, err := find(v, v.Machines, machinePrefix, name)
@@ -52,6 +52,8 @@ func (v *View) ChangeMachine(name string, change func(*Machine) error) ([]quorum
 		return nil, fault.New(fault.Invalid, "a machine keeps its name and identifier; export %q and import it under another name", name)
 	case next.Datastore != m.Datastore || next.Home != m.Home:
 		return nil, fault.New(fault.Invalid, "the machine %q keeps its datastore and home volume; export it, and import it into another", name)
+	case next.FT != m.FT:
+		return nil, fault.New(fault.Invalid, "\"steadfast ft\" says how a machine is protected")
 	case next.Desired != m.Desired || next.Run != m.Run || next.Resets != m.Resets || next.Floor != m.Floor:
 		return nil, fault.New(fault.Invalid, "\"steadfast vm start\", \"stop\" and \"reset\" say what a machine is to do")
 	}

@@ -19,6 +19,27 @@ func (p *Placement) clone() *Placement {
 	return &c
 }
 
+// SetFT says how a machine is to be protected. Without FTOn its secondary, if any, ends in the
+// same step. What fault tolerance takes is not looked at: see placement.Prerequisites.
+func (v *View) SetFT(machine string, ft FT, now int64) ([]quorum.Edit, error) {
+	m, err := find(v, v.Machines, machinePrefix, machine)
+	if err != nil || m.FT == ft {
+		return nil, err
+	}
+	if err := v.readable(placementPrefix + machine); err != nil {
+		return nil, err
+	}
+	next := m.clone()
+	next.FT = ft
+	edits, err := one(edit(machinePrefix+machine, next, m))
+	p := v.Placements[machine]
+	if err != nil || ft == FTOn || !p.Active() || p.Second == nil {
+		return edits, err
+	}
+	more, err := v.Part(machine, p.Generation, p.Second.Pair, PartUser, "", now)
+	return append(edits, more...), err
+}
+
 // Pair gives a machine that runs a secondary on a host, in this life of it, in place of the
 // one that it has, if any. Fails with fault.Stale when placement, machine or host are not as the
 // decision had it.
@@ -87,6 +108,7 @@ func (v *View) TookOver(machine string, generation, pair uint64, why PartReason,
 	next.Parted = &Parted{Host: p.Host, Boot: p.Boot, Why: why, Detail: clip(detail), Since: now}
 	next.Host, next.Boot, next.Second, next.Leave = p.Second.Host, p.Second.Boot, nil, false
 	next.Failovers++
+	next.Reason = clip("its secondary took over from the host " + p.Host)
 	return one(edit(placementPrefix+machine, next, p))
 }
 

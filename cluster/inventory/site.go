@@ -138,6 +138,9 @@ func (v *View) RemoveHost(name string) ([]quorum.Edit, error) {
 	if m, ok := first(v.Placements, func(p *Placement) bool { return p.Active() && p.Host == name }); ok {
 		return nil, fault.New(fault.Busy, "host %q runs the machine %q; have it leave first: \"steadfast host maintenance %s\", or \"steadfast vm stop %s\"", name, m, name, m)
 	}
+	if m, ok := first(v.Placements, func(p *Placement) bool { return p.Second != nil && p.Second.Host == name }); ok {
+		return nil, fault.New(fault.Busy, "host %q runs the secondary of the machine %q; have it leave first: \"steadfast host maintenance %s\", or \"steadfast ft migrate-secondary %s\"", name, m, name, m)
+	}
 	if m, ok := first(v.Machines, func(m *Machine) bool { return m.Host == name }); ok {
 		return nil, fault.New(fault.Busy, "the machine %q prefers the host %q; have it prefer another, or none, first: \"steadfast vm set %s --host=\"", m, name, m)
 	}

@@ -160,8 +160,23 @@ type (
 		Why        inventory.Ending
 		Detail     string
 	}
-	// Wait says that a machine can not be placed or moved now. It changes
-	// nothing; people are shown it.
+	// Pair gives a machine a secondary, in place of the one that it has, if any.
+	Pair struct {
+		Machine    string
+		Generation uint64
+		Host       string
+		Boot       uint32
+	}
+	// Part takes a machine's secondary away.
+	Part struct {
+		Machine    string
+		Generation uint64
+		Pair       uint64
+		Why        inventory.PartReason
+		Detail     string
+	}
+	// Wait says that a machine can not be placed or moved now, or have a secondary. It
+	// changes nothing; people are shown it.
 	Wait struct {
 		Machine string
 		Why     string
@@ -173,6 +188,8 @@ func (Evict) decision() {}
 func (Place) decision() {}
 func (Leave) decision() {}
 func (End) decision()   {}
+func (Pair) decision()  {}
+func (Part) decision()  {}
 func (Wait) decision()  {}
 
 // decider is one round of Decide.
@@ -183,6 +200,7 @@ type decider struct {
 	lost  map[string]bool   // by host: its newest life is lost, or being declared so
 	first map[string]uint32 // by host: the first life of it that a node heard of
 	free  map[string]int64  // bytes of memory by host that takes machines or runs some
+	done  map[string]bool   // machines that are decided about
 	out   []Decision
 }
 
@@ -190,16 +208,7 @@ type decider struct {
 // machine. now is in nanoseconds since 1970, UTC. The same inputs give the same
 // decisions.
 func Decide(v *inventory.View, reports []Heard, now int64) []Decision {
-	d := &decider{v: v, now: now, heard: map[string]Report{}, first: map[string]uint32{}, lost: map[string]bool{}, free: map[string]int64{}}
-	d.merge(reports)
-	for _, name := range slices.Sorted(maps.Keys(v.Hosts)) {
-		d.host(name, reports)
-	}
-	for name, p := range v.Placements {
-		if m := v.Machines[name]; m != nil && p.Active() {
-			d.free[p.Host] -= int64(m.Memory)
-		}
-	}
+	d := newDecider(v, reports, now)
 	waiting := d.judge()
 	// Large machines first: small ones fit into what they leave. What a machine
 	// prefers is met if there is room for it then: nobody waits for it.
@@ -209,8 +218,37 @@ func Decide(v *inventory.View, reports []Heard, now int64) []Decision {
 	for _, c := range waiting {
 		d.place(c)
 	}
+	d.pairs()
 	d.empty()
 	return d.out
+}
+
+// newDecider begins a round: it knows who is lost, and what memory is left.
+func newDecider(v *inventory.View, reports []Heard, now int64) *decider {
+	d := &decider{
+		v: v, now: now, heard: map[string]Report{}, first: map[string]uint32{}, lost: map[string]bool{}, free: map[string]int64{}, done: map[string]bool{},
+	}
+	d.merge(reports)
+	for _, name := range slices.Sorted(maps.Keys(v.Hosts)) {
+		d.host(name, reports)
+	}
+	for name, p := range v.Placements {
+		m := v.Machines[name]
+		if m == nil || !p.Active() {
+			continue
+		}
+		d.free[p.Host] -= int64(m.Memory)
+		if p.Second != nil {
+			d.free[p.Second.Host] -= int64(m.Memory)
+		}
+	}
+	return d
+}
+
+// decide decides about a machine.
+func (d *decider) decide(machine string, what Decision) {
+	d.done[machine] = true
+	d.out = append(d.out, what)
 }
 
 // merge keeps the newest word of each host; of two lives the later one's.
@@ -286,7 +324,7 @@ func (d *decider) judge() (waiting []candidate) {
 	for _, name := range slices.Sorted(maps.Keys(d.v.Machines)) {
 		m, p := d.v.Machines[name], d.v.Placements[name]
 		if key := d.unread(m, p); key != "" {
-			d.out = append(d.out, Wait{name, fmt.Sprintf("the inventory's %q was written by a newer program; upgrade this node", key)})
+			d.decide(name, Wait{name, fmt.Sprintf("the inventory's %q was written by a newer program; upgrade this node", key)})
 			continue
 		}
 		switch {
@@ -314,6 +352,9 @@ func (d *decider) unread(m *inventory.Machine, p *inventory.Placement) string {
 	keys := []string{"placement/" + m.Name, "cluster/" + m.Cluster}
 	if p.Active() {
 		keys = append(keys, "host/"+p.Host, "life/"+p.Host)
+		if p.Second != nil {
+			keys = append(keys, "host/"+p.Second.Host, "life/"+p.Second.Host)
+		}
 	}
 	for _, key := range keys {
 		if _, found := slices.BinarySearch(d.v.Unread, key); found {
@@ -328,6 +369,8 @@ func (d *decider) active(m *inventory.Machine, p *inventory.Placement) (candidat
 	again := candidate{m: m, not: p.Host, above: max(m.Floor, p.Generation), restarts: p.Restarts}
 	said, ok := d.said(p)
 	switch {
+	case d.stands(p.Second) && d.takesOver(m, p, said, ok):
+		d.decide(m.Name, Wait{m.Name, fmt.Sprintf("its secondary on the host %s takes over", p.Second.Host)})
 	case !ok && (d.lost[p.Host] || !d.same(p)):
 		return d.again(again, p, inventory.EndedHostLost, fmt.Sprintf("the host %s was lost", p.Host))
 	case !ok, said.Outcome == Runs:
@@ -343,7 +386,7 @@ func (d *decider) active(m *inventory.Machine, p *inventory.Placement) (candidat
 		// The disks have seen more than the inventory: it was restored, or the
 		// machine registered anew. Another generation, and no failure.
 		again.not, again.above, again.reason = "", max(again.above, said.Found), "the lock block had a greater generation"
-		d.free[p.Host] += int64(m.Memory)
+		d.leaves(m, p)
 		return again, true
 	case said.Outcome == Failed && m.Desired == inventory.Running:
 		return d.again(again, p, inventory.EndedFailed, said.Detail)
@@ -396,7 +439,7 @@ func (d *decider) again(c candidate, p *inventory.Placement, why inventory.Endin
 		// Everything has been down, and no machine did that.
 	case c.restarts >= restartsMax && why == inventory.EndedHostLost && d.fresh(p):
 		// When everything goes down, a host may be the first: then nobody is there to say more.
-		d.out = append(d.out, Wait{c.m.Name, detail + "; it was restarted once already, and ends if nothing else is lost"})
+		d.decide(c.m.Name, Wait{c.m.Name, detail + "; it was restarted once already, and ends if nothing else is lost"})
 		return c, false
 	case c.restarts >= restartsMax:
 		d.end(p, why, detail+"; it was restarted once already")
@@ -405,8 +448,16 @@ func (d *decider) again(c candidate, p *inventory.Placement, why inventory.Endin
 		c.restarts++
 	}
 	c.reason = detail
-	d.free[p.Host] += int64(c.m.Memory)
+	d.leaves(c.m, p)
 	return c, true
+}
+
+// leaves gives back the memory of a machine that is to be placed anew, and of its secondary.
+func (d *decider) leaves(m *inventory.Machine, p *inventory.Placement) {
+	d.free[p.Host] += int64(m.Memory)
+	if p.Second != nil {
+		d.free[p.Second.Host] += int64(m.Memory)
+	}
 }
 
 // heardOf tells whether a node has heard of the life that a placement was made for.
@@ -425,22 +476,22 @@ func (d *decider) fresh(p *inventory.Placement) bool {
 }
 
 func (d *decider) end(p *inventory.Placement, why inventory.Ending, detail string) {
-	d.out = append(d.out, End{p.Machine, p.Generation, why, detail})
+	d.decide(p.Machine, End{p.Machine, p.Generation, why, detail})
 }
 
 // place finds a host for a machine.
 func (d *decider) place(c candidate) {
 	host := d.best(c)
 	if host == "" {
-		d.out = append(d.out, Wait{c.m.Name, fmt.Sprintf("no host of the cluster %s that is up and not in maintenance has %d MiB of memory left", c.m.Cluster, c.m.Memory>>20)})
+		d.decide(c.m.Name, Wait{c.m.Name, fmt.Sprintf("no host of the cluster %s that is up and not in maintenance has %d MiB of memory left", c.m.Cluster, c.m.Memory>>20)})
 		return
 	}
 	if c.above >= inventory.GenerationMax {
-		d.out = append(d.out, Wait{c.m.Name, "it was placed too often; export it and import it as another"})
+		d.decide(c.m.Name, Wait{c.m.Name, "it was placed too often; export it and import it as another"})
 		return
 	}
 	d.free[host] -= int64(c.m.Memory)
-	d.out = append(d.out, Place{c.m.Name, host, d.v.Lives[host].Boot, c.above + 1, c.restarts, c.reason})
+	d.decide(c.m.Name, Place{c.m.Name, host, d.v.Lives[host].Boot, c.above + 1, c.restarts, c.reason})
 }
 
 // best returns the host for a machine: the one that it prefers, else the one with
@@ -480,35 +531,20 @@ func (d *decider) empty() {
 	for _, name := range slices.Sorted(maps.Keys(d.v.Placements)) {
 		p, m := d.v.Placements[name], d.v.Machines[name]
 		h := d.v.Hosts[p.Host]
-		if !p.Active() || m == nil || m.Desired != inventory.Running || h == nil || !h.Maintenance || d.lost[p.Host] || d.decided(name) {
+		if !p.Active() || m == nil || m.Desired != inventory.Running || h == nil || !h.Maintenance || d.lost[p.Host] || d.done[name] {
 			continue
 		}
 		to := d.best(candidate{m: m})
 		switch {
 		case to == "":
-			d.out = append(d.out, Wait{name, fmt.Sprintf("it stays on the host %s, which is in maintenance: no other has %d MiB of memory left", p.Host, m.Memory>>20)})
+			d.decide(name, Wait{name, fmt.Sprintf("it stays on the host %s, which is in maintenance: no other has %d MiB of memory left", p.Host, m.Memory>>20)})
 		case !p.Leave:
-			d.out = append(d.out, Leave{name, p.Generation})
+			d.decide(name, Leave{name, p.Generation})
 			fallthrough
 		default:
 			d.free[to] -= int64(m.Memory) // kept for it
 		}
 	}
-}
-
-// decided tells whether something is decided about a machine already.
-func (d *decider) decided(machine string) bool {
-	return slices.ContainsFunc(d.out, func(o Decision) bool {
-		switch o := o.(type) {
-		case Place:
-			return o.Machine == machine
-		case End:
-			return o.Machine == machine
-		case Wait:
-			return o.Machine == machine
-		}
-		return false
-	})
 }
 
 // Edits turns decisions into edits of the inventory, for the revision that v was
@@ -531,6 +567,10 @@ func Edits(v *inventory.View, decisions []Decision, now int64) ([]quorum.Edit, e
 			edits, err = v.AskLeave(d.Machine, d.Generation)
 		case End:
 			edits, err = v.End(d.Machine, d.Generation, d.Why, d.Detail, now)
+		case Pair:
+			edits, err = v.Pair(d.Machine, d.Generation, d.Host, d.Boot, now)
+		case Part:
+			edits, err = v.Part(d.Machine, d.Generation, d.Pair, d.Why, d.Detail, now)
 		case Evict, Wait:
 		}
 		if err != nil {

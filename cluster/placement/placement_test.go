@@ -98,14 +98,20 @@ func (w *world) site(ha bool, machines ...string) {
 	w.must(w.view().AddDatastore("ds", "dc", "g"))
 }
 
-// up begins a life of a host.
+// up begins a life of a host, in a box of its own.
 func (w *world) up(name string, memory int) {
+	w.upAs(inventory.HostLife{Host: name, Memory: uint64(memory) << 20, Box: "box-of-" + name})
+}
+
+func (w *world) upAs(life inventory.HostLife) {
+	name := life.Host
 	h := w.hosts[name]
 	if h == nil {
 		h = &host{}
 		w.hosts[name] = h
 	}
-	boot, edits, err := w.view().HostUp(inventory.HostLife{Host: name, ID: fmt.Sprint(w.now, w.state.Index), Memory: uint64(memory) << 20}, int64(w.now))
+	life.ID = fmt.Sprint(w.now, w.state.Index)
+	boot, edits, err := w.view().HostUp(life, int64(w.now))
 	w.must(edits, err)
 	h.boot, h.hears, h.says = boot, map[string]bool{"n1": true, "n2": true}, map[string]Machine{}
 	w.renew()
@@ -167,6 +173,10 @@ func text(d Decision) string {
 		return fmt.Sprintf("%s leaves its host", d.Machine)
 	case End:
 		return fmt.Sprintf("%s ended (%s): %s", d.Machine, d.Why, d.Detail)
+	case Pair:
+		return fmt.Sprintf("%s gets its secondary on %s boot %d", d.Machine, d.Host, d.Boot)
+	case Part:
+		return fmt.Sprintf("%s loses its secondary %d (%s): %s", d.Machine, d.Pair, d.Why, d.Detail)
 	case Wait:
 		return fmt.Sprintf("%s waits: %s", d.Machine, d.Why)
 	}
@@ -174,6 +184,22 @@ func text(d Decision) string {
 }
 
 var outcomes = map[string]Outcome{"runs": Runs, "shutdown": Shutdown, "panicked": Panicked, "stopped": Stopped, "failed": Failed, "superseded": Superseded}
+
+// tells is what a pair's hosts tell of a machine.
+func (w *world) tells(what, machine string, why inventory.PartReason) ([]quorum.Edit, error) {
+	v := w.view()
+	p := v.Placements[machine]
+	if p == nil || p.Second == nil {
+		return nil, fault.New(fault.Stale, "%s has no secondary", machine)
+	}
+	switch what {
+	case "protected":
+		return v.Protected(machine, p.Generation, p.Second.Pair, int64(w.now))
+	case "part":
+		return v.Part(machine, p.Generation, p.Second.Pair, why, "", int64(w.now))
+	}
+	return v.TookOver(machine, p.Generation, p.Second.Pair, why, "", int64(w.now))
+}
 
 // play does one line of a script.
 func (w *world) play(out *strings.Builder, line string) {
@@ -196,12 +222,38 @@ func (w *world) play(out *strings.Builder, line string) {
 	case "site":
 		w.site(named["ha"] == "yes", f[1:]...)
 	case "host":
-		w.must(w.view().AddHost(f[1], cmp.Or(named["cluster"], "c"), inventory.Links{}))
-		w.up(f[1], number("memory"))
+		w.must(w.view().AddHost(f[1], cmp.Or(named["cluster"], "c"), inventory.Links{Logging: named["logging"]}))
+		fallthrough
 	case "up": // a new life
-		w.up(f[1], number("memory"))
+		life := inventory.HostLife{Host: f[1], Memory: uint64(number("memory")) << 20, Box: cmp.Or(named["box"], "box-of-"+f[1]), Build: named["build"]}
+		if life.Box == "none" {
+			life.Box = ""
+		}
+		if named["private"] != "" {
+			life.Private = []string{named["private"]}
+		}
+		w.upAs(life)
 	case "vm":
 		w.vm(f[1], "c", number("memory"), named["host"], inventory.Policy(named["policy"]))
+	case "net":
+		w.must(w.view().ChangeMachine(f[1], func(m *inventory.Machine) error {
+			m.Nets = []inventory.Net{{MAC: "02:00:5e:00:53:01", Network: f[2]}}
+			return nil
+		}))
+	case "ft":
+		say(w.change(w.view().SetFT(f[1], map[string]inventory.FT{"on": inventory.FTOn, "disabled": inventory.FTDisabled}[f[2]], int64(w.now))))
+	case "protected", "part", "takeover":
+		say(w.change(w.tells(f[0], f[1], inventory.PartReason(strings.ReplaceAll(named["why"], "-", " ")))))
+	case "check":
+		v := w.view()
+		facts := Facts{Snapshots: map[string]int{"home." + f[1]: number("snapshots")}}
+		if named["silent"] != "" {
+			facts.Heard = map[string]bool{named["silent"]: false}
+		}
+		for _, p := range Prerequisites(v, v.Machines[f[1]], facts, int64(w.now)) {
+			fmt.Fprintf(out, "%s: %s\n", p.Code, cmp.Or(p.Refusal, "ok"))
+		}
+		say(Refused(Prerequisites(v, v.Machines[f[1]], facts, int64(w.now))))
 	case "start":
 		say(w.change(w.view().Start(f[1])))
 	case "stop":
@@ -250,7 +302,11 @@ func (w *world) play(out *strings.Builder, line string) {
 			case p == nil:
 				fmt.Fprintf(out, "%s: %s, run %d\n", name, m.Desired, m.Run)
 			case p.Active():
-				fmt.Fprintf(out, "%s: %s, run %d, on %s generation %d\n", name, m.Desired, m.Run, p.Host, p.Generation)
+				fmt.Fprintf(out, "%s: %s, run %d, on %s generation %d", name, m.Desired, m.Run, p.Host, p.Generation)
+				if s := p.Second; s != nil {
+					fmt.Fprintf(out, ", secondary %d on %s boot %d, protected %t", s.Pair, s.Host, s.Boot, s.Protected)
+				}
+				fmt.Fprintln(out)
 			default:
 				fmt.Fprintf(out, "%s: %s, run %d, %s\n", name, m.Desired, m.Run, p.Ended.Text())
 			}
@@ -291,14 +347,29 @@ func (w *world) used(v *inventory.View) map[string]uint64 {
 		if w.uses(v, p) {
 			used[p.Host] += v.Machines[name].Memory
 		}
+		if w.seconds(v, p) {
+			used[p.Second.Host] += v.Machines[name].Memory
+		}
 	}
 	return used
 }
 
+// seconds tells whether a placement takes memory of its secondary's host.
+func (w *world) seconds(v *inventory.View, p *inventory.Placement) bool {
+	return p.Active() && p.Second != nil && v.Lives[p.Second.Host].Boot == p.Second.Boot
+}
+
 // judge watches placements for as long as a world goes on.
 type judge struct {
-	placed map[string]string // machine and generation -> host and boot
+	placed map[string]seen // by machine and generation
 	newest map[string]uint64
+}
+
+// seen is what was seen last of a placement.
+type seen struct {
+	where, second string // host and boot
+	pairs         uint64
+	failovers     int
 }
 
 // judged holds decisions to the rules, against the view that they were made from.
@@ -315,10 +386,17 @@ func (j *judge) judged(fatal func(string, ...any), w *world, v *inventory.View, 
 			about[d.Machine]++
 		case Wait:
 			about[d.Machine]++
+		case Pair:
+			about[d.Machine]++
+		case Part:
+			about[d.Machine]++
 		case Place:
 			about[d.Machine]++
 			if p := v.Placements[d.Machine]; p != nil && w.uses(v, p) {
 				used[p.Host] -= v.Machines[d.Machine].Memory
+			}
+			if p := v.Placements[d.Machine]; p != nil && w.seconds(v, p) {
+				used[p.Second.Host] -= v.Machines[d.Machine].Memory
 			}
 		case Evict:
 		}
@@ -328,6 +406,7 @@ func (j *judge) judged(fatal func(string, ...any), w *world, v *inventory.View, 
 			fatal("%d decisions about %s", n, m)
 		}
 	}
+	j.secondaries(fatal, w, v, decisions, lost, used)
 	for _, d := range decisions {
 		p, ok := d.(Place)
 		if !ok {
@@ -350,20 +429,70 @@ func (j *judge) judged(fatal func(string, ...any), w *world, v *inventory.View, 
 	}
 }
 
+// secondaries holds what is decided of machines on two hosts to the rules.
+func (j *judge) secondaries(fatal func(string, ...any), w *world, v *inventory.View, decisions []Decision, lost map[string]bool, used map[string]uint64) {
+	stands := func(machine string) bool {
+		p := v.Placements[machine]
+		return p.Active() && p.Second != nil && v.Standing(p.Second.Host, p.Second.Boot) && !lost[p.Second.Host]
+	}
+	for _, d := range decisions {
+		switch d := d.(type) {
+		case Place:
+			if !stands(d.Machine) {
+				continue
+			}
+			if said := w.hosts[v.Placements[d.Machine].Host].says[d.Machine]; said.Outcome != Superseded || said.Found <= said.Generation {
+				fatal("%s, and its secondary is there", text(d))
+			}
+		case End:
+			if stands(d.Machine) && (d.Why == inventory.EndedHostLost || d.Why == inventory.EndedFailed) {
+				fatal("%s, and its secondary is there", text(d))
+			}
+		case Leave:
+			if p := v.Placements[d.Machine]; stands(d.Machine) && !p.Second.Protected {
+				fatal("%s, and its secondary is not ready", text(d))
+			}
+		case Pair:
+			m, p := v.Machines[d.Machine], v.Placements[d.Machine]
+			h, l, own := v.Hosts[d.Host], v.Lives[d.Host], v.Lives[p.Host]
+			used[d.Host] += m.Memory
+			switch {
+			case m.FT != inventory.FTOn || m.Desired != inventory.Running || !p.Active() || p.Generation != d.Generation:
+				fatal("%s, and it is not wanted", text(d))
+			case lost[d.Host] || lost[p.Host] || !v.Standing(d.Host, d.Boot) || !v.Standing(p.Host, p.Boot):
+				fatal("%s, with a host that is lost", text(d))
+			case d.Host == p.Host || h.Maintenance || h.Cluster != m.Cluster || l.Box == own.Box || l.Box == "" || l.Build != own.Build:
+				fatal("%s, which takes none of its kind", text(d))
+			case used[d.Host] > l.Memory:
+				fatal("%s, which is full", text(d))
+			case p.Second != nil && !v.Hosts[p.Second.Host].Maintenance:
+				fatal("%s, and it has one", text(d))
+			}
+		}
+	}
+}
+
 // entered notes what the inventory holds after a change.
 func (j *judge) entered(fatal func(string, ...any), v *inventory.View) {
 	if err := v.Check(); err != nil {
 		fatal("%v", err)
 	}
 	for name, p := range v.Placements {
-		key, where := fmt.Sprintf("%s %d", name, p.Generation), fmt.Sprintf("%s %d", p.Host, p.Boot)
-		if was, ok := j.placed[key]; ok && was != where {
-			fatal("%s was placed on %s and on %s", key, was, where)
+		key, is := fmt.Sprintf("%s %d", name, p.Generation), seen{where: fmt.Sprintf("%s %d", p.Host, p.Boot), pairs: p.Pairs, failovers: p.Failovers}
+		if p.Second != nil {
+			is.second = fmt.Sprintf("%s %d", p.Second.Host, p.Second.Boot)
+		}
+		was, ok := j.placed[key]
+		if ok && was.where != is.where && (is.failovers != was.failovers+1 || is.where != was.second) {
+			fatal("%s was placed on %s and on %s", key, was.where, is.where)
+		}
+		if is.pairs < was.pairs || is.failovers < was.failovers {
+			fatal("%s: %+v after %+v", key, is, was)
 		}
 		if p.Generation < j.newest[name] {
 			fatal("%s after generation %d", key, j.newest[name])
 		}
-		j.placed[key], j.newest[name] = where, p.Generation
+		j.placed[key], j.newest[name] = is, p.Generation
 	}
 }
 
@@ -372,11 +501,42 @@ func (w *world) carryOut() {
 	v := w.view()
 	for name, p := range v.Placements {
 		h := w.hosts[p.Host]
+		if w.pairActs(v, p) {
+			continue
+		}
 		if p.Active() && h.boot == p.Boot && (p.Leave || v.Machines[name].Desired == inventory.Stopped) {
 			h.says[name] = Machine{Name: name, Generation: p.Generation, Outcome: Stopped}
 		}
 	}
 	w.renew()
+}
+
+// pairActs has a pair's hosts tell what they see of one another, at most one thing.
+func (w *world) pairActs(v *inventory.View, p *inventory.Placement) bool {
+	if !p.Active() || p.Second == nil {
+		return false
+	}
+	s := p.Second
+	there := func(host string, boot uint32) bool { return w.hosts[host].boot == boot && v.Standing(host, boot) }
+	said := w.hosts[p.Host].says[p.Machine]
+	gone := said.Generation == p.Generation && (said.Outcome == Failed || said.Outcome == Stopped || said.Outcome == Superseded)
+	what := ""
+	switch first, second := there(p.Host, p.Boot) && !gone, there(s.Host, s.Boot); {
+	case first && v.Machines[p.Machine].Desired == inventory.Stopped:
+		return false // it stops, and says so
+	case first && !second:
+		what = "part"
+	case first && !s.Protected:
+		what = "protected"
+	case first && p.Leave, !first && second && s.Protected:
+		what = "takeover"
+	case !first && second:
+		what = "part" // it was not ready
+	default:
+		return false
+	}
+	w.must(w.tells(what, p.Machine, inventory.PartLostConnection))
+	return true
 }
 
 // TestAnything: hosts come, go and stammer, people change their minds, and two
@@ -394,7 +554,7 @@ func TestAnything(t *testing.T) {
 		for i, m := range machines {
 			w.vm(m, "c", 64<<i, rapid.SampledFrom([]string{"", "h1", "h3"}).Draw(t, "prefers"), rapid.SampledFrom([]inventory.Policy{"restart", "leave"}).Draw(t, "policy"))
 		}
-		j := &judge{map[string]string{}, map[string]uint64{}}
+		j := &judge{map[string]seen{}, map[string]uint64{}}
 		// What a node decided and has not entered yet.
 		type pending struct {
 			base  quorum.Revision
@@ -424,7 +584,7 @@ func TestAnything(t *testing.T) {
 		for range 80 {
 			h, m := rapid.SampledFrom(hosts).Draw(t, "host"), rapid.SampledFrom(machines).Draw(t, "machine")
 			n := rapid.SampledFrom([]string{"n1", "n2"}).Draw(t, "node")
-			switch rapid.IntRange(0, 15).Draw(t, "what") {
+			switch rapid.IntRange(0, 17).Draw(t, "what") {
 			case 0:
 				w.hosts[h].hears[n] = !w.hosts[h].hears[n]
 			case 1:
@@ -443,7 +603,7 @@ func TestAnything(t *testing.T) {
 			case 8:
 				if p := w.view().Placements[m]; p != nil {
 					o := Outcome(rapid.IntRange(0, 5).Draw(t, "outcome"))
-					w.hosts[p.Host].says[m] = Machine{m, p.Generation, o, "", p.Generation + 2}
+					w.hosts[p.Host].says[m] = Machine{m, p.Generation, o, "", p.Generation + rapid.SampledFrom([]uint64{0, 2}).Draw(t, "found")}
 				}
 			case 9, 10:
 				decide(n)
@@ -457,6 +617,15 @@ func TestAnything(t *testing.T) {
 				w.now += time.Duration(rapid.IntRange(0, 4000).Draw(t, "ms")) * time.Millisecond
 			case 15:
 				w.carryOut()
+				j.entered(t.Fatalf, w.view())
+			case 16:
+				w.must(w.view().SetFT(m, rapid.SampledFrom([]inventory.FT{inventory.FTOn, inventory.FTOn, inventory.FTOff, inventory.FTDisabled}).Draw(t, "ft"), int64(w.now)))
+			case 17:
+				// What a pair's hosts see of one another by themselves; it may be over already.
+				_ = w.change(w.tells(rapid.SampledFrom([]string{"protected", "part", "takeover"}).Draw(t, "tells"), m, rapid.SampledFrom([]inventory.PartReason{
+					inventory.PartUser, inventory.PartDivergence, inventory.PartLostConnection,
+				}).Draw(t, "why")))
+				j.entered(t.Fatalf, w.view())
 			}
 			w.renew()
 		}
@@ -478,16 +647,21 @@ func TestAnything(t *testing.T) {
 			rest = decide()
 			enter()
 			w.carryOut()
+			j.entered(t.Fatalf, w.view())
 			w.now += time.Second
 		}
 		v := w.view()
-		waits := map[string]bool{}
+		waits, alone := map[string]bool{}, map[string]bool{}
 		for _, d := range rest {
 			x, ok := d.(Wait)
 			if !ok {
 				t.Fatalf("it does not come to rest: %s", text(d))
 			}
-			waits[x.Machine] = true
+			if strings.HasPrefix(x.Why, "for a secondary") {
+				alone[x.Machine] = true
+			} else {
+				waits[x.Machine] = true
+			}
 		}
 		used := w.used(v)
 		for name, m := range v.Machines {
@@ -503,6 +677,23 @@ func TestAnything(t *testing.T) {
 					if !v.Hosts[h].Maintenance && v.Lives[h].Memory >= used[h]+m.Memory && !waiting(waits, v, m) {
 						t.Fatalf("%s waits, and %s has room", name, h)
 					}
+				}
+			}
+			if m.FT != inventory.FTOn || m.Desired != inventory.Running || !p.Active() || v.Hosts[p.Host].Maintenance || !v.Standing(p.Host, p.Boot) {
+				continue
+			}
+			if s := p.Second; s != nil {
+				if !s.Protected || !v.Standing(s.Host, s.Boot) || v.Hosts[s.Host].Maintenance {
+					t.Fatalf("%s has a secondary that cannot go on: %+v", name, *s)
+				}
+				continue
+			}
+			if !alone[name] && !waits[name] {
+				t.Fatalf("%s has no secondary, and nobody says why", name)
+			}
+			for _, h := range hosts {
+				if h != p.Host && !v.Hosts[h].Maintenance && v.Lives[h].Memory >= used[h]+m.Memory && !waiting(waits, v, m) && !p.Leave {
+					t.Fatalf("%s has no secondary, and %s has room", name, h)
 				}
 			}
 		}

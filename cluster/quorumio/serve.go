@@ -129,11 +129,25 @@ func (m *Member) Dial(ctx context.Context, name quorum.Member, proto string) (*t
 	if !ok {
 		return nil, fault.New(fault.NotFound, "there is no member %s", name)
 	}
+	return m.dial(ctx, name, id, m.transport.addresses(id), proto)
+}
+
+// DialAt is Dial at one address, where the other member Listens beside its own.
+func (m *Member) DialAt(ctx context.Context, name quorum.Member, address, proto string) (*tls.Conn, error) {
+	id, ok := m.transport.number(name)
+	if !ok || name == m.self.Member {
+		return nil, fault.New(fault.NotFound, "there is no other member %s", name)
+	}
+	return m.dial(ctx, name, id, []string{address}, proto)
+}
+
+// dial tries addresses of a member in turn.
+func (m *Member) dial(ctx context.Context, name quorum.Member, id uint64, addresses []string, proto string) (*tls.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(m.transport.ctx, cancel)()
 	var failed error
-	for _, address := range m.transport.addresses(id) {
+	for _, address := range addresses {
 		conn, err := m.transport.dialStream(ctx, address, id, proto)
 		if err == nil {
 			return conn, nil

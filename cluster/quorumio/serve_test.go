@@ -475,3 +475,49 @@ func TestEditLarge(t *testing.T) {
 		t.Errorf("%d entries at revision %d", len(i.Entries), i.Revision)
 	}
 }
+
+// TestListenAt: a member answers at another address as well, for as long as it is to.
+func TestListenAt(t *testing.T) {
+	t.Parallel()
+	sites := three(t, 0)
+	a, b := sites[0], sites[1]
+	served(t, a)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := free.Addr().String()
+	if err := a.Listen(address); !fault.Is(err, fault.Busy) {
+		t.Errorf("listened where another does: %v", err)
+	}
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Listen(address); err != nil {
+		t.Fatal(err)
+	}
+	dialledAt := func(name quorum.Member) (conn *tls.Conn, err error) {
+		eventually(t, "the members know one another", func() bool {
+			conn, err = b.DialAt(within(t), name, address, protoEcho)
+			return err == nil || name != "a"
+		})
+		return conn, err
+	}
+	conn, err := dialledAt("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	says(t, conn, "b ")
+	if _, err := dialledAt("w"); !fault.Is(err, fault.Unreachable) {
+		t.Errorf("a was taken for w: %v", err)
+	}
+	a.Unlisten(address)
+	if _, err := b.DialAt(within(t), "a", address, protoEcho); !fault.Is(err, fault.Unreachable) {
+		t.Errorf("dialled where nobody listens any more: %v", err)
+	}
+	if _, err := io.WriteString(conn, "still"); err != nil {
+		t.Fatal(err)
+	}
+	says(t, conn, "still")
+}

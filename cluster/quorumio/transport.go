@@ -144,6 +144,25 @@ func (t *transport) listen(address string) (net.Addr, error) {
 	return l.Addr(), nil
 }
 
+// Listen answers members at one more address, until Unlisten; nobody is told of it. Fails with
+// fault.Busy when this machine cannot listen there.
+func (m *Member) Listen(address string) error {
+	_, err := m.transport.listen(address)
+	return err
+}
+
+// Unlisten ends what Listen began. Connections that stand stay.
+func (m *Member) Unlisten(address string) {
+	t := m.transport
+	t.mu.Lock()
+	l := t.listeners[address]
+	delete(t.listeners, address)
+	t.mu.Unlock()
+	if l != nil {
+		_ = l.Close() // nothing waits in it that anyone was promised
+	}
+}
+
 // reached returns where peers reach what is bound to an address.
 func (t *transport) reached(bound net.Addr) string {
 	if a, ok := bound.(*net.TCPAddr); ok && a.IP.IsUnspecified() {

@@ -97,8 +97,8 @@ func (a *app) hostList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return table(a, r.Hosts, "NAME CLUSTER STATE SINCE CPUS MEMORY-GIVEN MACHINES", func(h *steadfastv1.Host) []any {
-				return []any{h.Name, h.Cluster, hostState(h), when(h.Since), h.Cpus, memoryText(h), len(h.Machines)}
+			return table(a, r.Hosts, "NAME CLUSTER STATE SINCE BOX CPUS MEMORY-GIVEN MACHINES SECONDARIES", func(h *steadfastv1.Host) []any {
+				return []any{h.Name, h.Cluster, hostState(h), when(h.Since), h.Box, h.Cpus, memoryText(h), len(h.Machines), len(h.Secondaries)}
 			})
 		},
 	}
@@ -132,6 +132,7 @@ func hostRows(w io.Writer, h *steadfastv1.Host) {
 	if h.Boot > 0 {
 		row(w, "life", h.Boot)
 		row(w, "version", strings.TrimSpace(h.Version+" "+h.Build))
+		row(w, "box", h.Box)
 		row(w, "processors", h.Cpus)
 		row(w, "memory given", memoryText(h))
 	}
@@ -139,6 +140,7 @@ func hostRows(w io.Writer, h *steadfastv1.Host) {
 	row(w, "migration", h.Links.GetMigration())
 	row(w, "logging", h.Links.GetLogging())
 	rows(w, "machine", h.Machines)
+	rows(w, "secondary of", h.Secondaries)
 }
 
 func (a *app) hostSet() *cobra.Command {

@@ -102,7 +102,7 @@ loopback, for a first look.`,
 		a.targetCommand(), a.initiatorCommand(), a.sessionCommand(),
 		a.clusterCommand(), a.groupCommand(), a.witnessCommand(), a.guardCommand(), a.demoCommand(), a.imageCommand(),
 		a.machineCommand(), a.vmmCommand(), a.switchCommand(),
-		a.datacenterCommand(), a.datastoreCommand(), a.hostCommand(), a.vmCommand(),
+		a.datacenterCommand(), a.datastoreCommand(), a.hostCommand(), a.vmCommand(), a.ftCommand(),
 	)
 	return root
 }

@@ -157,8 +157,8 @@ func (p *pair) startHosts(ctx context.Context) error {
 		if err := os.MkdirAll(p.path(h), 0o700); err != nil {
 			return fault.Wrap(fault.Denied, err, "cannot make a host's directory")
 		}
-		text := fmt.Appendf(nil, "# Written by steadfast up.\ndata_dir = %q\nsocket = %q\n[cluster]\nhost = true\nalias_port = %d\n[host]\nmemory = %q\n[[network]]\nname = %q\nswitch = %q\n",
-			p.path(h), p.socket(h), p.portal.Port(), upHostMemory, upNetwork, p.switchSocket())
+		text := fmt.Appendf(nil, "# Written by steadfast up.\ndata_dir = %q\nsocket = %q\n[cluster]\nhost = true\nalias_port = %d\n[host]\nmemory = %q\nbox = %q\n[[network]]\nname = %q\nswitch = %q\n",
+			p.path(h), p.socket(h), p.portal.Port(), upHostMemory, h, upNetwork, p.switchSocket())
 		if err := os.WriteFile(p.path(h+".toml"), text, 0o600); err != nil {
 			return fault.Wrap(fault.Denied, err, "cannot write a host's configuration")
 		}

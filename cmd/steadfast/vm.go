@@ -54,8 +54,8 @@ run it, and it is not started again). "steadfast vm show" also asks its host.`,
 			if err != nil {
 				return err
 			}
-			return table(a, r.Machines, "NAME CLUSTER STATE HOST SINCE MEMORY DISKS DETAIL", func(m *steadfastv1.Machine) []any {
-				return []any{m.Name, m.Cluster, m.State, m.Host, when(m.Since), size.Format(int64(m.Memory)), len(m.Disks), m.Detail}
+			return table(a, r.Machines, "NAME CLUSTER STATE HOST SINCE MEMORY DISKS FT DETAIL", func(m *steadfastv1.Machine) []any {
+				return []any{m.Name, m.Cluster, m.State, m.Host, when(m.Since), size.Format(int64(m.Memory)), len(m.Disks), ftStatusText(m.Protection), m.Detail}
 			})
 		},
 	}
@@ -91,6 +91,8 @@ func vmRows(w io.Writer, m *steadfastv1.Machine) {
 		row(w, "placed because", m.Reason)
 	}
 	row(w, "restarts", m.Restarts)
+	row(w, "fault tolerance", ftStatusText(m.Protection))
+	ftDetailRows(w, m)
 	row(w, "cluster", m.Cluster)
 	row(w, "preferred host", m.PreferredHost)
 	row(w, "when its host is lost", m.Policy)

@@ -9,6 +9,17 @@
 //	            +----------+-------------+--------------+-----------+
 //	                 stop wanted, lock lost, life over, process closed
 //
+// A machine may have a secondary on another host (docs/adr/0008-lockstep.md), which is a run
+// of that host's:
+//
+//	Placement.Second                                      TookOver                       said
+//	------> opening --> waiting ------> following ----------------> running, as above ------>
+//	          disks       primary's       vmm        |
+//	                      links                      +--> the pair has ended: Part
+//
+// Its volumes are opened and its networks attached beforehand; nothing passes either way until
+// the lock was taken over from the pair's block.
+//
 // # Who decides what
 //
 // The inventory says what shall run here; the lock block on the machine's home volume says
@@ -18,6 +29,11 @@
 // few nodes there are to tell, and a machine that cannot run here is placed elsewhere, or has
 // ended, by the same rules as one whose host was lost.
 //
+// Of a pair the inventory says which host is to have the secondary, and what has become of it: the
+// machine's host says that it can go on, or is no more, and the secondary's that it has taken
+// over. Between the two the lock decides, and neither asks anybody else. What is said
+// late, or never, costs nothing but that another secondary comes later.
+//
 // # What must be true
 //
 //   - Nothing is written to a machine's volumes before its lock was told Held, and nothing is
@@ -25,6 +41,11 @@
 //     before anything else is done. What was sent before is the target's to refuse.
 //   - An attempt has nexuses of its own: its initiators are opened for it, with an ISID that no
 //     other has had in this life, and closed with it. See Host.isid.
+//   - A machine that is one of a pair has its lock say so, from before its secondary may go
+//     on until after that may no more; and a life of the guest begins only when the lock says
+//     that there is none: what goes on from the life before would write over this one.
+//   - Of a machine whose process died, or that goes on elsewhere, the lock is not given back: its
+//     secondary takes it over from the block as it is.
 //   - A guest whose lock is lost is answered nothing any more by its disks, and its process is
 //     killed: one that reads on would show people a past. The lock is looked at every
 //     Times.Check, for a guest that only reads meets no conflict.

@@ -36,7 +36,9 @@ type Host struct {
 	boot   uint32 // its number; 0: it is not entered
 	why    error  // why it is not
 	opened uint32 // ISIDs that were given
-	runs   map[string]*run
+	// attempts are those at machines' locks in this life, by machine and generation.
+	attempts map[string]uint8
+	runs     map[string]*run
 }
 
 // Open begins to run machines: it enters a life of this host, and follows the inventory from
@@ -63,6 +65,7 @@ func (h *Host) begin() {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // it never fails
 	h.lives++
+	h.attempts = map[string]uint8{}
 	h.life, h.boot = fmt.Sprintf("%d.%d.%s", h.o.Boot, h.lives, hex.EncodeToString(id[:])), 0
 }
 
@@ -71,6 +74,7 @@ func (h *Host) begin() {
 // counts against a machine. Close is to follow. Fails with fault.Unreachable when the quorum
 // does not decide before ctx ends: then the host is lost, as if it had crashed.
 func (h *Host) Leave(ctx context.Context) error {
+	h.handOverAll(ctx)
 	h.cancel()
 	h.tasks.Wait() // nothing else begins or says anything from here on
 	if h.boot == 0 {
@@ -80,6 +84,23 @@ func (h *Host) Leave(ctx context.Context) error {
 		v, _ := inventory.Read(inv.Entries) // what cannot be read stays as it is
 		return h.leaving(v, time.Now().UnixNano())
 	})
+}
+
+// handOverAll has the secondaries of this host's machines take over.
+func (h *Host) handOverAll(ctx context.Context) {
+	var all sync.WaitGroup
+	for _, r := range h.all() {
+		all.Go(func() {
+			if h.HandOver(ctx, r.m.Name) != nil {
+				return // it has none, and ends with this host
+			}
+			select {
+			case <-r.done:
+			case <-ctx.Done():
+			}
+		})
+	}
+	all.Wait()
 }
 
 // leaving is the change that ends this life, with all placements that are of it.
@@ -92,6 +113,9 @@ func (h *Host) leaving(v *inventory.View, now int64) ([]quorum.Edit, error) {
 	for name, p := range v.Placements {
 		if !p.Active() || p.Host != h.o.Name || p.Boot != life.Boot {
 			continue
+		}
+		if s := p.Second; s != nil && v.Standing(s.Host, s.Boot) {
+			continue // it goes on there
 		}
 		how := placement.Machine{Name: name, Generation: p.Generation, Outcome: placement.Stopped, Detail: "the process of its host was ended"}
 		if r := h.runs[name]; r != nil && r.present(p, h.o.Name) && r.outcome != nil {
@@ -261,7 +285,7 @@ func (h *Host) enter() error {
 	ctx, cancel := context.WithTimeout(h.ctx, h.o.Times.Edit)
 	defer cancel()
 	life := inventory.HostLife{
-		Host: h.o.Name, ID: h.life, Program: h.o.Program, Build: h.o.Build, Memory: h.o.Memory, CPUs: h.o.CPUs,
+		Host: h.o.Name, ID: h.life, Program: h.o.Program, Build: h.o.Build, Memory: h.o.Memory, CPUs: h.o.CPUs, Box: h.o.Box, Private: h.o.Private,
 	}
 	return quorumio.Update(ctx, h.o.Member, func(inv quorum.Inventory) ([]quorum.Edit, error) {
 		v, _ := inventory.Read(inv.Entries) // HostUp refuses what it cannot judge
@@ -276,14 +300,23 @@ func (h *Host) reconcile(v *inventory.View, boot uint32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for name, p := range v.Placements {
-		if p.Host != h.o.Name || p.Boot != boot || !p.Active() {
+		primary := p.Host == h.o.Name && p.Boot == boot
+		if !p.Active() || !primary && (p.Second == nil || p.Second.Host != h.o.Name || p.Second.Boot != boot) {
 			continue
 		}
 		m, me := v.Machines[name], v.Hosts[h.o.Name]
 		if m == nil || me == nil || v.Datastores[m.Datastore] == nil {
 			continue // a newer program wrote of it: what runs goes on
 		}
-		w := wants{stop: p.Leave || m.Desired != inventory.Running || m.Run != p.Run, off: m.Desired == inventory.Off, resets: m.Resets}
+		w := wants{stop: m.Desired != inventory.Running || m.Run != p.Run, off: m.Desired == inventory.Off, resets: m.Resets}
+		if primary {
+			w.leave = p.Leave && !w.stop
+			w.stop = w.stop || w.leave
+			w.pair = wantedPair(v, p)
+			if d := p.Parted; p.Second == nil && d != nil && d.Why != inventory.PartUser {
+				w.parted = d.Detail
+			}
+		}
 		r := h.runs[name]
 		if r != nil && r.present(p, h.o.Name) {
 			r.want(w)
@@ -293,11 +326,11 @@ func (h *Host) reconcile(v *inventory.View, boot uint32) {
 			r.cancel(errOver)
 		}
 		owner := vmlock.Owner{Host: me.Number, Boot: boot}
-		h.runs[name] = newRun(h, m, v.Datastores[m.Datastore].Group, owner, p.Generation, w, r)
+		h.runs[name] = newRun(h, m, v.Datastores[m.Datastore].Group, owner, p, w, r)
 	}
 	for name, r := range h.runs {
 		p := v.Placements[name]
-		if unread(v, "placement/"+name) || r.present(p, h.o.Name) && (p.Boot == boot || r.saying()) {
+		if unread(v, "placement/"+name) || r.present(p, h.o.Name) && (r.me.Boot == boot || r.saying()) {
 			continue
 		}
 		r.cancel(errOver)
@@ -312,7 +345,15 @@ func (h *Host) reconcile(v *inventory.View, boot uint32) {
 // present tells whether a placement is the one that is run: not that of another machine, which got
 // the name of one that was deleted, and counts its generations anew.
 func (r *run) present(p *inventory.Placement, host string) bool {
-	return p.Active() && p.ID == r.m.ID && p.Generation == r.generation && p.Host == host && p.Boot == r.me.Boot
+	if !p.Active() || p.ID != r.m.ID || p.Generation != r.generation {
+		return false
+	}
+	if s := p.Second; r.pair != 0 && s != nil && s.Pair == r.pair && s.Host == host && s.Boot == r.me.Boot {
+		return true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return p.Host == host && p.Boot == r.me.Boot && (r.pair == 0 || r.took)
 }
 
 // saying tells whether there is something to be said of how the machine ended.
@@ -320,4 +361,13 @@ func (r *run) saying() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.outcome != nil
+}
+
+// wantedPair is the secondary that the inventory wants of a machine.
+func wantedPair(v *inventory.View, p *inventory.Placement) pairing {
+	s := p.Second
+	if s == nil || v.Hosts[s.Host] == nil {
+		return pairing{}
+	}
+	return pairing{number: s.Pair, host: s.Host, owner: vmlock.Owner{Host: v.Hosts[s.Host].Number, Boot: s.Boot}}
 }

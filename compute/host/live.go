@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"steadfast/cluster/placement"
+	"steadfast/compute/lockstep"
 	"steadfast/compute/machine"
 	"steadfast/compute/vmlock"
 	"steadfast/compute/vmm"
@@ -18,36 +20,21 @@ import (
 const waitingAfter = 5 * time.Second
 
 // hold runs the machine, whose lock is held, and gives the lock back if nothing is under way
-// then.
-func (r *run) hold(k *keeper) end {
+// then. Of a secondary that has taken over l is the life of the guest that goes on, and f where it
+// came from.
+func (r *run) hold(k *keeper, l *life, f *follower) end {
 	defer k.close()
 	defer r.setVolumes(nil)
-	r.tell(Starting, "reads its home volume")
-	// Reading may take as long as storage is away: it ends with the volumes.
-	unless := context.AfterFunc(r.starting, func() { closeVolumes(k.volumes) })
-	b, err := r.boot(r.starting, k.gates[vmlock.Home])
-	defer b.close()
-	began := unless()
-	e := end{}
-	switch {
-	case r.ctx.Err() != nil:
-		return end{}
-	case isOver(k):
-		return r.fenced(k)
-	case !began:
-		return end{outcome: placement.Stopped, detail: "stopped before it began"} // the lock stays as it is
-	case err != nil:
-		e = endOf(err)
-	default:
-		drained := true
-		for again := true; again && drained; again = e.again {
-			e, drained = r.live(k, b)
-		}
-		if !drained {
-			return e
-		}
+	e, drained := end{again: true}, true
+	if l != nil {
+		e, drained = l.carry(f.joined, r.wanted().resets)
+		f.image.close()
+		f.image = &image{} // what is to follow makes its own
 	}
-	if isOver(k) || r.ctx.Err() != nil {
+	if e.again && drained {
+		e, drained = r.lives(k)
+	}
+	if !drained || isOver(k) || r.ctx.Err() != nil {
 		return e
 	}
 	r.tell(Stopping, "gives the lock back")
@@ -56,6 +43,32 @@ func (r *run) hold(k *keeper) end {
 		r.h.log.Warn("a machine's lock was not given back", "machine", r.m.Name, "error", err)
 	}
 	return e
+}
+
+// lives runs the guest from its beginning, as often as it begins anew. drained tells that the
+// lock may be given back.
+func (r *run) lives(k *keeper) (e end, drained bool) {
+	r.tell(Starting, "reads its home volume")
+	// Reading may take as long as storage is away: it ends with the volumes.
+	unless := context.AfterFunc(r.starting, func() { closeVolumes(k.volumes) })
+	b, err := r.boot(r.starting, k.gates[vmlock.Home])
+	defer b.close()
+	began := unless()
+	switch {
+	case r.ctx.Err() != nil:
+		return end{}, false
+	case isOver(k):
+		return r.fenced(k), false
+	case !began:
+		return end{outcome: placement.Stopped, detail: "stopped before it began"}, false // the lock stays as it is
+	case err != nil:
+		return endOf(err), true
+	}
+	drained = true
+	for again := true; again && drained; again = e.again {
+		e, drained = r.live(k, b)
+	}
+	return e, drained
 }
 
 // isOver tells whether the lock is held no more.
@@ -91,32 +104,47 @@ type life struct {
 	stopping, resetting, forced, off bool
 	press, force, kill               <-chan time.Time
 	waiting                          map[int]bool // disks without a path that people were told of
+
+	mate     mate
+	refused  uint64 // the secondary that there was last: it does not come back
+	diverged bool
+	leaving  bool   // the secondary was asked to take over
+	after    func() // to be done when there is no secondary
+	meets    chan met
+	events   chan lockstep.Event // what the process says of its pair
+	measured time.Time
+	measures atomic.Bool
+}
+
+// event is vmm.Pair.Event.
+func (l *life) event(e lockstep.Event) {
+	select {
+	case l.events <- e:
+	case <-l.gone:
+	}
 }
 
 // live runs one life of the guest. drained tells that nothing of it is under way any more.
 func (r *run) live(k *keeper, b *image) (e end, drained bool) {
-	l := &life{r: r, k: k, gone: make(chan struct{}), waiting: map[int]bool{}}
+	l := &life{r: r, k: k, gone: make(chan struct{}), waiting: map[int]bool{}, events: make(chan lockstep.Event)}
 	r.tell(Starting, "starts its process")
-	ctx, cancel := context.WithCancel(r.starting)
-	defer cancel()
-	l.tasks.Go(func() {
-		select {
-		case <-k.over:
-			cancel() // a start may wait for disks that answer nothing any more
-		case <-ctx.Done():
-		}
-	})
 	base := r.wanted().resets
-	p, err := l.start(ctx, b)
+	p, err := l.start(b)
 	if err != nil {
 		close(l.gone)
-		cancel()
 		l.tasks.Wait()
 		return l.failed(err), false // what its disks were asked ends with the volumes
 	}
 	l.p = p
-	l.r.begins(p)
-	wired := l.wire(b)
+	return l.carry(l.wire(b), base)
+}
+
+// carry brings a life of the guest, whose process runs, to its end. joined are its network
+// cards; base is how often the machine had been reset when it began.
+func (l *life) carry(joined *sync.WaitGroup, base uint64) (e end, drained bool) {
+	r, k, p := l.r, l.k, l.p
+	l.meets = make(chan met)
+	r.begins(p)
 	read := make(chan struct{})
 	r.console.Connect(p.Console)
 	go func() {
@@ -136,14 +164,17 @@ func (r *run) live(k *keeper, b *image) (e end, drained bool) {
 		drained = l.drain()
 	}
 	r.console.Connect(nil)
-	cancel()
 	<-read
-	wired.Wait()
+	joined.Wait()
 	e = l.judge()
+	if e.outcome == placement.Superseded || e.outcome == placement.Failed && l.mate.begun {
+		drained = false // the lock is the secondary's, or to become so: it is not given back
+	}
+	l.unpairs(e)
 	r.mu.Lock()
 	r.told.process = nil
 	r.mu.Unlock()
-	err = p.Close()
+	err := p.Close()
 	l.tasks.Wait()
 	if err != nil {
 		r.h.log.Warn("a machine's process was not closed in order", "machine", r.m.Name, "error", err)
@@ -155,8 +186,20 @@ func (r *run) live(k *keeper, b *image) (e end, drained bool) {
 }
 
 // start starts the process.
-func (l *life) start(ctx context.Context, b *image) (*vmm.Process, error) {
-	o := vmm.Options{Config: b.config(), Kernel: b.kernel, Initrd: b.initrd}
+func (l *life) start(b *image) (*vmm.Process, error) {
+	ctx, cancel := context.WithCancel(l.r.starting)
+	defer cancel()
+	l.tasks.Go(func() {
+		select {
+		case <-l.k.over:
+			cancel() // a start may wait for disks that answer nothing any more
+		case <-ctx.Done():
+		}
+	})
+	if err := l.k.alone(ctx); err != nil {
+		return nil, err
+	}
+	o := vmm.Options{Config: b.config(), Kernel: b.kernel, Initrd: b.initrd, Pair: &vmm.Pair{Lock: l.k, Event: l.event}}
 	for i, d := range o.Config.Disks {
 		g := l.k.gates[1+i]
 		g.begin(d.Size, l.gone)
@@ -190,7 +233,7 @@ func (r *run) begins(p *vmm.Process) {
 		r.told.since = time.Now()
 	}
 	r.mu.Unlock()
-	if first {
+	if first && !r.took {
 		r.event(EventStarted, false, "runs here, as generation %d", r.generation)
 	}
 }
@@ -270,6 +313,10 @@ func (l *life) watch(resets uint64) {
 			return
 		case <-l.r.notice:
 			l.obey(resets)
+		case e := <-l.events:
+			l.heard(e)
+		case m := <-l.meets:
+			l.hasMet(m)
 		case <-l.press:
 			l.pressPower()
 		case <-l.force:
@@ -279,6 +326,7 @@ func (l *life) watch(resets uint64) {
 			l.p.Kill()
 		case <-t.C:
 			l.look()
+			l.measure()
 		}
 	}
 }
@@ -290,8 +338,14 @@ func (l *life) obey(resets uint64) {
 	case w.off && !l.off:
 		l.stopping, l.off = true, true
 		l.r.tell(Stopping, "its process is ended")
-		l.press, l.force, l.kill = nil, nil, nil
-		l.p.Kill()
+		l.press, l.force = nil, nil
+		l.kill = time.After(offPatience)
+		l.unpaired(l.p.Kill)
+	case w.leave && !l.stopping && l.mate.protected && !l.leaving:
+		l.leaving = true
+		l.r.tell(Running, "its secondary takes over")
+		l.order("its secondary is to take over", l.p.HandOver)
+	case w.leave && l.mate.protected: // it does
 	case w.stop && !l.stopping:
 		l.stopping = true
 		l.r.tell(Stopping, "its power button was pressed")
@@ -300,8 +354,13 @@ func (l *life) obey(resets uint64) {
 	case w.resets != resets && !l.stopping && !l.resetting:
 		l.resetting = true
 		l.end()
+	default:
+		l.pairUp()
 	}
 }
+
+// offPatience is how long a machine that is to end at once waits for its secondary to be told.
+const offPatience = time.Second
 
 // pressPower presses the power button, and does so again later.
 func (l *life) pressPower() {
@@ -315,8 +374,8 @@ func (l *life) end() {
 	if l.stopping {
 		l.r.tell(Stopping, "its guest has not powered off, and is ended")
 	}
-	l.order("it is to end", l.p.Stop)
 	l.kill = time.After(l.r.h.o.Times.Force)
+	l.unpaired(func() { l.order("it is to end", l.p.Stop) })
 }
 
 // order has the process do something, for as long as somebody may want it.
@@ -405,6 +464,8 @@ func (l *life) judge() end {
 		return end{}
 	case isOver(l.k):
 		return r.fenced(l.k)
+	case fault.Is(err, fault.Fenced):
+		return end{outcome: placement.Superseded, detail: err.Error()}
 	case l.stopping && err == nil && s.End == machine.Restarts:
 		return end{outcome: placement.Shutdown, detail: "its guest restarted when it was to stop"}
 	case l.off:

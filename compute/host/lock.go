@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"steadfast/block"
@@ -30,7 +31,11 @@ type keeper struct {
 
 	reading uint64 // the command that reads the block, the last such. Of run alone
 
-	held chan struct{} // closed when the lock is held
+	held  chan struct{}          // closed when the lock is held
+	block [vmlock.BlockSize]byte // as it was then
+	// changed has what became of the last change.
+	changed chan lockChange
+	paired  atomic.Bool // the block may name a partner
 	// over is closed when it is not, any more or for good: err and found say why, nil that
 	// it was given back.
 	over  chan struct{}
@@ -54,7 +59,7 @@ func newKeeper(cfg vmlock.Config, volumes []Volume, check time.Duration, refused
 	k := &keeper{
 		lock: lock, vm: cfg.VM, volumes: volumes, refused: refused,
 		inputs: make(chan vmlock.Input), answers: make(chan vmlock.Answer),
-		held: make(chan struct{}), over: make(chan struct{}),
+		held: make(chan struct{}), over: make(chan struct{}), changed: make(chan lockChange, 1),
 	}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	for _, v := range volumes {
@@ -107,7 +112,10 @@ func (k *keeper) step(in vmlock.Input) (commands int) {
 			for _, g := range k.gates {
 				g.open()
 			}
+			k.block = k.lock.Block()
 			close(k.held)
+		case vmlock.Changed:
+			k.tellChange(lockChange{block: e.Block})
 		case vmlock.Stop:
 			k.end(k.damage(in, e.Err), 0)
 			// What waits there is for nobody any more, and is not to be sent when a path is
@@ -116,6 +124,9 @@ func (k *keeper) step(in vmlock.Input) (commands int) {
 		case vmlock.Done:
 			k.end(e.Err, e.Found)
 		case vmlock.Refused:
+			if e.Change {
+				k.tellChange(lockChange{err: e.Err})
+			}
 			k.refused(e.Err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"steadfast/cluster/quorum"
 	"steadfast/cluster/quorumio"
 	"steadfast/compute/initiator"
+	"steadfast/compute/lockstep"
 	"steadfast/fault"
 	"steadfast/iscsi"
 )
@@ -99,6 +100,11 @@ const (
 	EventRoom     = "machine-resumed"
 	EventConsole  = "machine-console"
 	EventNetwork  = "machine-network"
+	// Of a machine on two hosts.
+	EventProtected   = "machine-protected"
+	EventUnprotected = "machine-unprotected"
+	EventDiverged    = "machine-diverged"
+	EventTookOver    = "machine-took-over"
 )
 
 // Options are what a host is made with.
@@ -113,10 +119,17 @@ type Options struct {
 	Program, Build string
 	Memory         uint64
 	CPUs           int
+	// Box names what this host shares with whatever dies with it; empty: it is not known.
+	Box string
+	// Private are networks that live in this process, and end with it.
+	Private []string
 	// Open opens volumes.
 	Open OpenFunc
 	// Attach attaches a network card of a machine, for as long as it runs.
 	Attach func(ctx context.Context, machine string, card int, n inventory.Net) (Attachment, error)
+	// Dial connects to another host's Accept, by ProtoLockstep, for one of a pair's links. Both ends
+	// have proven then who they are. nil: no machine of this host has a secondary.
+	Dial func(ctx context.Context, host string, link lockstep.Link) (net.Conn, error)
 	// Consoles is a folder for the machines' console logs, NAME.log; Temp one for what they
 	// boot from, which nobody else sees, and nothing is left in.
 	Consoles, Temp string
@@ -142,6 +155,9 @@ type Times struct {
 	// Try is how long one attempt to open a volume may take, default 10 s; Retry the pause
 	// before the next attempt at anything, default 1 s.
 	Try, Retry time.Duration
+	// Pair is how long the beginning of a pair may take until both processes have their links,
+	// default 20 s; Links how long a secondary waits for its own, default 1 min.
+	Pair, Links time.Duration
 	// Edit is how long the quorum may take to decide, default 5 s.
 	Edit time.Duration
 	// Repeat is how often people are told of the same thing that a machine does again and
@@ -161,6 +177,8 @@ func (t *Times) setDefaults() {
 		{&t.Drain, 10 * time.Second},
 		{&t.Try, 10 * time.Second},
 		{&t.Retry, time.Second},
+		{&t.Pair, 20 * time.Second},
+		{&t.Links, time.Minute},
 		{&t.Edit, 5 * time.Second},
 		{&t.Repeat, time.Minute},
 	} {
@@ -180,6 +198,11 @@ func (o *Options) check() error {
 	}
 	if o.Event == nil {
 		o.Event = func(Event) {}
+	}
+	if o.Dial == nil {
+		o.Dial = func(_ context.Context, host string, _ lockstep.Link) (net.Conn, error) {
+			return nil, fault.New(fault.Invalid, "this host has no way to the host %s", host)
+		}
 	}
 	if o.Attach == nil {
 		o.Attach = func(_ context.Context, _ string, _ int, n inventory.Net) (Attachment, error) {

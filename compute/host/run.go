@@ -29,7 +29,12 @@ var (
 type wants struct {
 	stop   bool
 	off    bool   // stop, and ask nobody
+	leave  bool   // stop, because the host is to have no machines
 	resets uint64 // the machine's count
+	pair   pairing
+	// parted is what became of the last secondary, when there is to be another; empty: people
+	// wanted it so.
+	parted string
 }
 
 // run is one placement of a machine on this host, from beginning to end.
@@ -39,7 +44,10 @@ type run struct {
 	group      string             // of its datastore
 	me         vmlock.Owner
 	generation uint64
-	before     *run // of this machine, or nil
+	// pair is not 0 of a run that begins as the machine's secondary: its number.
+	pair   uint64
+	links  chan arrival // that have come to it
+	before *run         // of this machine, or nil
 
 	// ctx ends when the machine is to end at once, and nothing is to be said; starting, too,
 	// when it is not to start any more.
@@ -52,14 +60,19 @@ type run struct {
 	console  *standalone.Console
 
 	// again is when people were told last that the guest restarts, unsaid how often it has
-	// since then. Of main alone.
-	again  time.Time
-	unsaid int
+	// since then; partedText what they were told last of the end of a pair, and partedAt when. Of
+	// main alone.
+	again      time.Time
+	unsaid     int
+	partedText string
+	partedAt   time.Time
 
 	mu      sync.Mutex
 	wants   wants
 	told    told
 	outcome *placement.Machine // how it ended, once it has
+	words   []word             // what is to be said beside that, in this order
+	took    bool               // it began as a secondary, and has taken over
 }
 
 // told is what is known of a run for people. It is under run.mu.
@@ -72,20 +85,25 @@ type told struct {
 	restarts int
 	resets   int
 	full     map[int]string // disks that wait for space, and what the storage says
+	pair     *pairTold
 }
 
 // newRun begins a run. The first wants are there before it begins.
-func newRun(h *Host, m *inventory.Machine, group string, me vmlock.Owner, generation uint64, w wants, before *run) *run {
+func newRun(h *Host, m *inventory.Machine, group string, me vmlock.Owner, p *inventory.Placement, w wants, before *run) *run {
 	r := &run{
-		h: h, m: m, group: group, me: me, generation: generation, before: before, wants: w,
-		notice: make(chan struct{}, 1), done: make(chan struct{}),
+		h: h, m: m, group: group, me: me, generation: p.Generation, before: before, wants: w,
+		notice: make(chan struct{}, 1), done: make(chan struct{}), links: make(chan arrival),
+	}
+	if s := p.Second; s != nil && s.Host == h.o.Name {
+		r.pair = s.Pair
+		r.told.pair = &pairTold{number: s.Pair, other: p.Host}
 	}
 	r.ctx, r.cancel = context.WithCancelCause(context.Background())
 	r.starting, r.stop = context.WithCancelCause(r.ctx)
 	if w.stop {
 		r.stop(errStopped)
 	}
-	r.told = told{phase: Starting, since: time.Now(), full: map[int]string{}}
+	r.told.phase, r.told.since, r.told.full = Starting, time.Now(), map[int]string{}
 	h.tasks.Go(r.main)
 	return r
 }
@@ -156,7 +174,12 @@ func (r *run) main() {
 		r.before = nil
 	}
 	log := r.openConsole()
-	e := r.carry()
+	e := end{}
+	if r.pair != 0 {
+		e = r.follow()
+	} else {
+		e = r.carry()
+	}
 	r.tellUnsaid(guestRestarts)
 	r.console.End()
 	if log != nil {
@@ -199,13 +222,14 @@ func (r *run) openConsole() io.Closer {
 
 // carry takes the lock, in as many attempts as it takes, and runs the machine.
 func (r *run) carry() end {
-	for attempt := 1; ; attempt++ {
-		if attempt > vmlock.AttemptMax {
-			return endOf(fault.New(fault.Limit, "the machine's lock could not be taken in %d attempts", vmlock.AttemptMax))
+	for {
+		attempt, err := r.h.attempt(r.m.ID, r.generation)
+		if err != nil {
+			return endOf(err)
 		}
-		k, err := r.take(uint8(attempt))
+		k, err := r.take(attempt)
 		if err == nil {
-			return r.hold(k)
+			return r.hold(k, nil, nil)
 		}
 		var newer *superseded
 		switch {
@@ -284,12 +308,17 @@ func (r *run) setVolumes(list []Volume) {
 
 // open opens all volumes, the home first. It waits for those that cannot be reached.
 func (r *run) open() ([]Volume, error) {
+	r.tell(Starting, "opens its volumes")
+	return r.openFor(r.starting)
+}
+
+// openFor opens all volumes, for as long as ctx lasts.
+func (r *run) openFor(ctx context.Context) ([]Volume, error) {
 	names := r.m.Volumes()
 	volumes := make([]Volume, len(names))
 	errs := make([]error, len(names))
 	var all sync.WaitGroup
-	r.tell(Starting, "opens its volumes")
-	ctx, cancel := context.WithCancel(r.starting)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for i, name := range names {
 		all.Go(func() {

@@ -22,6 +22,10 @@ type Phase string
 
 // Phases.
 const (
+	// Of a secondary only.
+	Waiting   Phase = "waiting" // for the machine's host
+	Following Phase = "following"
+
 	Starting Phase = "starting"
 	Running  Phase = "running"
 	Stopping Phase = "stopping"
@@ -38,15 +42,19 @@ type Machine struct {
 	Since time.Time // of the phase
 	// PID is its process's; 0: it has none. Status is what that says; Silent why it says
 	// nothing.
-	PID    int
-	CPU    time.Duration // that the process has had; 0 without one
-	Status vmm.Status
-	Silent error
+	PID int
+	CPU time.Duration // that the process has had; 0 without one
+	// Resident is the memory that the process has, in bytes.
+	Resident uint64
+	Status   vmm.Status
+	Silent   error
 	// Restarts are those that its guest wanted, Resets those that people did.
 	Restarts, Resets int
 	// Full is what the storage says while the machine waits for space, by disk.
 	Full  map[string]string
 	Disks []Disk
+	// Pair is how it does as one of a pair; nil: it is not.
+	Pair *PairStatus
 }
 
 // Disk is how a machine's volume does.
@@ -135,6 +143,9 @@ func (r *run) describe(ctx context.Context) Machine {
 	if fault.Is(m.Silent, fault.Stale) {
 		m.Silent = nil // it has just ended
 	}
+	if m.Pair != nil && m.Status.Pair != nil {
+		m.Pair.Status = *m.Status.Pair
+	}
 	return m
 }
 
@@ -149,6 +160,10 @@ func (r *run) known() (Machine, *vmm.Process) {
 	for disk, why := range t.full {
 		m.Full[r.m.Disks[disk].Name] = why
 	}
+	if p := t.pair; p != nil {
+		m.Pair = &PairStatus{Secondary: r.pair != 0 && !r.took, Pair: p.number, Other: p.other, LogBytesPerSecond: p.rate}
+		m.Pair.Protected = p.protected
+	}
 	r.mu.Unlock()
 	for i, v := range t.volumes {
 		d := Disk{Volume: r.m.Home, State: v.State()}
@@ -159,7 +174,7 @@ func (r *run) known() (Machine, *vmm.Process) {
 	}
 	if t.process != nil {
 		m.PID = t.process.PID()
-		m.CPU = cpuTime(m.PID)
+		m.CPU, m.Resident = cpuTime(m.PID), resident(m.PID)
 	}
 	return m, t.process
 }
@@ -190,6 +205,24 @@ func cpuTime(pid int) time.Duration {
 		ticks += n
 	}
 	return time.Duration(ticks) * (time.Second / ticksPerSecond)
+}
+
+// resident reads what memory a process has, in bytes; 0 when it cannot be read.
+func resident(pid int) uint64 {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/statm")
+	if err != nil {
+		return 0
+	}
+	// proc_pid_statm(5): the second field, in pages.
+	f := bytes.Fields(b)
+	if len(f) < 2 {
+		return 0
+	}
+	pages, err := strconv.ParseUint(string(f[1]), 10, 50)
+	if err != nil {
+		return 0
+	}
+	return pages * uint64(os.Getpagesize())
 }
 
 // Attach gives w what the machine's guest writes on its serial port, after the last lines

@@ -64,11 +64,14 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// until waits for something to be so.
-func until(t testing.TB, what string, so func() bool) {
+// until waits for something to be so, and else has what there is shown.
+func until(t testing.TB, what string, so func() bool, show ...func()) {
 	t.Helper()
 	for over := time.Now().Add(patience); !so(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(over) {
+			for _, f := range show {
+				f()
+			}
 			t.Fatal("in vain: ", what)
 		}
 	}

@@ -18,7 +18,7 @@ import (
 // A stream is one direction of one connection: a head, then frames.
 //
 //	head   "SFlstep", version, from (0 the primary, 1 the secondary), link, session 16 bytes,
-//	       number of the first record uint64, checksum uint32
+//	       checksum uint32
 //	frame  length of the body uvarint, body, checksum uint32
 //	body   number of the frame in the stream uvarint from 1, kind, fields
 //
@@ -31,11 +31,11 @@ import (
 // Integers are little-endian or, without a size, uvarints of the fewest bytes; hashes
 // are 16 bytes, checksums CRC-32C. Counts of Entry, Horizon and Digest are
 // differences from the last one in the stream.
-const StreamVersion = 1
+const StreamVersion = 2
 
 const (
 	streamMagic = "SFlstep"
-	headSize    = len(streamMagic) + 3 + 16 + 8 + 4
+	headSize    = len(streamMagic) + 3 + 16 + 4
 )
 
 // Bounds of a stream's parts, in bytes.
@@ -56,7 +56,6 @@ type Head struct {
 	Session   Session
 	Secondary bool // it is from the secondary
 	Link      Link
-	First     Seq // number of the first record
 }
 
 // Kinds of frames.
@@ -91,7 +90,6 @@ func NewWriter(h Head) (*Writer, []byte) {
 	b := append(make([]byte, 0, headSize), streamMagic...)
 	b = append(b, StreamVersion, flag(h.Secondary), uint8(h.Link))
 	b = append(b, h.Session[:]...)
-	b = binary.LittleEndian.AppendUint64(b, uint64(h.First))
 	return &Writer{}, binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
@@ -180,7 +178,6 @@ type Reader struct {
 	head   Head
 	number uint64
 	count  uint64
-	seq    Seq
 	err    error
 }
 
@@ -202,17 +199,13 @@ func NewReader(r io.Reader) (*Reader, error) {
 	case b[at+1] > 1 || b[at+2] >= Links:
 		return nil, fault.New(fault.Corrupt, "a stream of no side or no link")
 	}
-	s.head = Head{Session(b[at+3 : at+19]), b[at+1] == 1, Link(b[at+2]), Seq(le.Uint64(b[at+19:]))}
-	s.seq = s.head.First - 1
+	s.head = Head{Session(b[at+3 : at+19]), b[at+1] == 1, Link(b[at+2])}
 	return s, nil
 }
 
 // Head returns what the stream began with: whether it is of one's session is the caller's
 // to see.
 func (s *Reader) Head() Head { return s.head }
-
-// Seq is the number of the last record that Next returned.
-func (s *Reader) Seq() Seq { return s.seq }
 
 func cut(err error) error {
 	return fault.Wrap(fault.Unreachable, err, "the stream from the other host is cut")
@@ -273,9 +266,6 @@ func (s *Reader) next() (Message, error) {
 		return nil, fault.New(fault.Corrupt, "a message from the other host makes no sense")
 	}
 	s.count = d.count
-	if _, ok := m.(Record); ok {
-		s.seq++
-	}
 	return m, nil
 }
 

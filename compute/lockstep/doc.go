@@ -13,7 +13,7 @@
 //
 // A Primary:
 //
-//	         TurnOn       few pages are left        S is Ready        the lock says so
+//	         TurnOn       few pages are left   S is Ready, and near   the lock says so
 //	Alone ----------> Copying -------> Pausing --> Loading --> Pairing -------------> Paired
 //	  ^                  |                |            |          |                   |   |
 //	  +------------------+----------------+------------+          | S is lost         |   | HandOver
@@ -53,7 +53,18 @@
 //     papered over: of a machine that nobody can vouch for, the quorum starts a new life.
 //
 // Silence is no proof of anything and needs to be none: the lock decides. Who was
-// not run itself for a while begins to count anew.
+// not run itself for a while begins to count anew. A connection that ends is no proof,
+// either: without the log's the primary parts from its secondary, and the secondary
+// waits for the primary's word on the other link, until that ends or is silent, too.
+//
+// # What is bounded
+//
+// Whatever a primary waits for has an end, and then it goes on alone: that something
+// is heard (Silence), or acknowledged (Stalled), that bytes of the copy are taken, or
+// records executed while the machine stands (StuckAfter), that the secondary is ready and
+// near (LoadWithin), that it takes over on demand (YieldWithin). Only for the lock it waits,
+// and nothing of its machine leaves meanwhile. A machine that is slowed for its
+// secondary, which loads or catches up, still goes at a quarter of its speed.
 //
 // # What its user does
 //
@@ -66,10 +77,12 @@
 // stepped before a Tick that is due at the same time, both from a goroutine that
 // executes no guest.
 //
-// A session is one pair, from the copy on: messages of another are not given to a
-// core. A new connection of the log begins with the record that Secondary.Next asks
-// for, if it is not 0; a stream that Reader refuses is Broken. Links have to prove who
-// the other one is (the members' mutual TLS).
+// A session is one pair, from the copy on, on one connection for each link: messages of
+// another are not given to a core. A connection whose stream Reader refuses is ended, and
+// Broken. Links have to prove who the other one is (the members' mutual TLS).
+//
+// StateSent may come after what the secondary says to it, and all that the machine does
+// after the state was taken comes after StateSent.
 //
 // A network card is announced more than once when a secondary goes live: the first
 // frame may be lost, or be followed by a last one of the old host. What is behind a

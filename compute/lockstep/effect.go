@@ -11,18 +11,19 @@ type Input interface{ input() }
 
 // Inputs of both sides.
 type (
-	// Tick tells the time.
-	Tick struct{}
+	// Tick tells the time, and a Primary how many bytes the log's connection has carried.
+	Tick struct{ Carried int64 }
 	// Received are messages of a link, of this pair's session, in their order.
 	Received struct {
 		Link Link
 		List []Message
 	}
-	// Broken tells that the connection of the log broke, or refused what came.
-	Broken struct{}
-	// Connected tells that the log has a connection again, on which the secondary gets
-	// the records from Next on: Secondary.Next.
-	Connected struct{ Next Seq }
+	// Broken tells that the connection of a link has ended, or brought what makes no sense:
+	// nothing comes or goes on it any more.
+	Broken struct {
+		Link Link
+		Err  error
+	}
 	// Gone tells that the other's process is known to have ended.
 	Gone struct{}
 	// TurnOff ends the pair: the primary goes on. A secondary that takes the lock already
@@ -100,7 +101,6 @@ func (Ran) input()         {}
 func (Hashed) input()      {}
 func (Ended) input()       {}
 func (Drained) input()     {}
-func (Connected) input()   {}
 func (TurnOn) input()      {}
 func (TurnOff) input()     {}
 func (HandOver) input()    {}
@@ -125,7 +125,7 @@ type (
 	}
 	// Release lets outputs leave, in this order.
 	Release struct{ Outputs []Out }
-	// Event tells people. Why says why a pair ended.
+	// Event tells people. Why says why a pair ended, and Err, if any, what was the matter.
 	Event struct {
 		Kind EventKind
 		Why  Why

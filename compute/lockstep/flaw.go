@@ -14,12 +14,13 @@ const (
 	flawLateAck        // records are acknowledged, and forgotten, while the lock is asked for
 	flawMute           // streams that may not have left are not sent
 	flawPaper          // a digest that differs is passed over
+	flawPatient        // a secondary that makes no progress is waited for
 )
 
 // Flaws by name, for the simulation.
 func Flaws() map[string]Flaw {
 	return map[string]Flaw{
 		"output-early": flawEarly, "no-horizon": flawNoHorizon, "late-hold": flawLateHold, "no-alone": flawNoAlone, "lost-log": flawLostLog,
-		"late-ack": flawLateAck, "mute": flawMute, "paper-over": flawPaper,
+		"late-ack": flawLateAck, "mute": flawMute, "paper-over": flawPaper, "patient": flawPatient,
 	}
 }

@@ -241,7 +241,7 @@ func (w *twin) exchange() {
 // turnOn copies the machine.
 func (w *twin) turnOn() {
 	var head []byte
-	w.w, head = NewWriter(Head{First: 1})
+	w.w, head = NewWriter(Head{})
 	w.wire.Write(head)
 	w.primary(TurnOn{ownerS})
 	w.primary(Copied{Bytes: 1 << 20, Left: 0})

@@ -33,8 +33,7 @@ const Links = 2
 // Message is what one side tells the other.
 type Message interface{ message() }
 
-// Record is a message of the log: numbered, acknowledged, sent again on a new
-// connection.
+// Record is a message of the log: numbered from 1 in its order, and acknowledged.
 type Record interface {
 	Message
 	record()
@@ -132,12 +131,14 @@ const (
 	WhyFinished       // the guest has ended
 	WhyHandedOver     // on demand
 	WhyTooFast        // memory changes faster than it is copied
+	WhyBroken         // a connection ended, or brought what makes no sense
+	WhySlow           // the secondary takes nothing of the copy, is never ready, or executes nothing
 	whyEnd
 )
 
 var whys = [whyEnd]string{
 	"none", "asked for", "silence", "the log is not acknowledged", "the process has ended", "divergence", "the machine could not be loaded",
-	"the lock could not be changed", "the guest has ended", "handed over", "memory changes faster than it is copied",
+	"the lock could not be changed", "the guest has ended", "handed over", "memory changes faster than it is copied", "the connection broke", "the secondary makes no progress",
 }
 
 // String returns the reason in words.
@@ -182,12 +183,17 @@ type Limits struct {
 	RetryEvery time.Duration
 	// YieldWithin is how long a handing over may take.
 	YieldWithin time.Duration
-	// LagBytes of the log and LagCounts of the machine may be not executed by the
-	// secondary: from half of that on the primary is slowed, and at it, it waits. HeldBytes
-	// is likewise for outputs that wait.
-	LagBytes, LagCounts, HeldBytes uint64
-	// StuckAfter is how long a primary waits for a secondary that executes nothing.
+	// LagTime is how far the secondary may be behind, and LagBytes how much of the log it may
+	// not have executed: from half of that on the primary is slowed, and at it, it waits.
+	// HeldBytes is likewise for outputs that wait.
+	LagTime             time.Duration
+	LagBytes, HeldBytes uint64
+	// StuckAfter is how long a primary waits for a secondary that executes nothing, or takes
+	// not a byte of the copy, and how long a secondary waits for the first word.
 	StuckAfter time.Duration
+	// LoadWithin is how long a secondary may take from the copy's end until it is ready, and
+	// no farther behind than LagTime.
+	LoadWithin time.Duration
 	// PauseMax is how long the last pages may take while the machine stands still,
 	// RoundsMax how often pages are sent while it runs.
 	PauseMax  time.Duration
@@ -200,9 +206,9 @@ const TickEvery = 20 * time.Millisecond
 // DefaultLimits returns the limits that the product has.
 func DefaultLimits() Limits {
 	return Limits{
-		BeatEvery: 100 * time.Millisecond, Silence: 500 * time.Millisecond, Stalled: time.Second,
+		BeatEvery: 100 * time.Millisecond, Silence: 500 * time.Millisecond, Stalled: 700 * time.Millisecond,
 		HorizonEvery: 10 * time.Millisecond, AckEvery: 5 * time.Millisecond, RetryEvery: 200 * time.Millisecond, YieldWithin: 2 * time.Second,
-		LagBytes: 16 << 20, LagCounts: 100_000_000, HeldBytes: 32 << 20,
-		StuckAfter: 5 * time.Second, PauseMax: 100 * time.Millisecond, RoundsMax: 12,
+		LagTime: 100 * time.Millisecond, LagBytes: 16 << 20, HeldBytes: 32 << 20,
+		StuckAfter: 5 * time.Second, LoadWithin: 30 * time.Second, PauseMax: 100 * time.Millisecond, RoundsMax: 12,
 	}
 }

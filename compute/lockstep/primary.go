@@ -2,6 +2,7 @@ package lockstep
 
 import (
 	"steadfast/compute/vmlock"
+	"steadfast/fault"
 )
 
 // PrimaryState is where a Primary is, as the package doc draws it.
@@ -27,10 +28,10 @@ func (s PrimaryState) String() string { return primaryStates[s] }
 
 // sent is a record that the secondary has not executed.
 type sent struct {
-	Record // nil once it was acknowledged
-	seq    Seq
-	at     Instant
-	size   uint64
+	seq   Seq
+	at    Instant
+	since Instant // the machine was where it begins
+	size  uint64
 }
 
 // held is an output that waits for a record's acknowledgement.
@@ -64,25 +65,29 @@ type Primary struct {
 	ending   bool // the guest has ended
 	drained  bool // asked to
 
-	session   bool // there is a secondary
-	connected bool
+	session   bool   // there is a secondary
+	ready     bool   // it has loaded
 	told      bool   // it may know a block that it can take over from: outputs wait
 	sure      bool   // it does know, and said so
 	pairing   Seq    // the record that told it
 	log       []sent // what is not executed
 	acked     int    // so many of it are acknowledged
 	logSize   uint64
-	seq       Seq    // of the last record
-	got, done Seq    // acknowledged, executed
-	at        uint64 // the count that it has executed to
-	progress  Instant
+	seq       Seq     // of the last record
+	got, done Seq     // acknowledged, executed
+	at        uint64  // the count that it has executed to
+	progress  Instant // of it, or of the copy
+	carried   int64   // by the log's connection
+	loadBy    Instant
 	horizon   uint64
 	horizonAt Instant
-	let       uint64 // Released of the last Horizon
+	ahead     Instant // the machine went beyond the last horizon
+	let       uint64  // Released of the last Horizon
 
 	copyAt    Instant
 	round     int // of copying
 	why       Why
+	err       error // what was the matter
 	yieldBy   Instant
 	asked     bool // ChangeLock is not answered
 	retryAt   Instant
@@ -103,15 +108,6 @@ func (p *Primary) State() PrimaryState { return p.state }
 // Protected tells whether the secondary can go on.
 func (p *Primary) Protected() bool { return p.state == Paired && p.sure }
 
-// Lag returns how much of the log the secondary has not executed, in bytes, and
-// how many counts it is behind.
-func (p *Primary) Lag() (bytes, counts uint64) {
-	if !p.session {
-		return 0, 0
-	}
-	return p.logSize, p.count - min(p.at, p.count)
-}
-
 // Step takes one input and returns what is to be done, in order.
 func (p *Primary) Step(now Instant, in Input) []Effect {
 	p.wake(now)
@@ -125,21 +121,19 @@ func (p *Primary) Step(now Instant, in Input) []Effect {
 		for _, m := range in.List {
 			p.receive(in.Link, m)
 		}
-	case Connected:
-		p.connect(in.Next)
 	case Broken:
-		p.connected = false
-		if p.state == Copying || p.state == Pausing {
-			p.lose(WhyFailed)
+		// Of the other one the log's silence would tell.
+		if p.session && in.Link == Logging {
+			p.lose(WhyBroken, in.Err)
 		}
 	case Gone:
-		p.lose(WhyGone)
+		p.lose(WhyGone, nil)
 	case LockChanged:
 		p.lockChanged(in.Block)
 	case LockRefused:
 		p.asked, p.retryAt = false, p.now+Instant(p.limits.RetryEvery)
 		if p.state == PairingUp {
-			p.lose(WhyLock)
+			p.lose(WhyLock, in.Err)
 		}
 		if !p.complains {
 			p.complains = true
@@ -150,13 +144,17 @@ func (p *Primary) Step(now Instant, in Input) []Effect {
 	case TurnOn:
 		p.turnOn(in.Partner)
 	case TurnOff:
-		p.lose(WhyAsked)
+		p.lose(WhyAsked, nil)
 	case HandOver:
 		if p.Protected() && !p.ending {
 			p.state, p.yieldBy = Yielding, p.now+Instant(p.limits.YieldWithin)
 			p.pause(true)
 		}
 	case Tick:
+		if in.Carried != p.carried && p.state == Copying {
+			p.progress = p.now
+		}
+		p.carried = in.Carried
 		p.tick()
 	}
 	p.settle()
@@ -168,13 +166,11 @@ func (p *Primary) machine(in Input) {
 	switch in := in.(type) {
 	case Delivered:
 		p.count = max(p.count, in.In.At)
-		p.append(Entry(in))
-		p.horizon = max(p.horizon, in.In.At)
+		p.append(Entry(in), in.In.At)
 	case Ran:
 		p.ranTo(in)
 	case Hashed:
-		p.append(Digest(in))
-		p.horizon = max(p.horizon, in.Count)
+		p.append(Digest(in), in.Count)
 	case Ended:
 		p.ending = true
 		p.tellHorizon()
@@ -188,14 +184,14 @@ func (p *Primary) machine(in Input) {
 			p.do(SendState{p.next})
 		case Yielding:
 			p.tellHorizon()
-			p.append(Yield{})
+			p.append(Yield{}, 0)
 		default:
 		}
 	case StateSent:
 		if p.state == Pausing {
 			p.state = PrimaryLoading
 			p.seq, p.got, p.done, p.at = 0, 0, 0, p.count
-			p.progress = p.now
+			p.loadBy = p.now + Instant(p.limits.LoadWithin)
 			p.horizon, p.horizonAt, p.let = p.count, p.now, p.released
 			p.resume()
 		}
@@ -205,21 +201,23 @@ func (p *Primary) machine(in Input) {
 // logs tells whether what happens is recorded for a secondary.
 func (p *Primary) logs() bool { return p.session && p.state >= PrimaryLoading }
 
-// append adds a record to the log.
-func (p *Primary) append(r Record) {
+// append adds a record to the log, which is complete up to a count then.
+func (p *Primary) append(r Record, to uint64) {
 	if !p.logs() {
 		return
 	}
 	p.seq++
-	s := sent{Record: r, seq: p.seq, at: p.now, size: recordCost}
+	s := sent{seq: p.seq, at: p.now, since: p.now, size: recordCost}
+	if p.count > p.horizon {
+		s.since = p.ahead
+	}
+	p.horizon = max(p.horizon, to)
 	if e, ok := r.(Entry); ok {
 		s.size += uint64(len(e.In.Data))
 	}
 	p.log = append(p.log, s)
 	p.logSize += s.size
-	if p.connected {
-		p.do(Send{Logging, p.seq, r})
-	}
+	p.do(Send{Logging, p.seq, r})
 }
 
 // recordCost is about what a record takes, but for its data, in bytes.
@@ -228,8 +226,8 @@ const recordCost = 32
 // tellHorizon tells the secondary how far it may go.
 func (p *Primary) tellHorizon() {
 	if p.logs() {
-		p.horizon, p.horizonAt, p.let = p.count, p.now, p.released
-		p.append(Horizon{p.count, p.released})
+		p.horizonAt, p.let = p.now, p.released
+		p.append(Horizon{p.count, p.released}, p.count)
 	}
 }
 
@@ -238,6 +236,9 @@ func (p *Primary) tellHorizon() {
 // a horizon of Count covers every output that an instruction before it caused, and
 // the inputs of Count that were delivered cover those that they caused.
 func (p *Primary) ranTo(in Ran) {
+	if in.Count > p.horizon && p.count <= p.horizon {
+		p.ahead = p.now
+	}
 	p.count = max(p.count, in.Count)
 	waits := false
 	for _, o := range in.Outputs {
@@ -296,24 +297,22 @@ func (p *Primary) receive(l Link, m Message) {
 	if !p.session || p.state == PrimaryOver {
 		return
 	}
-	p.hear()
+	p.hear(l)
 	switch m := m.(type) {
 	case Ack:
 		p.ack(m)
 	case Ready:
-		if p.state == PrimaryLoading && l == Logging {
-			p.state = PairingUp
-			p.change(p.partner)
-		}
+		// It may come before StateSent does.
+		p.ready = p.ready || l == Logging && (p.state == Pausing || p.state == PrimaryLoading)
 	case Live:
 		p.over(Halt{WhyHandedOver, nil})
 	case Bye:
 		// It takes no lock any more, so nothing has to wait for it.
-		if m.Why == WhyDiverged {
+		if m.Why == WhyDiverged && p.logs() {
 			p.do(Event{Kind: Diverged, Why: m.Why}, Keep{p.at})
 		}
 		p.told = false
-		p.lose(m.Why)
+		p.lose(m.Why, nil)
 		p.drop(m.Why)
 	default: // a heartbeat, or what a secondary does not say
 	}
@@ -325,7 +324,7 @@ func (p *Primary) ack(a Ack) {
 		return
 	}
 	if a.Got > p.seq || a.Done > a.Got {
-		p.lose(WhyFailed)
+		p.lose(WhyFailed, fault.New(fault.Corrupt, "the secondary has acknowledged record %d and executed %d, and there are %d", a.Got, a.Done, p.seq))
 		return
 	}
 	if a.Done > p.done || a.Count > p.at {
@@ -333,7 +332,6 @@ func (p *Primary) ack(a Ack) {
 	}
 	p.got, p.done, p.at = a.Got, max(p.done, a.Done), max(p.at, a.Count)
 	for p.acked < len(p.log) && p.log[p.acked].seq <= p.got {
-		p.log[p.acked].Record = nil
 		p.acked++
 	}
 	for len(p.log) > 0 && p.log[0].seq <= p.done {
@@ -346,32 +344,15 @@ func (p *Primary) ack(a Ack) {
 	}
 }
 
-// connect sends again what the secondary lacks.
-func (p *Primary) connect(next Seq) {
-	if !p.logs() {
-		return
-	}
-	if next <= p.got || next > p.seq+1 {
-		p.lose(WhyFailed)
-		return
-	}
-	p.connected = true
-	for _, s := range p.log[p.acked:] {
-		if s.seq >= next {
-			p.do(Send{Logging, s.seq, s.Record})
-		}
-	}
-}
-
 // turnOn begins to copy the machine.
 func (p *Primary) turnOn(partner vmlock.Owner) {
 	if p.state != Alone || p.session || p.ending {
 		return
 	}
-	p.partner, p.session, p.connected = partner, true, true
-	p.told, p.sure, p.log, p.acked, p.logSize, p.why = false, false, nil, 0, 0, WhyNone
-	p.hear()
-	p.copyAt, p.round = p.now, 0
+	p.partner, p.session, p.ready, p.told, p.sure = partner, true, false, false, false
+	p.log, p.acked, p.logSize, p.why, p.err = nil, 0, 0, WhyNone, nil
+	p.hear(Logging)
+	p.copyAt, p.progress, p.carried, p.round = p.now, p.now, 0, 0
 	p.state = Copying
 	p.do(Copy{Round: 1})
 }
@@ -385,7 +366,7 @@ func (p *Primary) lockChanged(block [vmlock.BlockSize]byte) {
 		// What has left until now is before this horizon; what comes waits.
 		p.state, p.told = Paired, true
 		p.tellHorizon()
-		p.append(Pairing{block})
+		p.append(Pairing{block}, 0)
 		p.pairing = p.seq
 	case p.state == Parting && err == nil && b.Paired():
 		p.change(vmlock.Owner{})
@@ -403,16 +384,16 @@ func (p *Primary) change(partner vmlock.Owner) {
 
 // lose gives the secondary up. One that may know the block is first shut out by the
 // lock: until then outputs wait, and what it still acknowledges counts.
-func (p *Primary) lose(why Why) {
+func (p *Primary) lose(why Why, err error) {
 	switch p.state {
 	case Copying, Pausing, PrimaryLoading:
-		p.why = why
+		p.why, p.err = why, err
 		p.alone()
 	case PairingUp:
-		p.state, p.why = Parting, why
+		p.state, p.why, p.err = Parting, why, err
 		p.drop(why)
 	case Paired, Yielding:
-		p.state, p.why = Parting, why
+		p.state, p.why, p.err = Parting, why, err
 		if p.broken == flawNoAlone {
 			p.alone()
 			return
@@ -427,7 +408,7 @@ func (p *Primary) alone() {
 	p.state, p.told, p.sure = Alone, false, false
 	p.letGo()
 	p.drop(p.why)
-	p.do(Event{Kind: Unprotected, Why: p.why})
+	p.do(Event{Kind: Unprotected, Why: p.why, Err: p.err})
 	p.resume()
 }
 
@@ -438,7 +419,7 @@ func (p *Primary) drop(why Why) {
 	}
 	p.both(Bye{why})
 	p.do(Drop{why})
-	p.session, p.connected, p.log, p.acked, p.logSize = false, false, nil, 0, 0
+	p.session, p.log, p.acked, p.logSize = false, nil, 0, 0
 }
 
 // over is the end of a machine that another runs now.
@@ -452,7 +433,7 @@ func (p *Primary) finish() {
 	if !p.drained || p.state == PrimaryOver {
 		return
 	}
-	p.append(Finished{})
+	p.append(Finished{}, 0)
 	p.drop(WhyFinished)
 	p.do(Finish{})
 	p.state = PrimaryOver
@@ -467,14 +448,20 @@ func (p *Primary) tick() {
 		p.tellHorizon()
 	}
 	switch {
-	case p.session && p.silent():
-		p.lose(WhySilent)
+	case p.session && p.silent() && (p.state >= PairingUp || p.since(p.heard) >= p.limits.StuckAfter):
+		// Before anything waits for the other one there is no haste: its process has to begin.
+		p.lose(WhySilent, nil)
 	case p.state == Paired && p.stalled():
-		p.lose(WhyStalled)
-	case p.logs() && p.pace == 0 && p.now.Sub(max(p.progress, p.woke)) >= p.limits.StuckAfter:
-		p.lose(WhyStalled)
+		p.lose(WhyStalled, nil)
+	case p.broken == flawPatient:
+	case p.state == Copying && p.since(p.progress) >= p.limits.StuckAfter:
+		p.lose(WhySlow, fault.New(fault.Unreachable, "the secondary has taken nothing of the copy for %v", p.limits.StuckAfter))
+	case p.state == PrimaryLoading && p.now >= p.loadBy:
+		p.lose(WhySlow, fault.New(fault.Unreachable, "the secondary is not ready, or too far behind, %v after the copy", p.limits.LoadWithin))
+	case p.logs() && p.pace == 0 && p.since(p.progress) >= p.limits.StuckAfter:
+		p.lose(WhySlow, fault.New(fault.Unreachable, "the secondary has executed nothing for %v", p.limits.StuckAfter))
 	case p.state == Yielding && p.now >= p.yieldBy:
-		p.lose(WhyStalled)
+		p.lose(WhySlow, fault.New(fault.Unreachable, "the secondary has not taken over within %v", p.limits.YieldWithin))
 	}
 	if p.state == Parting && !p.asked && p.now >= p.retryAt {
 		p.change(vmlock.Owner{})
@@ -483,7 +470,7 @@ func (p *Primary) tick() {
 
 // stalled tells whether a record waits too long to be acknowledged.
 func (p *Primary) stalled() bool {
-	return p.acked < len(p.log) && p.now.Sub(max(p.log[p.acked].at, p.woke)) >= p.limits.Stalled
+	return p.acked < len(p.log) && p.since(p.log[p.acked].at) >= p.limits.Stalled
 }
 
 // settle does what follows from any input.
@@ -492,6 +479,10 @@ func (p *Primary) settle() {
 		return
 	}
 	p.letGo()
+	if p.state == PrimaryLoading && p.ready && !p.ending && p.behind() < p.limits.LagTime {
+		p.state = PairingUp
+		p.change(p.partner)
+	}
 	p.setPace()
 	if p.ending && !p.drained && len(p.held) == 0 {
 		p.drained = true

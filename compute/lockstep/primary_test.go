@@ -200,8 +200,7 @@ func TestLost(t *testing.T) {
 		"by demand":            func(b *bench) []Effect { return b.step(TurnOff{}) },
 		"a nonsense":           func(b *bench) []Effect { return b.hear(Ack{Got: 99}) },
 		"another nonsense":     func(b *bench) []Effect { return b.hear(Ack{Got: 3, Done: 4}) },
-		"a log that is gone":   func(b *bench) []Effect { return b.step(Connected{Next: 2}) },
-		"a log that is not":    func(b *bench) []Effect { return b.step(Connected{Next: 5}) },
+		"its connection":       func(b *bench) []Effect { return b.step(Broken{Logging, fault.New(fault.Corrupt, "flipped")}) },
 		"a handing over, late": func(b *bench) []Effect { b.step(HandOver{}); return b.pass(DefaultLimits().YieldWithin, Beat{}) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -320,27 +319,79 @@ func TestTurnOn(t *testing.T) {
 	if out := b.step(TurnOn{ownerS}); !slices.Contains(out, Effect(Copy{1})) {
 		t.Errorf("another pair: %v", out)
 	}
+	if out := b.step(Broken{Management, nil}); len(out) > 0 {
+		t.Errorf("without the management link: %v", out)
+	}
 	if out := b.step(Broken{}); b.p.State() != Alone || len(all[Drop](out)) != 1 {
 		t.Errorf("broken while it copies: %v", out)
 	}
 }
 
-// TestResume: another connection gets what the secondary lacks, in order, once.
-func TestResume(t *testing.T) {
-	b := pairedPrimary(t)
-	b.step(Broken{})
-	for i := range uint64(3) {
-		if out := b.step(Delivered{&device.Input{At: 1001 + i}}); len(out) > 0 {
-			t.Fatalf("sent without a connection: %v", out)
-		}
+// TestReadyEarly: the secondary may be ready before the core hears that the state was sent.
+func TestReadyEarly(t *testing.T) {
+	b := alonePrimary(t)
+	b.step(TurnOn{ownerS})
+	b.step(Copied{Bytes: 1, Left: 0})
+	b.step(Paused{})
+	b.hear(Beat{}, Ready{})
+	if out := b.step(StateSent{}); b.p.State() != PairingUp || !slices.Equal(all[ChangeLock](out), []ChangeLock{{ownerS}}) {
+		t.Errorf("%v: %v", b.p.State(), out)
 	}
-	out := b.step(Connected{Next: 4})
-	var got []Seq
-	for _, s := range all[Send](out) {
-		got = append(got, s.Seq)
+	// Of another pair it means nothing.
+	b.step(Gone{})
+	b.step(LockChanged{lockBlock(2, ownerP, vmlock.Owner{})})
+	b.step(TurnOn{ownerS})
+	b.step(Copied{Bytes: 1, Left: 0})
+	b.step(Paused{})
+	if out := b.step(StateSent{}); b.p.State() != PrimaryLoading || len(all[ChangeLock](out)) > 0 {
+		t.Errorf("the next one: %v: %v", b.p.State(), out)
 	}
-	if !slices.Equal(got, []Seq{4, 5}) {
-		t.Errorf("sent again: %v", got)
+}
+
+// TestNoProgress: a secondary that lives and takes nothing of the copy, or is never ready, is given up
+// after the stated time, and the machine goes on. One whose bytes move is not.
+func TestNoProgress(t *testing.T) {
+	l := DefaultLimits()
+	for name, c := range map[string]struct {
+		begin func(b *bench)
+		bound time.Duration
+	}{
+		"the copy": {func(b *bench) { b.step(TurnOn{ownerS}) }, l.StuckAfter},
+		"a later round": {func(b *bench) {
+			b.step(TurnOn{ownerS})
+			b.pass(l.StuckAfter/2, Beat{})
+			b.step(Copied{Bytes: 1 << 20, Left: 1 << 30})
+		}, l.StuckAfter},
+		"loading": {func(b *bench) {
+			b.step(TurnOn{ownerS})
+			b.step(Copied{Bytes: 1 << 20, Left: 0})
+			b.step(Paused{})
+			b.step(StateSent{})
+		}, l.LoadWithin},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := alonePrimary(t)
+			c.begin(b)
+			state := b.p.State()
+			b.pass(c.bound-TickEvery, Beat{})
+			if b.p.State() != state {
+				t.Fatalf("given up early: %v", b.p.why)
+			}
+			out := b.pass(2*TickEvery, Beat{})
+			e := all[Event](out)
+			if b.p.State() != Alone || len(e) != 1 || e[0].Kind != Unprotected || e[0].Why != WhySlow || !fault.Is(e[0].Err, fault.Unreachable) || len(all[Drop](out)) != 1 {
+				t.Errorf("%v, %v", b.p.State(), out)
+			}
+		})
+	}
+	b := alonePrimary(t)
+	b.step(TurnOn{ownerS})
+	for i := range int64(100) {
+		b.pass(time.Second, Beat{})
+		b.step(Tick{Carried: i})
+	}
+	if b.p.State() != Copying {
+		t.Errorf("a slow link: %v", b.p.why)
 	}
 }
 
@@ -366,26 +417,48 @@ func TestBye(t *testing.T) {
 func TestPace(t *testing.T) {
 	l := DefaultLimits()
 	b := pairedPrimary(t)
+	b.hear(Ack{Got: b.p.seq, Done: b.p.seq, Count: b.p.count})
+	began := b.now
+	b.step(Ran{Count: 2000})
 	for _, c := range []struct {
-		lag  uint64
+		lag  time.Duration
 		want int
-	}{{l.LagCounts / 4, 100}, {l.LagCounts / 2, 75}, {l.LagCounts * 7 / 8, 25}, {l.LagCounts, 0}, {2 * l.LagCounts, 0}} {
-		b.step(Ran{Count: 1000 + c.lag})
+	}{{l.LagTime / 4, 100}, {l.LagTime / 2, 75}, {l.LagTime * 7 / 8, 25}, {l.LagTime, 0}, {2 * l.LagTime, 0}} {
+		for b.now < began+Instant(c.lag) {
+			b.now = min(b.now+Instant(5*time.Millisecond), began+Instant(c.lag))
+			b.step(Ran{Count: b.p.count + 1000})
+			b.step(Tick{})
+			b.hear(Ack{Got: b.p.seq})
+		}
 		if b.p.pace != c.want {
-			t.Errorf("%d counts behind: pace %d", c.lag, b.p.pace)
+			t.Errorf("%v behind: pace %d", c.lag, b.p.pace)
+		}
+		if lag := b.p.Lag(); lag.Time != c.lag || lag.Counts != b.p.count-1000 {
+			t.Errorf("%v behind, and it says %+v", c.lag, lag)
 		}
 	}
 	// It was told how far it may go.
-	if b.p.horizon < 1000+l.LagCounts {
-		t.Errorf("the machine stands at its bound, and the horizon is %d", b.p.horizon)
+	if b.p.horizon < b.p.count {
+		t.Errorf("the machine stands at its bound at %d, and the horizon is %d", b.p.count, b.p.horizon)
 	}
+	b.hear(Ack{Got: b.p.seq, Done: b.p.seq, Count: b.p.count})
+	if lag := b.p.Lag(); lag != (Lag{}) {
+		t.Errorf("caught up: %+v", lag)
+	}
+	// What the machine does after it stood counts from then on.
+	b.pass(400*time.Millisecond, Beat{})
+	b.step(Ran{Count: b.p.count + 1000})
+	if lag := b.p.Lag(); lag.Time != 0 || b.p.pace != 100 {
+		t.Errorf("a moment after it stood: %+v, pace %d", lag, b.p.pace)
+	}
+	b.step(Tick{})
 	b.hear(Ack{Got: b.p.seq, Done: b.p.seq, Count: b.p.count})
 	if b.p.pace != 100 {
 		t.Errorf("caught up: pace %d", b.p.pace)
 	}
 	b.step(Delivered{&device.Input{At: b.p.count, Data: make([]byte, l.LagBytes)}})
-	if bytes, _ := b.p.Lag(); bytes < l.LagBytes || b.p.pace != 0 {
-		t.Errorf("%d bytes behind: pace %d", bytes, b.p.pace)
+	if lag := b.p.Lag(); lag.Bytes < l.LagBytes || b.p.pace != 0 {
+		t.Errorf("%d bytes behind: pace %d", lag.Bytes, b.p.pace)
 	}
 	got := Ack{Got: b.p.seq, Done: b.p.seq - 1, Count: b.p.count}
 	out := b.pass(l.StuckAfter-time.Second, got)
@@ -393,8 +466,67 @@ func TestPace(t *testing.T) {
 		t.Errorf("given up after %v: %v", b.now, out)
 	}
 	b.pass(2*time.Second, got)
-	if b.p.State() != Parting || b.p.why != WhyStalled {
+	if b.p.State() != Parting || b.p.why != WhySlow {
 		t.Errorf("one that executes nothing: %v", b.p.State())
+	}
+}
+
+// TestCatchUp: what happens while the secondary loads does not slow the machine; once it is ready the
+// machine goes slower, and does not stand, and it is paired when it is no farther behind than the
+// bound.
+func TestCatchUp(t *testing.T) {
+	l := DefaultLimits()
+	b := loadingPrimary(t)
+	run := func(d time.Duration, pace int) {
+		t.Helper()
+		for end := b.now + Instant(d); b.now < end; {
+			b.now += Instant(5 * time.Millisecond)
+			b.step(Ran{Count: b.p.count + 1000})
+			b.step(Tick{})
+			b.hear(Ack{Got: b.p.seq, Done: b.p.done, Count: b.p.at})
+		}
+		if b.p.pace != pace || b.p.State() != PrimaryLoading {
+			t.Fatalf("%v, pace %d instead of %d", b.p.State(), b.p.pace, pace)
+		}
+	}
+	run(2*time.Second, 100)
+	b.hear(Ready{})
+	run(time.Second, 25)
+	behind := b.p.log[len(b.p.log)-2]
+	if out := b.hear(Ack{Got: b.p.seq, Done: behind.seq, Count: b.p.count}); b.p.State() != PairingUp || len(all[ChangeLock](out)) != 1 {
+		t.Errorf("it has caught up: %v", b.p.State())
+	}
+	// One that does not is given up.
+	b = loadingPrimary(t)
+	run(time.Second, 100)
+	b.hear(Ready{})
+	run(l.LoadWithin-2*time.Second, 25)
+	b.pass(2*time.Second, Beat{})
+	if b.p.State() != Alone || b.p.why != WhySlow {
+		t.Errorf("one that is too slow: %v, %v", b.p.State(), b.p.why)
+	}
+}
+
+// TestClockBack: a clock that goes back an hour has stood still, as far as a side can tell; one that
+// goes forth is a time in which it was not run.
+func TestClockBack(t *testing.T) {
+	for _, by := range []time.Duration{-time.Hour, time.Hour} {
+		b, s := pairedPrimary(t), protectedSecondary(t)
+		for _, side := range []*bench{b, s} {
+			side.now = max(side.now+Instant(by), 0)
+			var out []Effect
+			for range 100 {
+				side.now += Instant(TickEvery)
+				out = append(out, side.hear(Beat{})...)
+				out = append(out, side.step(Tick{})...)
+			}
+			if n := len(all[Send](out)); n < 38 {
+				t.Errorf("by %v: %d messages in two seconds", by, n)
+			}
+		}
+		if b.p.State() != Paired || s.s.State() != Protecting {
+			t.Errorf("by %v: %v and %v", by, b.p.State(), s.s.State())
+		}
 	}
 }
 

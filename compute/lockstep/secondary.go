@@ -66,20 +66,11 @@ const retrySlower = 4
 
 // NewSecondary returns a side that waits for the machine.
 func NewSecondary(cfg SecondaryConfig, now Instant) *Secondary {
-	return &Secondary{peer: peer{limits: cfg.Limits, now: now, ran: now, heard: now, broken: cfg.Broken}, me: cfg.Me}
+	return &Secondary{peer: peer{limits: cfg.Limits, now: now, ran: now, heard: now, heardLog: now, broken: cfg.Broken}, me: cfg.Me}
 }
 
 // State returns where it is.
 func (s *Secondary) State() SecondaryState { return s.state }
-
-// Next is the record from which on it wants the log when there is another connection;
-// 0: there can be none.
-func (s *Secondary) Next() Seq {
-	if !s.started || s.state >= Taking {
-		return 0
-	}
-	return s.got + 1
-}
 
 // Step takes one input and returns what is to be done, in order.
 func (s *Secondary) Step(now Instant, in Input) []Effect {
@@ -89,7 +80,7 @@ func (s *Secondary) Step(now Instant, in Input) []Effect {
 	}
 	switch in := in.(type) {
 	case Received:
-		s.hear()
+		s.hear(in.Link)
 		for _, m := range in.List {
 			s.receive(in.Link, m)
 		}
@@ -108,17 +99,8 @@ func (s *Secondary) Step(now Instant, in Input) []Effect {
 		s.executed(in)
 	case Differs:
 		s.differs(in)
-	case Connected:
-		// What was said last may be lost.
-		s.ackedGot, s.ackedDone = 0, 0
-		if s.state == Following {
-			s.do(Send{Link: Logging, Message: Ready{}})
-		}
-		s.ack(true)
 	case Broken:
-		if !s.started {
-			s.over(WhyFailed, fault.New(fault.Unreachable, "the connection to the primary broke before the machine was copied"))
-		}
+		s.broke(in)
 	case Gone:
 		s.lost(WhyGone)
 	case TurnOff:
@@ -173,7 +155,11 @@ func (s *Secondary) receive(l Link, m Message) {
 			s.do(Load{m})
 		}
 	case Bye:
-		s.over(m.Why, fault.New(fault.Canceled, "the primary goes on without this secondary: %s", m.Why))
+		err := fault.New(fault.Canceled, "the primary goes on without this secondary: %s", m.Why)
+		if s.damage != nil {
+			err = fault.Wrap(fault.KindOf(s.damage), s.damage, "the primary goes on without this secondary")
+		}
+		s.over(m.Why, err)
 	default: // a heartbeat, or what a primary does not say
 	}
 }
@@ -274,6 +260,21 @@ func (s *Secondary) differs(d Differs) {
 	s.farewell(why, d.Err)
 }
 
+// broke follows the end of a connection. One that can go on waits for the word of a primary
+// which it still hears on the other link; when both have ended, the primary most likely has.
+func (s *Secondary) broke(b Broken) {
+	s.ended[b.Link] = true
+	if b.Link == Logging && s.damage == nil {
+		s.damage = b.Err
+	}
+	if s.state < Protecting && b.Link == Logging {
+		s.farewell(WhyBroken, fault.Wrap(fault.KindOf(b.Err), b.Err, "before this secondary could go on"))
+	}
+	if s.ended == [Links]bool{true, true} {
+		s.lost(WhyBroken)
+	}
+}
+
 // lost follows the suspicion that the primary is dead, or its wish.
 func (s *Secondary) lost(why Why) {
 	switch s.state {
@@ -328,15 +329,25 @@ func (s *Secondary) over(why Why, err error) {
 	s.do(Halt{why, err})
 }
 
+// ackLate is how many times AckEvery what was executed may wait to be told.
+const ackLate = 4
+
 // tick does what is due.
 func (s *Secondary) tick() {
 	if s.due() {
 		s.both(Beat{})
 		s.ack(true)
 	}
+	// What was executed last is told with the next record, or after a while.
+	if s.now.Sub(s.ackedAt) >= ackLate*s.limits.AckEvery {
+		s.ack(true)
+	}
 	switch {
-	case s.state < Taking && s.silent():
+	case s.state == Protecting && s.silent(), s.state < Taking && s.now.Sub(s.heard) >= s.limits.StuckAfter:
 		s.lost(WhySilent)
+	case s.state == Protecting && s.now.Sub(s.heardLog) >= 2*s.limits.Stalled:
+		// The primary is there, and had the time to say that it goes on.
+		s.lost(WhyStalled)
 	case s.state == Taking && !s.asked && s.now >= s.retryAt:
 		s.take()
 	}

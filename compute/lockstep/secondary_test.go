@@ -15,11 +15,8 @@ func loadingSecondary(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{t: t, now: 5_000_000}
 	b.s = NewSecondary(SecondaryConfig{Limits: DefaultLimits(), Me: ownerS}, b.now)
-	if b.s.Next() != 0 {
-		t.Fatal("it wants a log before it has a machine")
-	}
 	out := b.hear(Pages{0, make([]byte, 4096)}, Part{[]byte{1}}, Start{Count: 1000, Output: 5})
-	if len(all[Store](out)) != 2 || len(all[Load](out)) != 1 || b.s.Next() != 1 {
+	if len(all[Store](out)) != 2 || len(all[Load](out)) != 1 {
 		t.Fatalf("%v", out)
 	}
 	return b
@@ -47,26 +44,28 @@ func protectedSecondary(t *testing.T) *bench {
 }
 
 // TestAcknowledges: what came is acknowledged at once, together, whether it was executed or
-// not; and after another connection again.
+// not, and what was executed after a while.
 func TestAcknowledges(t *testing.T) {
 	b := protectedSecondary(t)
 	out := b.hear(Entry{&device.Input{At: 1001}}, Horizon{1100, 4}, Beat{})
-	if s := all[Send](out); len(s) != 1 || s[0].Message != (Ack{Got: 4, Done: 2, Count: 1000}) || b.s.Next() != 5 {
+	if s := all[Send](out); len(s) != 1 || s[0].Message != (Ack{Got: 4, Done: 2, Count: 1000}) {
 		t.Errorf("%v", out)
 	}
 	if e := all[Execute](out); len(e) != 2 || e[0].Seq != 3 || e[1].Seq != 4 {
 		t.Errorf("%v", e)
 	}
-	b.step(Broken{})
-	if s := all[Send](b.step(Connected{Next: 5})); len(s) != 1 || s[0].Message != (Ack{Got: 4, Done: 2, Count: 1000}) {
-		t.Errorf("connected again: %v", s)
+	if s := all[Send](b.step(Executed{Seq: 3, Count: 1001})); len(s) > 0 {
+		t.Errorf("executed a moment later: %v", s)
+	}
+	if s := all[Send](b.pass(2 * TickEvery)); !slices.ContainsFunc(s, func(s Send) bool { return s.Message == (Ack{Got: 4, Done: 3, Count: 1001}) }) {
+		t.Errorf("a while later: %v", s)
 	}
 	b.now += Instant(time.Second / 10)
 	if s := all[Send](b.step(Executed{Seq: 4, Count: 1100})); len(s) != 1 || s[0].Message != (Ack{Got: 4, Done: 4, Count: 1100}) {
 		t.Errorf("executed: %v", s)
 	}
 	// A record counts on the log's link alone.
-	if b.step(Received{Management, []Message{Horizon{2000, 4}}}); b.s.Next() != 5 {
+	if b.step(Received{Management, []Message{Horizon{2000, 4}}}); b.s.got != 4 {
 		t.Error("a record on the other link")
 	}
 }
@@ -77,6 +76,13 @@ func TestTakesOver(t *testing.T) {
 	for name, lose := range map[string]func(b *bench) []Effect{
 		"silence":     func(b *bench) []Effect { return b.pass(DefaultLimits().Silence) },
 		"its process": func(b *bench) []Effect { return b.step(Gone{}) },
+		"its connections": func(b *bench) []Effect {
+			if out := b.step(Broken{Logging, nil}); len(out) > 0 {
+				b.t.Errorf("one of them: %v", out)
+			}
+			return b.step(Broken{Management, nil})
+		},
+		"a log that is silent": func(b *bench) []Effect { return b.pass(2*DefaultLimits().Stalled, Beat{}) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := protectedSecondary(t)
@@ -86,7 +92,7 @@ func TestTakesOver(t *testing.T) {
 				t.Fatalf("%v", out)
 			}
 			got := b.s.got
-			if out := b.hear(Horizon{1300, 8}, Entry{&device.Input{At: 1300}}); len(out) > 0 || b.s.got != got || b.s.Next() != 0 {
+			if out := b.hear(Horizon{1300, 8}, Entry{&device.Input{At: 1300}}); len(out) > 0 || b.s.got != got {
 				t.Fatalf("after it has asked: %v", out)
 			}
 			out = b.step(LockChanged{lockBlock(2, ownerS, vmlock.Owner{})})
@@ -143,7 +149,10 @@ func TestYields(t *testing.T) {
 func TestOnlyThePair(t *testing.T) {
 	b := loadingSecondary(t)
 	b.step(Loaded{})
-	out := b.pass(DefaultLimits().Silence)
+	if out := b.pass(DefaultLimits().StuckAfter - TickEvery); len(all[Halt](out)) > 0 {
+		t.Errorf("not told, and a primary that takes its time: %v", out)
+	}
+	out := b.pass(DefaultLimits().StuckAfter)
 	if len(all[TakeLock](out)) > 0 || len(all[Halt](out)) != 1 || b.s.State() != SecondaryOver {
 		t.Errorf("not told: %v", out)
 	}
@@ -160,8 +169,34 @@ func TestOnlyThePair(t *testing.T) {
 	}
 	b = &bench{t: t}
 	b.s = NewSecondary(SecondaryConfig{Limits: DefaultLimits(), Me: ownerS}, 0)
-	if out := b.step(Broken{}); len(all[Halt](out)) != 1 {
+	out = b.step(Broken{Logging, fault.New(fault.Corrupt, "flipped")})
+	if h := all[Halt](out); len(h) != 1 || h[0].Why != WhyBroken || !fault.Is(h[0].Err, fault.Corrupt) {
 		t.Errorf("broken before the start: %v", out)
+	}
+	// The primary may take its time to begin.
+	b = &bench{t: t}
+	b.s = NewSecondary(SecondaryConfig{Limits: DefaultLimits(), Me: ownerS}, 0)
+	b.pass(DefaultLimits().StuckAfter - TickEvery)
+	if b.s.State() != Loading {
+		t.Errorf("a primary that takes its time: %v", b.s.State())
+	}
+	if b.pass(DefaultLimits().StuckAfter); b.s.State() != SecondaryOver {
+		t.Errorf("a primary that never begins: %v", b.s.State())
+	}
+}
+
+// TestPrimaryGoesOn: a secondary whose log broke leaves it to a primary that says so, and tells what
+// was the matter.
+func TestPrimaryGoesOn(t *testing.T) {
+	b := protectedSecondary(t)
+	out := b.step(Broken{Logging, fault.New(fault.Corrupt, "flipped")})
+	out = append(out, b.pass(DefaultLimits().Stalled, Beat{})...)
+	if len(all[TakeLock](out)) > 0 {
+		t.Fatalf("%v", out)
+	}
+	out = b.step(Received{Management, []Message{Bye{WhyBroken}}})
+	if h := all[Halt](out); len(h) != 1 || h[0].Why != WhyBroken || !fault.Is(h[0].Err, fault.Corrupt) {
+		t.Errorf("%v", out)
 	}
 }
 

@@ -21,11 +21,13 @@
 // that writes; the lock is asked by one of its own.
 //
 // What is in the box and in a link's buffer is bounded by the core: by LagBytes, by
-// HeldBytes, and by what one turn of a machine does.
+// HeldBytes, and by what one turn of a machine does. The last of the log is kept in memory
+// on both sides, up to 32 MiB, for a difference between them: Options.Keep and KeepLog.
 //
 // # What it trusts
 //
 // The links bring the other host's bytes, or end: whoever makes them has made sure who is at
-// the other end. What a link says is checked all the same, and the lock decides, whatever
-// it says.
+// the other end, and that it is of the same build. What a link says is checked all the same,
+// and the lock decides, whatever it says. One that says what makes no sense is closed; the pair
+// ends when it is the log's.
 package lockstepio

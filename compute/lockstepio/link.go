@@ -109,15 +109,33 @@ func (l *link) carry() {
 		}
 		l.out, l.spare, l.due, l.writing = l.spare[:0], nil, false, len(p)
 		l.mu.Unlock()
-		_, err := l.conn.Write(p)
+		err := l.write(p)
 		l.mu.Lock()
-		l.sent += int64(len(p))
 		l.writing, l.err = 0, err
 		if cap(p) <= spareMax {
 			l.spare = p
 		}
 		l.mu.Unlock()
 	}
+}
+
+// pieceMax is how much is written at once, in bytes: a link that takes so much is not stuck.
+const pieceMax = 256 << 10
+
+// write writes bytes to the connection, and counts what it has taken.
+func (l *link) write(p []byte) error {
+	for len(p) > 0 {
+		n, err := l.conn.Write(p[:min(len(p), pieceMax)])
+		l.mu.Lock()
+		l.sent += int64(n)
+		l.writing -= n
+		l.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	return nil
 }
 
 // spareMax is how large a buffer is kept, in bytes.
@@ -150,7 +168,8 @@ func (l *link) cut() {
 }
 
 // listen hands over what comes, until it is over, and returns why. want is the head that the
-// other one's stream is to have.
+// other one's stream is to have. Fails as a lockstep.Reader does, with fault.Unreachable where the
+// stream ends, and with fault.Invalid for one of another pair.
 func (l *link) listen(want lockstep.Head, take func(lockstep.Message)) error {
 	r, err := lockstep.NewReader(l.conn)
 	if err != nil {
@@ -161,6 +180,9 @@ func (l *link) listen(want lockstep.Head, take func(lockstep.Message)) error {
 	}
 	for {
 		m, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return fault.New(fault.Unreachable, "the other host has ended the connection")
+		}
 		if err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 
 	"steadfast/compute/lockstep"
 	"steadfast/compute/machine"
+	"steadfast/compute/machineio"
 	"steadfast/fault"
 )
 
@@ -148,7 +149,7 @@ func (h *host) count(t *testing.T) (n uint64) {
 // take over no more.
 func TestOutputRule(t *testing.T) {
 	w := newWorld(t, 2, 2*time.Second)
-	w.o.Limits.LagCounts = 1 << 40 // it is to go on for as long as it is looked at
+	w.o.Limits.LagTime = time.Hour // it is to go on for as long as it is looked at
 	p := w.boot()
 	s, cut := w.follow(p, 1, nil)
 	w.event("0 protected")
@@ -188,7 +189,7 @@ func (w *world) survivor(p, s *host) *host {
 // TestOutputRuleBroken: the test above would notice.
 func TestOutputRuleBroken(t *testing.T) {
 	w := newWorld(t, 2, patience)
-	w.o.Limits.LagCounts = 1 << 40
+	w.o.Limits.LagTime = time.Hour
 	w.o.broken = lockstep.Flaws()["output-early"]
 	p := w.boot()
 	_, cut := w.follow(p, 1, nil)
@@ -249,9 +250,7 @@ func TestDiverged(t *testing.T) {
 			w := newWorld(t, 3, patience)
 			p := w.boot()
 			n := 0
-			var kept bytes.Buffer
 			s, _ := w.follow(p, 1, func(o *SecondaryOptions) {
-				o.Keep = func(m *machine.Machine) { must(t, m.Save(&kept)) }
 				o.spoil = func(m *machine.Machine) {
 					if n++; n == 50 {
 						spoil(m)
@@ -267,12 +266,43 @@ func TestDiverged(t *testing.T) {
 			if !errors.As(s.err, &over) || over.Why != lockstep.WhyDiverged {
 				t.Errorf("the secondary: %v", s.err)
 			}
-			m, err := machine.Restore(&kept)
-			must(t, err)
-			must(t, m.Release())
-			w.work(3)
+			w.until("the log is kept", func() bool { return w.kept[0].log != nil })
+			w.sameFrom(spoil)
+			w.work(1)
+			// It gets another secondary.
+			s, _ = w.follow(p, 2, nil)
+			w.event("2 protected")
+			w.work(2)
 			w.judge(p)
+			s.waits(t)
 		})
+	}
+}
+
+// sameFrom holds that what was kept of the secondary's machine is, by the primary's log, what was kept
+// of the primary's, but for what was spoilt; and that the log shows it.
+func (w *world) sameFrom(spoil func(m *machine.Machine)) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p, err := machine.Restore(&w.kept[0].state)
+	must(w.t, err)
+	defer func() { must(w.t, p.Release()) }()
+	s, err := machine.Restore(&w.kept[1].state)
+	must(w.t, err)
+	defer func() { must(w.t, s.Release()) }()
+	ends, err := machineio.Survey(bytes.NewReader(w.kept[1].log))
+	if err != nil || !ends.Whole || ends.Damage != nil || ends.Last != s.Count() || s.Count() > p.Count() {
+		w.t.Errorf("the secondary's log ends at %d, and its machine is at %d, and the primary's at %d: %v %v", ends.Last, s.Count(), p.Count(), err, ends.Damage)
+	}
+	spoil(s) // once more, and it is as it was
+	log, err := machine.ReadLog(bytes.NewReader(w.kept[0].log))
+	must(w.t, err)
+	r, err := machine.NewReplay(s, log)
+	must(w.t, err)
+	must(w.t, r.Run(1<<64-1))
+	if s.Count() != p.Count() || s.HashAnew() != p.HashAnew() {
+		w.t.Errorf("the secondary's machine comes to %d, and is another than the primary's at %d", s.Count(), p.Count())
 	}
 }
 
@@ -308,13 +338,13 @@ func TestPaced(t *testing.T) {
 		}
 	})
 	w.event("0 protected")
-	most := uint64(0)
+	most := time.Duration(0)
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		most = max(most, p.p.Status().LagCounts)
+		most = max(most, time.Duration(p.p.Status().LagNS))
 	}
-	// A turn, and what it does until the core has heard of it, may be more than the bound.
-	if most < w.o.Limits.LagCounts/2 || most > 20*w.o.Limits.LagCounts {
-		t.Errorf("the secondary was %d counts behind, and %d are the bound", most, w.o.Limits.LagCounts)
+	// It is still behind for a while when the machine stands.
+	if bound := w.o.Limits.LagTime; most < bound/2 || most > 10*bound {
+		t.Errorf("the secondary was %v behind, and %v is the bound", most, bound)
 	}
 	close(slow)
 	w.work(3)

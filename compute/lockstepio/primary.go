@@ -32,6 +32,8 @@ type Primary struct {
 	// The machine's goroutine's.
 	copy     copying
 	stood    uint64           // the pause that was told
+	tail     *tail            // of the pair's log
+	given    uint64           // the count of the last input
 	digestAt uint64           // count
 	striped  uint32           // the last stripe that was digested
 	rests    lockstep.Instant // it is to stand still until then
@@ -50,6 +52,8 @@ type orders struct {
 	copy   uint64 // the number of the round since this began, 0 for none
 	round  int
 	to     *link // the copy's
+	keep   bool  // the machine and its log, for they differ from the secondary's
+	forget bool  // the log: the pair has ended
 }
 
 // Status is how a side of a pair does.
@@ -57,9 +61,12 @@ type Status struct {
 	// State is the core's, by name, and Protected tells whether the other one can go on.
 	State     string `json:"state"`
 	Protected bool   `json:"protected"`
-	// LagBytes of the log and LagCounts of the machine were not executed by the secondary.
+	// LagBytes of the log and LagCounts of the machine were not executed by the secondary, as far as
+	// it has said. LagNS is the lockstep interval, in nanoseconds: how long ago the machine was where
+	// the secondary is. Of a secondary they are not known.
 	LagBytes  uint64 `json:"lag_bytes"`
 	LagCounts uint64 `json:"lag_counts"`
+	LagNS     int64  `json:"lag_ns"`
 	// LogBytes were sent on the log's link of this pair, the copy among them.
 	LogBytes int64 `json:"log_bytes"`
 	// CopyBytes were pages and state of the last copy, PauseNS is how long the machine stood
@@ -141,7 +148,8 @@ func (p *Primary) note() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.status.State, p.status.Protected = state.String(), p.core.Protected()
-	p.status.LagBytes, p.status.LagCounts = p.core.Lag()
+	lag := p.core.Lag()
+	p.status.LagBytes, p.status.LagCounts, p.status.LagNS = lag.Bytes, lag.Counts, lag.Time.Nanoseconds()
 	if l := p.links[lockstep.Logging]; l != nil {
 		p.status.LogBytes = l.bytes()
 	}
@@ -178,7 +186,7 @@ func (p *Primary) doEffect(e lockstep.Effect) {
 	case lockstep.Resume:
 		p.order(func(o *orders) { o.pause, o.state = 0, 0 })
 	case lockstep.Drop:
-		p.order(func(o *orders) { o.round, o.to = 0, nil })
+		p.order(func(o *orders) { o.round, o.to, o.forget = 0, nil, true })
 		p.part()
 	case lockstep.Drain:
 		close(p.drain)
@@ -195,6 +203,7 @@ func (p *Primary) doEffect(e lockstep.Effect) {
 		p.cancel()
 	case lockstep.Keep:
 		p.o.Logger.Error("the secondary is another machine by now", slog.Uint64("count", e.Count))
+		p.order(func(o *orders) { o.keep = true })
 	}
 }
 
@@ -211,6 +220,7 @@ func (p *Primary) Turn(m *machine.Machine) (stand uint64, err error) {
 	o := p.orders
 	p.orders.state = 0
 	p.mu.Unlock()
+	p.forget(m, o)
 	switch {
 	case o.halted != nil:
 		return 0, o.halted
@@ -221,13 +231,30 @@ func (p *Primary) Turn(m *machine.Machine) (stand uint64, err error) {
 		return standNS, nil
 	}
 	p.copyTurn(m, o)
-	if p.logs.Load() && m.Count() >= p.digestAt {
+	if p.logs.Load() && m.Count() >= p.digestAt && m.Count() > p.given {
 		p.digest(m, true)
 	}
 	if at := now(); at < p.rests {
 		return uint64(p.rests.Sub(at)), nil
 	}
 	return 0, nil
+}
+
+// forget forgets the log of a pair that has ended, and has it and the machine kept before, if
+// the two sides differ: as of a count for which nothing was delivered yet.
+func (p *Primary) forget(m *machine.Machine, o orders) {
+	switch {
+	case o.keep && m.Count() == p.given && m.End() == machine.Running:
+		return // at the next turn
+	case o.keep:
+		p.o.keep(m, p.tail)
+	case !o.forget:
+		return
+	}
+	p.tail = nil
+	p.mu.Lock()
+	p.orders.keep, p.orders.forget = false, false
+	p.mu.Unlock()
 }
 
 // pause stands still as it was ordered, and does what is to be done meanwhile.
@@ -253,7 +280,9 @@ func (p *Primary) flushed(m *machine.Machine) { p.Ran(m.Count(), 0, m.Outputs())
 func (p *Primary) digest(m *machine.Machine, striped bool) {
 	p.flushed(m)
 	p.digestAt = m.Count() + p.o.DigestEvery
-	p.put(item{in: lockstep.Hashed{Count: m.Count(), Hash: m.Hash()}}, false)
+	in := lockstep.Hashed{Count: m.Count(), Hash: m.Hash()}
+	p.put(item{in: in}, false)
+	p.remember(lockstep.Digest(in))
 	if striped {
 		p.striped = p.striped%stripes(m) + 1
 		p.put(item{in: lockstep.Hashed{Count: m.Count(), Stripe: p.striped, Hash: stripe(m, p.striped)}}, false)
@@ -263,8 +292,17 @@ func (p *Primary) digest(m *machine.Machine, striped bool) {
 // unrungMax is how many bytes of inputs may wait for the clock's tick.
 const unrungMax = 256 << 10
 
+// remember keeps the last of the log.
+func (p *Primary) remember(r lockstep.Record) {
+	if p.tail != nil {
+		p.tail.add(r)
+	}
+}
+
 // Delivered implements machineio.Gate.
 func (p *Primary) Delivered(in *device.Input) {
+	p.given = in.At
+	p.remember(lockstep.Entry{In: in})
 	p.unrung += len(in.Data)
 	ring := p.unrung > unrungMax
 	if ring {
@@ -456,15 +494,12 @@ func (p *Primary) sendState(m *machine.Machine, o orders) {
 		}
 		parts = parts[n:]
 	}
-	// The core is told before the secondary can have answered.
-	start := lockstep.Start{Count: m.Count(), Output: o.state, Hash: m.Hash()}
-	p.put(item{call: func() {
-		if err := o.to.send(start); err != nil {
-			p.lost(o.to, err)
-		}
-		p.take(item{in: lockstep.StateSent{}, from: o.to})
-	}}, true)
+	if err := o.to.send(lockstep.Start{Count: m.Count(), Output: o.state, Hash: m.Hash()}); err != nil {
+		p.lost(o.to, err)
+	}
+	p.put(item{in: lockstep.StateSent{}, from: o.to}, true)
 	m.Copy(false)
+	p.tail = &tail{}
 	total, took := c.total, now().Sub(c.paused)
 	*c = copying{number: c.number}
 	p.digestAt = m.Count() + p.o.DigestEvery

@@ -25,9 +25,6 @@ type SecondaryOptions struct {
 	Accept func(cfg machine.Config) error
 	// Reload is the machine's: see machine.Machine.
 	Reload func() (kernel, initrd []byte, err error)
-	// Keep, if any, is called with a machine that is another one than the primary's by now,
-	// before it is given up: it may save it.
-	Keep func(m *machine.Machine)
 	// Leak is the machine's, for a check that must notice.
 	Leak func() uint64
 
@@ -44,6 +41,7 @@ type Secondary struct {
 	m     *machine.Machine
 	parts []byte
 	bad   error // what came makes no machine
+	tail  tail  // of the log that it has executed
 
 	heard lockstep.Instant // when the last record came
 
@@ -143,8 +141,8 @@ func (s *Secondary) Run(ctx context.Context) (*Takeover, error) {
 	}
 	s.stop()
 	if t == nil && s.m != nil {
-		if s.keeps() && s.opt.Keep != nil {
-			s.opt.Keep(s.m)
+		if s.keeps() {
+			s.o.keep(s.m, &s.tail)
 		}
 		_ = s.m.Release() // nobody needs it
 	}
@@ -153,6 +151,7 @@ func (s *Secondary) Run(ctx context.Context) (*Takeover, error) {
 
 // execute is the machine's goroutine.
 func (s *Secondary) execute(ctx context.Context) (*Takeover, error) {
+	failed := false // the machine is kept as it is then
 	for {
 		work, result := s.next()
 		switch r := result.(type) {
@@ -169,8 +168,8 @@ func (s *Secondary) execute(ctx context.Context) (*Takeover, error) {
 				resumed: machineio.Resumed{Host: uint64(s.heard), Guest: s.m.Now(), Outputs: plain(r.Streams)},
 			}, nil
 		}
-		if len(work) > 0 {
-			s.batch(work)
+		if len(work) > 0 && !failed {
+			failed = !s.batch(work)
 			continue
 		}
 		select {
@@ -297,8 +296,8 @@ func (s *Secondary) load(start lockstep.Start) error {
 // batchFor is how long records are executed before the core is told.
 const batchFor = lockstep.Instant(1_000_000)
 
-// batch does some work, and tells the core.
-func (s *Secondary) batch(work []lockstep.Effect) {
+// batch does some work, and tells the core; false: the machine cannot do it, or is another one.
+func (s *Secondary) batch(work []lockstep.Effect) bool {
 	var told lockstep.Executed
 	began := now()
 	tell := func() {
@@ -313,13 +312,13 @@ func (s *Secondary) batch(work []lockstep.Effect) {
 	}
 	for _, e := range work {
 		if s.halted() {
-			return
+			return true
 		}
 		switch e := e.(type) {
 		case lockstep.Load:
 			if err := s.load(e.Start); err != nil {
 				s.post(lockstep.Differs{Count: 0, Err: err})
-				return
+				return false
 			}
 			ports = portsOf(s.m)
 			s.post(lockstep.Loaded{})
@@ -328,11 +327,14 @@ func (s *Secondary) batch(work []lockstep.Effect) {
 				s.opt.spoil(s.m)
 			}
 			err := s.record(e.Record)
+			if countOf(e.Record) <= s.m.Count() {
+				s.tail.add(e.Record)
+			}
 			told.Seq, told.Count = e.Seq, s.m.Count()
 			told.Outputs = append(told.Outputs, ports.classify(s.m.Outputs())...)
 			if err != nil {
 				s.post(lockstep.Differs{Count: max(s.m.Count(), 1), Err: err})
-				return
+				return false
 			}
 			if now()-began >= batchFor {
 				tell()
@@ -340,6 +342,19 @@ func (s *Secondary) batch(work []lockstep.Effect) {
 		}
 	}
 	tell()
+	return true
+}
+
+// countOf is the count of an input or a digest, or 0.
+func countOf(r lockstep.Record) uint64 {
+	switch r := r.(type) {
+	case lockstep.Entry:
+		return r.In.At
+	case lockstep.Digest:
+		return r.Count
+	default:
+		return 0
+	}
 }
 
 // record does what a record says. Fails with fault.Invalid when the machine is not the

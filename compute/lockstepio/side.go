@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"steadfast/compute/lockstep"
+	"steadfast/compute/machine"
 	"steadfast/compute/vmlock"
 	"steadfast/fault"
 )
@@ -31,13 +32,21 @@ type Options struct {
 	Limits lockstep.Limits
 	// Event, if any, is told what people are to know. It must not wait.
 	Event func(lockstep.Event)
+	// Keep, if any, is called with the machine when it was found that the two are not one any
+	// more, and then KeepLog with the last of the log, as a machine.LogWriter writes it, up to
+	// where the machine is: on the primary's host by the machine's goroutine, and it stands
+	// still meanwhile; on the secondary's before Run returns. The machine may be saved, and
+	// must not be changed. After a takeover they are the primary's.
+	Keep    func(m *machine.Machine)
+	KeepLog func(log []byte)
 	// DigestEvery is how many counts are between two digests in the log; 0: DigestCounts.
 	DigestEvery uint64
 	Logger      *slog.Logger
 
-	broken lockstep.Flaw          // for tests
-	leaves func(lockstep.Out)     // for tests: it is told what leaves
-	meets  func(lockstep.Message) // for tests: it is told what comes
+	broken lockstep.Flaw           // for tests
+	leaves func(lockstep.Out)      // for tests: it is told what leaves
+	meets  func(lockstep.Message)  // for tests: it is told what comes
+	clock  func() lockstep.Instant // the core's, but for tests: now
 }
 
 // DigestCounts is about a second of a machine's.
@@ -52,6 +61,9 @@ func (o *Options) fill() {
 	}
 	if o.DigestEvery == 0 {
 		o.DigestEvery = DigestCounts
+	}
+	if o.clock == nil {
+		o.clock = now
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -205,7 +217,7 @@ func (s *side) run() {
 			s.take(i)
 		}
 		if tick {
-			s.take(item{in: lockstep.Tick{}})
+			s.take(item{in: lockstep.Tick{Carried: s.carried()}})
 		}
 		for _, l := range s.links {
 			if l != nil {
@@ -224,7 +236,7 @@ func (s *side) take(i item) {
 		i.call()
 	case i.from != nil && s.links[i.from.number] != i.from: // of a pair that has ended
 	default:
-		for _, e := range s.step(now(), i.in) {
+		for _, e := range s.step(s.o.clock(), i.in) {
 			s.effect(e)
 		}
 	}
@@ -249,10 +261,18 @@ func (s *side) effect(e lockstep.Effect) {
 	}
 }
 
+// carried is how many bytes the log's connection has taken.
+func (s *side) carried() int64 {
+	if l := s.links[lockstep.Logging]; l != nil {
+		return l.bytes()
+	}
+	return 0
+}
+
 // connect begins to speak on the links, as of a session.
 func (s *side) connect(links Links, session lockstep.Session, secondary bool) {
 	for n, conn := range links {
-		h := lockstep.Head{Session: session, Secondary: secondary, Link: lockstep.Link(n), First: 1}
+		h := lockstep.Head{Session: session, Secondary: secondary, Link: lockstep.Link(n)}
 		l := newLink(conn, h)
 		s.links[n] = l
 		h.Secondary = !secondary
@@ -268,12 +288,11 @@ func (s *side) connect(links Links, session lockstep.Session, secondary bool) {
 	}
 }
 
-// lost notes that a link is no use any more. Of the management link's silence tells.
+// lost ends a link that is no use any more, so that the other side notices, too.
 func (s *side) lost(l *link, err error) {
 	s.o.Logger.Debug("a link to the other host is over", slog.Int("link", int(l.number)), slog.Any("error", err))
-	if l.number == lockstep.Logging {
-		s.put(item{in: lockstep.Broken{}, from: l}, true)
-	}
+	s.put(item{in: lockstep.Broken{Link: l.number, Err: err}, from: l}, true)
+	l.cut()
 }
 
 // part ends the links, when all is said.

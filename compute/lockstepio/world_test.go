@@ -218,15 +218,22 @@ type world struct {
 	text    map[uint64]string // of the console
 	held    int               // changes and streams that left
 	asks    int
-	events  []string // host, and what it was told
+	events  []string                    // host, and what it was told
+	why     [len(owners)]lockstep.Event // the last of each host that says why
+	kept    [len(owners)]kept
 	live    *machineio.Live
+}
+
+// kept is what a side keeps of a machine that differs.
+type kept struct {
+	state bytes.Buffer
+	log   []byte
 }
 
 // limits are the product's, but for a host that has much else to do.
 func limits(silence time.Duration) lockstep.Limits {
 	l := lockstep.DefaultLimits()
-	l.Silence, l.Stalled, l.YieldWithin, l.StuckAfter, l.PauseMax = silence, silence, patience, patience, time.Second
-	l.LagCounts = 2_000_000 // the guest never waits, and two of it are slow in the race detector
+	l.Silence, l.Stalled, l.YieldWithin, l.StuckAfter, l.LoadWithin, l.PauseMax = silence, silence, patience, patience, patience, time.Second
 	return l
 }
 
@@ -246,9 +253,23 @@ func (w *world) options(host int) Options {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.events = append(w.events, fmt.Sprintf("%d %s", host, eventName(e.Kind)))
+		if e.Kind == lockstep.Unprotected || e.Kind == lockstep.TookOver {
+			w.why[host] = e
+		}
 		w.changed.Broadcast()
 	}
 	o.leaves = w.leaves
+	o.Keep = func(m *machine.Machine) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		must(w.t, m.Save(&w.kept[host].state))
+	}
+	o.KeepLog = func(log []byte) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.kept[host].log = log
+		w.changed.Broadcast()
+	}
 	return o
 }
 
@@ -379,12 +400,18 @@ func (w *world) follow(p *host, number int, change func(*SecondaryOptions)) (*ho
 	w.t.Helper()
 	session := lockstep.Session{byte(number), 5}
 	pl, sl, cut := cables()
-	h := &host{w: w, number: number, ended: make(chan struct{})}
 	o := SecondaryOptions{Options: w.options(number), Me: owners[number], Session: session, Links: sl}
 	if change != nil {
 		change(&o)
 	}
-	h.s = NewSecondary(o)
+	h := w.begin(o)
+	must(w.t, p.p.TurnOn(pl, session, owners[number]))
+	return h, cut
+}
+
+// begin starts a secondary.
+func (w *world) begin(o SecondaryOptions) *host {
+	h := &host{w: w, number: slices.Index(owners[:], o.Me), ended: make(chan struct{}), s: NewSecondary(o)}
 	ctx, kill := context.WithCancel(context.Background())
 	h.kill = kill
 	w.t.Cleanup(kill)
@@ -392,8 +419,7 @@ func (w *world) follow(p *host, number int, change func(*SecondaryOptions)) (*ho
 		defer close(h.ended)
 		h.end, h.err = h.lives(ctx)
 	})
-	must(w.t, p.p.TurnOn(pl, session, owners[number]))
-	return h, cut
+	return h
 }
 
 // lives executes, and goes on.

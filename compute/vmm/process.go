@@ -263,7 +263,7 @@ func (p *Process) start(ctx context.Context, o Options) (err error) {
 func (p *Process) ask(ctx context.Context, req request, files []*os.File) (reply, error) {
 	answer := make(chan reply, 1)
 	p.mu.Lock()
-	if len(p.waiting) >= waitingMax {
+	if len(p.waiting) >= waitingMax && req.Verb != verbLock { // which the process waits for
 		p.mu.Unlock()
 		return reply{}, fault.New(fault.Unreachable, "the machine's process has not answered %d requests", waitingMax)
 	}

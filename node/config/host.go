@@ -16,6 +16,9 @@ type Host struct {
 	Memory Size `toml:"memory"`
 	// CPUs is how many this machine tells the cluster that it has; 0: those there are.
 	CPUs int `toml:"cpus"`
+	// Box names what dies with this host: machines are protected by hosts in two boxes. Empty: the
+	// text of /etc/machine-id.
+	Box string `toml:"box"`
 }
 
 // Network is where a host attaches the network cards that name it: to exactly one of
@@ -36,9 +39,13 @@ type Network struct {
 const (
 	hostMemoryMin = 16 << 20 // bytes
 	hostCPUsMax   = 4096
+	hostBoxMax    = 63 // bytes
 	// interfaceNameMax is Linux's IFNAMSIZ without its terminating NUL, in bytes.
 	interfaceNameMax = 15
 )
+
+// boxName is what a box can be called.
+var boxName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
 // networkName is what the inventory takes as a network's name.
 var networkName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,62}$`)
@@ -59,6 +66,9 @@ func (c *Config) completeHost(text []byte) error {
 		return wrong(host, 0, "memory", "memory: %s is too little for a machine; at least 16M", size.Format(int64(c.Host.Memory)))
 	case c.Host.CPUs < 0 || c.Host.CPUs > hostCPUsMax:
 		return wrong(host, 0, "cpus", "cpus: %d is not between 0 (those there are) and %d", c.Host.CPUs, hostCPUsMax)
+	}
+	if b := c.Host.Box; b != "" && (len(b) > hostBoxMax || !boxName.MatchString(b)) {
+		return wrong(host, 0, "box", "box: %.80q is no name of a box: letters, digits, dots and dashes, at most %d", b, hostBoxMax)
 	}
 	seen := map[string]bool{}
 	for i := range c.Networks {

@@ -84,7 +84,7 @@ func (c *counts) coverage() (all []covered) {
 	}
 	for _, w := range []lockstep.Why{
 		lockstep.WhyAsked, lockstep.WhySilent, lockstep.WhyStalled, lockstep.WhyGone, lockstep.WhyDiverged, lockstep.WhyFailed, lockstep.WhyLock,
-		lockstep.WhyHandedOver, lockstep.WhyTooFast,
+		lockstep.WhyHandedOver, lockstep.WhyTooFast, lockstep.WhyBroken, lockstep.WhySlow,
 	} {
 		all = append(all, covered{"pairs ended by: " + w.String(), c.why[w]})
 	}

@@ -7,6 +7,7 @@ import (
 	"steadfast/compute/device"
 	"steadfast/compute/lockstep"
 	"steadfast/compute/vmlock"
+	"steadfast/fault"
 )
 
 const (
@@ -87,7 +88,7 @@ func (p *proc) runs() bool { return !p.gone() && !p.frozen && p.host.runs() }
 // limits are the product's, but for what a toy is smaller in.
 func limits() lockstep.Limits {
 	l := lockstep.DefaultLimits()
-	l.LagCounts, l.LagBytes, l.HeldBytes = 4000, 64<<10, 64<<10
+	l.LagBytes, l.HeldBytes, l.StuckAfter, l.LoadWithin = 64<<10, 64<<10, 3*time.Second, 4*time.Second
 	return l
 }
 
@@ -181,7 +182,7 @@ func (p *proc) effect(e lockstep.Effect) {
 	case lockstep.Copy, lockstep.SendState:
 		p.copy(e)
 	case lockstep.Drop:
-		p.session.over = true // what was sent may still arrive
+		p.session.hangUp() // what was sent may still arrive
 		p.session = nil
 	case lockstep.Store, lockstep.Load, lockstep.Execute:
 		p.follow(e)
@@ -199,6 +200,9 @@ func (p *proc) effect(e lockstep.Effect) {
 		p.w.say("%v: halts: %v %v", p, e.Why, e.Err)
 		if e.Why == lockstep.WhyFinished {
 			p.w.quorum.finished = true
+		}
+		if p.session != nil {
+			p.session.hangUp()
 		}
 		p.ended, p.lock = true, nil
 	case lockstep.Event:
@@ -440,6 +444,9 @@ func (p *proc) turnOn(h *host) *proc {
 // copy sends what a secondary begins with. Pages are only a time that passes.
 func (p *proc) copy(e lockstep.Effect) {
 	x := p.session
+	if x.deaf {
+		return
+	}
 	if c, ok := e.(lockstep.Copy); ok {
 		bytes, left := uint64(1<<20)>>c.Round, uint64(1<<19)>>c.Round
 		if x.hot {
@@ -455,7 +462,7 @@ func (p *proc) copy(e lockstep.Effect) {
 		x.state = p.m.clone()
 		x.wires[lockstep.Logging].send(p, lockstep.Part{Data: []byte{1}})
 		x.wires[lockstep.Logging].send(p, lockstep.Start{Count: p.m.count, Output: e.(lockstep.SendState).Output, Hash: p.m.hash()})
-		p.step(x, lockstep.StateSent{})
+		p.w.after(p.w.delay(0, p.w.profile.flow), p, func() { p.step(x, lockstep.StateSent{}) })
 	})
 }
 
@@ -464,7 +471,14 @@ func (p *proc) follow(e lockstep.Effect) {
 	switch e := e.(type) {
 	case lockstep.Load:
 		x := p.session
-		p.w.after(p.w.delay(time.Millisecond, 100*time.Millisecond), p, func() {
+		if x.inert {
+			return
+		}
+		p.w.after(p.w.delay(0, 100*time.Millisecond), p, func() {
+			if x.small {
+				p.step(x, lockstep.Differs{Err: fault.New(fault.Full, "no room")})
+				return
+			}
 			p.m = x.state.clone()
 			if h := p.m.hash(); h != e.Start.Hash {
 				p.w.judge.fail("%v: the copy is another machine", p)
@@ -527,7 +541,6 @@ func (p *proc) goLive(e lockstep.GoLive) {
 		p.w.judge.excuse(p.m.life)
 	}
 	p.sec, p.todo, p.taking = nil, nil, false
-	p.session.over = true
 	p.session = nil
 	p.next = e.Next
 	p.prim = lockstep.NewPrimary(lockstep.PrimaryConfig{Limits: limits(), Count: p.m.count, Next: e.Next, Broken: p.w.mutant.core}, p.w.now)
@@ -556,7 +569,11 @@ func (p *proc) kill(tells bool) {
 	p.dead = true
 	p.w.say("%v: is killed", p)
 	x := p.session
-	if x == nil || p.host.down || !tells {
+	if x == nil || p.host.down {
+		return
+	}
+	x.hangUp()
+	if !tells {
 		return
 	}
 	for _, o := range x.sides {

@@ -16,48 +16,46 @@ type session struct {
 	// state is the machine as it was copied.
 	state *toy
 	hot   bool // its memory changes faster than it is copied
-	over  bool
+	deaf  bool // its secondary takes nothing of the copy
+	inert bool // its secondary never makes a machine of it
+	small bool // its secondary has no room for it
 }
 
-// wire is a link of a session: one connection after the other, each a stream in both
-// directions. What is under way is late, waits where the link is cut, and is gone when
-// the connection is.
+// wire is a link of a session: a connection, with a stream in both directions. What is under way
+// is late, waits where the link is cut, and is gone when the connection is.
 type wire struct {
-	w         *world
-	s         *session
-	link      lockstep.Link
-	up        bool
-	life      int // of the connection
-	writers   [2]*lockstep.Writer
-	readers   [2]*lockstep.Reader
-	in        [2]*bytes.Buffer
-	last      [2]lockstep.Instant
-	stuck     [2][][]byte
-	unnoticed int // sides that do not know yet that it broke
+	w       *world
+	s       *session
+	link    lockstep.Link
+	up      bool
+	writers [2]*lockstep.Writer
+	readers [2]*lockstep.Reader
+	in      [2]*bytes.Buffer
+	last    [2]lockstep.Instant
+	stuck   [2][][]byte
 }
 
 func newSession(w *world, p, s *proc) *session {
-	x := &session{id: w.nonce(), sides: [2]*proc{p, s}, hot: w.chance(20)}
+	x := &session{id: w.nonce(), sides: [2]*proc{p, s}, hot: w.chance(20), deaf: w.chance(20), inert: w.chance(20), small: w.chance(10)}
 	for l := range x.wires {
 		x.wires[l] = &wire{w: w, s: x, link: lockstep.Link(l)}
-		x.wires[l].open(1)
+		x.wires[l].open()
 		w.wires = append(w.wires, x.wires[l])
 	}
 	return x
 }
 
-// open begins a connection.
-func (c *wire) open(first lockstep.Seq) {
+// open begins the connection.
+func (c *wire) open() {
 	c.up = true
-	c.life++
 	for d := range 2 {
-		wr, head := lockstep.NewWriter(lockstep.Head{Session: c.s.id, Secondary: d == 1, Link: c.link, First: first})
+		wr, head := lockstep.NewWriter(lockstep.Head{Session: c.s.id, Secondary: d == 1, Link: c.link})
 		c.in[d] = bytes.NewBuffer(head)
 		rd, err := lockstep.NewReader(c.in[d])
 		if err != nil || rd.Head().Session != c.s.id {
 			panic(err)
 		}
-		c.writers[d], c.readers[d], c.stuck[d] = wr, rd, nil
+		c.writers[d], c.readers[d] = wr, rd
 	}
 }
 
@@ -87,14 +85,13 @@ func (c *wire) send(from *proc, m lockstep.Message) {
 	at := c.w.now + lockstep.Instant(c.w.delay(30*time.Microsecond, 200*time.Microsecond))
 	at = max(at, c.last[d])
 	c.last[d] = at
-	life := c.life
-	c.w.after(at.Sub(c.w.now), nil, func() { c.arrive(life, d, b) })
+	c.w.after(at.Sub(c.w.now), nil, func() { c.arrive(d, b) })
 }
 
 // arrive has bytes arrive at the other side's host.
-func (c *wire) arrive(life, d int, b []byte) {
+func (c *wire) arrive(d int, b []byte) {
 	switch {
-	case life != c.life || !c.up:
+	case !c.up:
 		return
 	case c.cut(d) || len(c.stuck[d]) > 0:
 		c.stuck[d] = append(c.stuck[d], b)
@@ -102,7 +99,7 @@ func (c *wire) arrive(life, d int, b []byte) {
 	}
 	to := c.s.sides[1-d]
 	c.w.after(0, to, func() {
-		if life != c.life || !c.up {
+		if !c.up {
 			return
 		}
 		c.in[d].Write(b)
@@ -127,12 +124,24 @@ func (c *wire) heal() {
 		list := c.stuck[d]
 		c.stuck[d] = nil
 		for _, b := range list {
-			c.arrive(c.life, d, b)
+			c.arrive(d, b)
 		}
 	}
 }
 
-// sever breaks the connection; it is made anew when both sides know, and can.
+// hangUp ends the connections, which a side needs no more, or which is no more. Where the link is
+// cut the other one does not hear of it.
+func (x *session) hangUp() {
+	for _, c := range x.wires {
+		c.w.after(c.w.delay(time.Millisecond, 10*time.Millisecond), nil, func() {
+			if !c.cut(0) && !c.cut(1) {
+				c.sever()
+			}
+		})
+	}
+}
+
+// sever breaks the connection: its sides notice, soon.
 func (c *wire) sever() {
 	if !c.up {
 		return
@@ -140,36 +149,9 @@ func (c *wire) sever() {
 	c.up = false
 	c.w.counts.severed++
 	c.stuck = [2][][]byte{}
-	c.unnoticed = 2
 	for _, p := range c.s.sides {
 		c.w.after(c.w.delay(0, 5*time.Millisecond), p, func() {
-			c.unnoticed--
-			if c.link == lockstep.Logging {
-				p.step(c.s, lockstep.Broken{})
-			}
+			p.step(c.s, lockstep.Broken{Link: c.link, Err: fault.New(fault.Unreachable, "the connection broke")})
 		})
 	}
-	c.w.after(c.w.delay(5*time.Millisecond, 60*time.Millisecond), nil, c.again)
-}
-
-// again makes a connection, if it can be.
-func (c *wire) again() {
-	p, s := c.s.sides[0], c.s.sides[1]
-	switch {
-	case c.s.over || p.gone() || s.gone() || s.sec == nil:
-		return
-	case c.unnoticed > 0 || !p.runs() || !s.runs() || c.cut(0) || c.cut(1):
-		c.w.after(c.w.delay(20*time.Millisecond, 60*time.Millisecond), nil, c.again)
-		return
-	case c.link == lockstep.Management:
-		c.open(1)
-		return
-	}
-	next := s.sec.Next()
-	if next == 0 {
-		return // it asks for the lock, or never had the machine
-	}
-	c.open(next)
-	s.step(c.s, lockstep.Connected{Next: next})
-	p.step(c.s, lockstep.Connected{Next: next})
 }

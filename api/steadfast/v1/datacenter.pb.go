@@ -296,13 +296,17 @@ type Host struct {
 	State string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
 	Since *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`
 	// Number of its present life; each start is a new one.
-	Boot          uint32   `protobuf:"varint,7,opt,name=boot,proto3" json:"boot,omitempty"`
-	Version       string   `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
-	Build         string   `protobuf:"bytes,9,opt,name=build,proto3" json:"build,omitempty"`
-	Memory        uint64   `protobuf:"varint,10,opt,name=memory,proto3" json:"memory,omitempty"`
-	MemoryGiven   uint64   `protobuf:"varint,11,opt,name=memory_given,json=memoryGiven,proto3" json:"memory_given,omitempty"`
-	Cpus          int32    `protobuf:"varint,12,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	Machines      []string `protobuf:"bytes,13,rep,name=machines,proto3" json:"machines,omitempty"`
+	Boot        uint32   `protobuf:"varint,7,opt,name=boot,proto3" json:"boot,omitempty"`
+	Version     string   `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	Build       string   `protobuf:"bytes,9,opt,name=build,proto3" json:"build,omitempty"`
+	Memory      uint64   `protobuf:"varint,10,opt,name=memory,proto3" json:"memory,omitempty"`
+	MemoryGiven uint64   `protobuf:"varint,11,opt,name=memory_given,json=memoryGiven,proto3" json:"memory_given,omitempty"`
+	Cpus        int32    `protobuf:"varint,12,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	Machines    []string `protobuf:"bytes,13,rep,name=machines,proto3" json:"machines,omitempty"`
+	// What dies with it, as other hosts of the same name; empty: not known.
+	Box string `protobuf:"bytes,14,opt,name=box,proto3" json:"box,omitempty"`
+	// Machines whose secondary it runs, or is to run.
+	Secondaries   []string `protobuf:"bytes,15,rep,name=secondaries,proto3" json:"secondaries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -424,6 +428,20 @@ func (x *Host) GetCpus() int32 {
 func (x *Host) GetMachines() []string {
 	if x != nil {
 		return x.Machines
+	}
+	return nil
+}
+
+func (x *Host) GetBox() string {
+	if x != nil {
+		return x.Box
+	}
+	return ""
+}
+
+func (x *Host) GetSecondaries() []string {
+	if x != nil {
+		return x.Secondaries
 	}
 	return nil
 }
@@ -1945,7 +1963,7 @@ const file_steadfast_v1_datacenter_proto_rawDesc = "" +
 	"management\x18\x01 \x01(\tR\n" +
 	"management\x12\x1c\n" +
 	"\tmigration\x18\x02 \x01(\tR\tmigration\x12\x18\n" +
-	"\alogging\x18\x03 \x01(\tR\alogging\"\xf8\x02\n" +
+	"\alogging\x18\x03 \x01(\tR\alogging\"\xac\x03\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12)\n" +
@@ -1960,7 +1978,9 @@ const file_steadfast_v1_datacenter_proto_rawDesc = "" +
 	" \x01(\x04R\x06memory\x12!\n" +
 	"\fmemory_given\x18\v \x01(\x04R\vmemoryGiven\x12\x12\n" +
 	"\x04cpus\x18\f \x01(\x05R\x04cpus\x12\x1a\n" +
-	"\bmachines\x18\r \x03(\tR\bmachines\"q\n" +
+	"\bmachines\x18\r \x03(\tR\bmachines\x12\x10\n" +
+	"\x03box\x18\x0e \x01(\tR\x03box\x12 \n" +
+	"\vsecondaries\x18\x0f \x03(\tR\vsecondaries\"q\n" +
 	"\tDatastore\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +

@@ -54,7 +54,9 @@ type Machine struct {
 	// How it does, of its host; absent where that was not asked, or did not answer.
 	Status *MachineStatus `protobuf:"bytes,20,opt,name=status,proto3" json:"status,omitempty"`
 	// Why the host did not answer.
-	Silent        string `protobuf:"bytes,21,opt,name=silent,proto3" json:"silent,omitempty"`
+	Silent string `protobuf:"bytes,21,opt,name=silent,proto3" json:"silent,omitempty"`
+	// How fault tolerance has it; absent: it is off.
+	Protection    *Protection `protobuf:"bytes,22,opt,name=protection,proto3" json:"protection,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -236,6 +238,158 @@ func (x *Machine) GetSilent() string {
 	return ""
 }
 
+func (x *Machine) GetProtection() *Protection {
+	if x != nil {
+		return x.Protection
+	}
+	return nil
+}
+
+// Protection is how fault tolerance has a machine: on two hosts at once, so that the death of
+// one is not noticed.
+type Protection struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It is turned on, and has no secondary for now because a person wants that.
+	Disabled bool `protobuf:"varint,1,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	// The death of its host is not noticed.
+	Protected bool `protobuf:"varint,2,opt,name=protected,proto3" json:"protected,omitempty"`
+	// Why it is not protected: "Starting", "Need Secondary VM", "Disabled", "VM not Running".
+	Why string `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	// Of the first two: why it had to get a secondary: "initializing", "divergence",
+	// "lost connection", "partial hardware failure", "user action".
+	Because string `protobuf:"bytes,4,opt,name=because,proto3" json:"because,omitempty"`
+	// More of that, for people.
+	Detail string `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	// Why no host can take its secondary now, as the node that was asked knows it.
+	Waits string `protobuf:"bytes,6,opt,name=waits,proto3" json:"waits,omitempty"`
+	// Where its secondary is, or is to be; empty: nowhere.
+	SecondaryHost string `protobuf:"bytes,7,opt,name=secondary_host,json=secondaryHost,proto3" json:"secondary_host,omitempty"`
+	// The secondary's number among those of this placement; and since when it is as it is.
+	Pair  uint64                 `protobuf:"varint,8,opt,name=pair,proto3" json:"pair,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=since,proto3" json:"since,omitempty"`
+	// How often a secondary has taken over in this placement.
+	Failovers int32 `protobuf:"varint,10,opt,name=failovers,proto3" json:"failovers,omitempty"`
+	// How the secondary does, of its host, as Machine.status and silent.
+	Secondary       *MachineStatus `protobuf:"bytes,11,opt,name=secondary,proto3" json:"secondary,omitempty"`
+	SecondarySilent string         `protobuf:"bytes,12,opt,name=secondary_silent,json=secondarySilent,proto3" json:"secondary_silent,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Protection) Reset() {
+	*x = Protection{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Protection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Protection) ProtoMessage() {}
+
+func (x *Protection) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Protection.ProtoReflect.Descriptor instead.
+func (*Protection) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Protection) GetDisabled() bool {
+	if x != nil {
+		return x.Disabled
+	}
+	return false
+}
+
+func (x *Protection) GetProtected() bool {
+	if x != nil {
+		return x.Protected
+	}
+	return false
+}
+
+func (x *Protection) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Protection) GetBecause() string {
+	if x != nil {
+		return x.Because
+	}
+	return ""
+}
+
+func (x *Protection) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Protection) GetWaits() string {
+	if x != nil {
+		return x.Waits
+	}
+	return ""
+}
+
+func (x *Protection) GetSecondaryHost() string {
+	if x != nil {
+		return x.SecondaryHost
+	}
+	return ""
+}
+
+func (x *Protection) GetPair() uint64 {
+	if x != nil {
+		return x.Pair
+	}
+	return 0
+}
+
+func (x *Protection) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Protection) GetFailovers() int32 {
+	if x != nil {
+		return x.Failovers
+	}
+	return 0
+}
+
+func (x *Protection) GetSecondary() *MachineStatus {
+	if x != nil {
+		return x.Secondary
+	}
+	return nil
+}
+
+func (x *Protection) GetSecondarySilent() string {
+	if x != nil {
+		return x.SecondarySilent
+	}
+	return ""
+}
+
 // MachineDisk is a disk of a machine.
 type MachineDisk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -248,7 +402,7 @@ type MachineDisk struct {
 
 func (x *MachineDisk) Reset() {
 	*x = MachineDisk{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[1]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -260,7 +414,7 @@ func (x *MachineDisk) String() string {
 func (*MachineDisk) ProtoMessage() {}
 
 func (x *MachineDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[1]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -273,7 +427,7 @@ func (x *MachineDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineDisk.ProtoReflect.Descriptor instead.
 func (*MachineDisk) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{1}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *MachineDisk) GetName() string {
@@ -308,7 +462,7 @@ type MachineNet struct {
 
 func (x *MachineNet) Reset() {
 	*x = MachineNet{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[2]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -320,7 +474,7 @@ func (x *MachineNet) String() string {
 func (*MachineNet) ProtoMessage() {}
 
 func (x *MachineNet) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[2]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -333,7 +487,7 @@ func (x *MachineNet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineNet.ProtoReflect.Descriptor instead.
 func (*MachineNet) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{2}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *MachineNet) GetMac() string {
@@ -365,15 +519,17 @@ type MachineStatus struct {
 	GuestRestarts int32 `protobuf:"varint,7,opt,name=guest_restarts,json=guestRestarts,proto3" json:"guest_restarts,omitempty"`
 	Resets        int32 `protobuf:"varint,8,opt,name=resets,proto3" json:"resets,omitempty"`
 	// What the storage says while the machine waits for space, by disk.
-	Full          map[string]string      `protobuf:"bytes,9,rep,name=full,proto3" json:"full,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Volumes       []*MachineVolumeStatus `protobuf:"bytes,10,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Full    map[string]string      `protobuf:"bytes,9,rep,name=full,proto3" json:"full,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Volumes []*MachineVolumeStatus `protobuf:"bytes,10,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// Its part in a pair; absent: it is alone.
+	Pair          *PairStatus `protobuf:"bytes,11,opt,name=pair,proto3" json:"pair,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MachineStatus) Reset() {
 	*x = MachineStatus{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[3]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +541,7 @@ func (x *MachineStatus) String() string {
 func (*MachineStatus) ProtoMessage() {}
 
 func (x *MachineStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[3]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +554,7 @@ func (x *MachineStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineStatus.ProtoReflect.Descriptor instead.
 func (*MachineStatus) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{3}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *MachineStatus) GetPhase() string {
@@ -471,6 +627,145 @@ func (x *MachineStatus) GetVolumes() []*MachineVolumeStatus {
 	return nil
 }
 
+func (x *MachineStatus) GetPair() *PairStatus {
+	if x != nil {
+		return x.Pair
+	}
+	return nil
+}
+
+// PairStatus is how one side of a machine on two hosts does. Sizes are bytes.
+type PairStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "primary" or "secondary".
+	Side string `protobuf:"bytes,1,opt,name=side,proto3" json:"side,omitempty"`
+	// Of the protocol: "copying", "protected", for example.
+	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	// The other one can go on.
+	Protected bool `protobuf:"varint,3,opt,name=protected,proto3" json:"protected,omitempty"`
+	// How far the secondary is behind: the lockstep interval.
+	LagNanoseconds int64  `protobuf:"varint,4,opt,name=lag_nanoseconds,json=lagNanoseconds,proto3" json:"lag_nanoseconds,omitempty"`
+	LagBytes       uint64 `protobuf:"varint,5,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
+	// What went over the logging link for this pair, the copy included, and how much does now.
+	LogBytes          int64 `protobuf:"varint,6,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	LogBytesPerSecond int64 `protobuf:"varint,7,opt,name=log_bytes_per_second,json=logBytesPerSecond,proto3" json:"log_bytes_per_second,omitempty"`
+	// Of the last copy: pages and state, and for how long the machine stood still.
+	CopyBytes        uint64 `protobuf:"varint,8,opt,name=copy_bytes,json=copyBytes,proto3" json:"copy_bytes,omitempty"`
+	PauseNanoseconds int64  `protobuf:"varint,9,opt,name=pause_nanoseconds,json=pauseNanoseconds,proto3" json:"pause_nanoseconds,omitempty"`
+	// Processor time of this side's process, and the memory that it has.
+	CpuNanoseconds int64  `protobuf:"varint,10,opt,name=cpu_nanoseconds,json=cpuNanoseconds,proto3" json:"cpu_nanoseconds,omitempty"`
+	MemoryBytes    uint64 `protobuf:"varint,11,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *PairStatus) Reset() {
+	*x = PairStatus{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PairStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PairStatus) ProtoMessage() {}
+
+func (x *PairStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PairStatus.ProtoReflect.Descriptor instead.
+func (*PairStatus) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PairStatus) GetSide() string {
+	if x != nil {
+		return x.Side
+	}
+	return ""
+}
+
+func (x *PairStatus) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *PairStatus) GetProtected() bool {
+	if x != nil {
+		return x.Protected
+	}
+	return false
+}
+
+func (x *PairStatus) GetLagNanoseconds() int64 {
+	if x != nil {
+		return x.LagNanoseconds
+	}
+	return 0
+}
+
+func (x *PairStatus) GetLagBytes() uint64 {
+	if x != nil {
+		return x.LagBytes
+	}
+	return 0
+}
+
+func (x *PairStatus) GetLogBytes() int64 {
+	if x != nil {
+		return x.LogBytes
+	}
+	return 0
+}
+
+func (x *PairStatus) GetLogBytesPerSecond() int64 {
+	if x != nil {
+		return x.LogBytesPerSecond
+	}
+	return 0
+}
+
+func (x *PairStatus) GetCopyBytes() uint64 {
+	if x != nil {
+		return x.CopyBytes
+	}
+	return 0
+}
+
+func (x *PairStatus) GetPauseNanoseconds() int64 {
+	if x != nil {
+		return x.PauseNanoseconds
+	}
+	return 0
+}
+
+func (x *PairStatus) GetCpuNanoseconds() int64 {
+	if x != nil {
+		return x.CpuNanoseconds
+	}
+	return 0
+}
+
+func (x *PairStatus) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
 // MachineVolumeStatus is how a volume of a machine does.
 type MachineVolumeStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -488,7 +783,7 @@ type MachineVolumeStatus struct {
 
 func (x *MachineVolumeStatus) Reset() {
 	*x = MachineVolumeStatus{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[4]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +795,7 @@ func (x *MachineVolumeStatus) String() string {
 func (*MachineVolumeStatus) ProtoMessage() {}
 
 func (x *MachineVolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[4]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +808,7 @@ func (x *MachineVolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineVolumeStatus.ProtoReflect.Descriptor instead.
 func (*MachineVolumeStatus) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{4}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *MachineVolumeStatus) GetDisk() string {
@@ -574,7 +869,7 @@ type CreateMachineRequest struct {
 
 func (x *CreateMachineRequest) Reset() {
 	*x = CreateMachineRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[5]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +881,7 @@ func (x *CreateMachineRequest) String() string {
 func (*CreateMachineRequest) ProtoMessage() {}
 
 func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[5]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -599,7 +894,7 @@ func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineRequest.ProtoReflect.Descriptor instead.
 func (*CreateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{5}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateMachineRequest) GetName() string {
@@ -688,7 +983,7 @@ type CreateMachineResponse struct {
 
 func (x *CreateMachineResponse) Reset() {
 	*x = CreateMachineResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[6]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +995,7 @@ func (x *CreateMachineResponse) String() string {
 func (*CreateMachineResponse) ProtoMessage() {}
 
 func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[6]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +1008,7 @@ func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineResponse.ProtoReflect.Descriptor instead.
 func (*CreateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{6}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateMachineResponse) GetMachine() *Machine {
@@ -731,7 +1026,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[7]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +1038,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[7]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +1051,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{7}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{9}
 }
 
 type ListMachinesResponse struct {
@@ -768,7 +1063,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[8]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +1075,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[8]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +1088,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{8}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*Machine {
@@ -812,7 +1107,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[9]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +1119,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[9]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +1132,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{9}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetMachineRequest) GetName() string {
@@ -856,7 +1151,7 @@ type GetMachineResponse struct {
 
 func (x *GetMachineResponse) Reset() {
 	*x = GetMachineResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[10]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +1163,7 @@ func (x *GetMachineResponse) String() string {
 func (*GetMachineResponse) ProtoMessage() {}
 
 func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[10]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +1176,7 @@ func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineResponse.ProtoReflect.Descriptor instead.
 func (*GetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{10}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetMachineResponse) GetMachine() *Machine {
@@ -913,7 +1208,7 @@ type SetMachineRequest struct {
 
 func (x *SetMachineRequest) Reset() {
 	*x = SetMachineRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[11]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +1220,7 @@ func (x *SetMachineRequest) String() string {
 func (*SetMachineRequest) ProtoMessage() {}
 
 func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[11]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +1233,7 @@ func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineRequest.ProtoReflect.Descriptor instead.
 func (*SetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{11}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SetMachineRequest) GetName() string {
@@ -1030,7 +1325,7 @@ type SetMachineResponse struct {
 
 func (x *SetMachineResponse) Reset() {
 	*x = SetMachineResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[12]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1042,7 +1337,7 @@ func (x *SetMachineResponse) String() string {
 func (*SetMachineResponse) ProtoMessage() {}
 
 func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[12]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1055,7 +1350,7 @@ func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineResponse.ProtoReflect.Descriptor instead.
 func (*SetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{12}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetMachineResponse) GetMachine() *Machine {
@@ -1084,7 +1379,7 @@ type DeleteMachineRequest struct {
 
 func (x *DeleteMachineRequest) Reset() {
 	*x = DeleteMachineRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[13]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1096,7 +1391,7 @@ func (x *DeleteMachineRequest) String() string {
 func (*DeleteMachineRequest) ProtoMessage() {}
 
 func (x *DeleteMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[13]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1109,7 +1404,7 @@ func (x *DeleteMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteMachineRequest.ProtoReflect.Descriptor instead.
 func (*DeleteMachineRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{13}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteMachineRequest) GetName() string {
@@ -1143,7 +1438,7 @@ type DeleteMachineResponse struct {
 
 func (x *DeleteMachineResponse) Reset() {
 	*x = DeleteMachineResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[14]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1450,7 @@ func (x *DeleteMachineResponse) String() string {
 func (*DeleteMachineResponse) ProtoMessage() {}
 
 func (x *DeleteMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[14]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1463,7 @@ func (x *DeleteMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteMachineResponse.ProtoReflect.Descriptor instead.
 func (*DeleteMachineResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{14}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeleteMachineResponse) GetKept() []string {
@@ -1187,7 +1482,7 @@ type StartMachineRequest struct {
 
 func (x *StartMachineRequest) Reset() {
 	*x = StartMachineRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[15]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1494,7 @@ func (x *StartMachineRequest) String() string {
 func (*StartMachineRequest) ProtoMessage() {}
 
 func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[15]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1507,7 @@ func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineRequest.ProtoReflect.Descriptor instead.
 func (*StartMachineRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{15}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StartMachineRequest) GetName() string {
@@ -1231,7 +1526,7 @@ type StartMachineResponse struct {
 
 func (x *StartMachineResponse) Reset() {
 	*x = StartMachineResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[16]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1538,7 @@ func (x *StartMachineResponse) String() string {
 func (*StartMachineResponse) ProtoMessage() {}
 
 func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[16]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1551,7 @@ func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineResponse.ProtoReflect.Descriptor instead.
 func (*StartMachineResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{16}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StartMachineResponse) GetMachine() *Machine {
@@ -1278,7 +1573,7 @@ type StopMachineRequest struct {
 
 func (x *StopMachineRequest) Reset() {
 	*x = StopMachineRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[17]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1585,7 @@ func (x *StopMachineRequest) String() string {
 func (*StopMachineRequest) ProtoMessage() {}
 
 func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[17]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1598,7 @@ func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineRequest.ProtoReflect.Descriptor instead.
 func (*StopMachineRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{17}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StopMachineRequest) GetName() string {
@@ -1329,7 +1624,7 @@ type StopMachineResponse struct {
 
 func (x *StopMachineResponse) Reset() {
 	*x = StopMachineResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[18]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1636,7 @@ func (x *StopMachineResponse) String() string {
 func (*StopMachineResponse) ProtoMessage() {}
 
 func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[18]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1649,7 @@ func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineResponse.ProtoReflect.Descriptor instead.
 func (*StopMachineResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{18}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StopMachineResponse) GetMachine() *Machine {
@@ -1373,7 +1668,7 @@ type ResetMachineRequest struct {
 
 func (x *ResetMachineRequest) Reset() {
 	*x = ResetMachineRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[19]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1680,7 @@ func (x *ResetMachineRequest) String() string {
 func (*ResetMachineRequest) ProtoMessage() {}
 
 func (x *ResetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[19]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1693,7 @@ func (x *ResetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetMachineRequest.ProtoReflect.Descriptor instead.
 func (*ResetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{19}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResetMachineRequest) GetName() string {
@@ -1417,7 +1712,7 @@ type ResetMachineResponse struct {
 
 func (x *ResetMachineResponse) Reset() {
 	*x = ResetMachineResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[20]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1724,7 @@ func (x *ResetMachineResponse) String() string {
 func (*ResetMachineResponse) ProtoMessage() {}
 
 func (x *ResetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[20]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1737,7 @@ func (x *ResetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetMachineResponse.ProtoReflect.Descriptor instead.
 func (*ResetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{20}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResetMachineResponse) GetMachine() *Machine {
@@ -1468,7 +1763,7 @@ type RegisterMachineRequest struct {
 
 func (x *RegisterMachineRequest) Reset() {
 	*x = RegisterMachineRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[21]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1775,7 @@ func (x *RegisterMachineRequest) String() string {
 func (*RegisterMachineRequest) ProtoMessage() {}
 
 func (x *RegisterMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[21]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1788,7 @@ func (x *RegisterMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterMachineRequest.ProtoReflect.Descriptor instead.
 func (*RegisterMachineRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{21}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RegisterMachineRequest) GetDatastore() string {
@@ -1540,7 +1835,7 @@ type RegisterMachineResponse struct {
 
 func (x *RegisterMachineResponse) Reset() {
 	*x = RegisterMachineResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[22]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1847,7 @@ func (x *RegisterMachineResponse) String() string {
 func (*RegisterMachineResponse) ProtoMessage() {}
 
 func (x *RegisterMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[22]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1860,7 @@ func (x *RegisterMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterMachineResponse.ProtoReflect.Descriptor instead.
 func (*RegisterMachineResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{22}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RegisterMachineResponse) GetMachine() *Machine {
@@ -1584,7 +1879,7 @@ type ListHomesRequest struct {
 
 func (x *ListHomesRequest) Reset() {
 	*x = ListHomesRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[23]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1596,7 +1891,7 @@ func (x *ListHomesRequest) String() string {
 func (*ListHomesRequest) ProtoMessage() {}
 
 func (x *ListHomesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[23]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1609,7 +1904,7 @@ func (x *ListHomesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHomesRequest.ProtoReflect.Descriptor instead.
 func (*ListHomesRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{23}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListHomesRequest) GetDatastore() string {
@@ -1628,7 +1923,7 @@ type ListHomesResponse struct {
 
 func (x *ListHomesResponse) Reset() {
 	*x = ListHomesResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[24]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +1935,7 @@ func (x *ListHomesResponse) String() string {
 func (*ListHomesResponse) ProtoMessage() {}
 
 func (x *ListHomesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[24]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +1948,7 @@ func (x *ListHomesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHomesResponse.ProtoReflect.Descriptor instead.
 func (*ListHomesResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{24}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListHomesResponse) GetHomes() []*MachineHome {
@@ -1680,7 +1975,7 @@ type MachineHome struct {
 
 func (x *MachineHome) Reset() {
 	*x = MachineHome{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[25]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1692,7 +1987,7 @@ func (x *MachineHome) String() string {
 func (*MachineHome) ProtoMessage() {}
 
 func (x *MachineHome) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[25]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1705,7 +2000,7 @@ func (x *MachineHome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineHome.ProtoReflect.Descriptor instead.
 func (*MachineHome) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{25}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MachineHome) GetVolume() string {
@@ -1765,7 +2060,7 @@ type WriteMachineRequest struct {
 
 func (x *WriteMachineRequest) Reset() {
 	*x = WriteMachineRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[26]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +2072,7 @@ func (x *WriteMachineRequest) String() string {
 func (*WriteMachineRequest) ProtoMessage() {}
 
 func (x *WriteMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[26]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +2085,7 @@ func (x *WriteMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteMachineRequest.ProtoReflect.Descriptor instead.
 func (*WriteMachineRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{26}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WriteMachineRequest) GetMachine() string {
@@ -1852,7 +2147,7 @@ type WriteMachineResponse struct {
 
 func (x *WriteMachineResponse) Reset() {
 	*x = WriteMachineResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[27]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +2159,7 @@ func (x *WriteMachineResponse) String() string {
 func (*WriteMachineResponse) ProtoMessage() {}
 
 func (x *WriteMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[27]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +2172,7 @@ func (x *WriteMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteMachineResponse.ProtoReflect.Descriptor instead.
 func (*WriteMachineResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{27}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WriteMachineResponse) GetMachine() *Machine {
@@ -1905,7 +2200,7 @@ type ReadMachineRequest struct {
 
 func (x *ReadMachineRequest) Reset() {
 	*x = ReadMachineRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[28]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2212,7 @@ func (x *ReadMachineRequest) String() string {
 func (*ReadMachineRequest) ProtoMessage() {}
 
 func (x *ReadMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[28]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2225,7 @@ func (x *ReadMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMachineRequest.ProtoReflect.Descriptor instead.
 func (*ReadMachineRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{28}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReadMachineRequest) GetMachine() string {
@@ -1961,7 +2256,7 @@ type ReadMachineResponse struct {
 
 func (x *ReadMachineResponse) Reset() {
 	*x = ReadMachineResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[29]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1973,7 +2268,7 @@ func (x *ReadMachineResponse) String() string {
 func (*ReadMachineResponse) ProtoMessage() {}
 
 func (x *ReadMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[29]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1986,7 +2281,7 @@ func (x *ReadMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMachineResponse.ProtoReflect.Descriptor instead.
 func (*ReadMachineResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{29}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReadMachineResponse) GetFileName() string {
@@ -2026,7 +2321,7 @@ type WatchConsoleRequest struct {
 
 func (x *WatchConsoleRequest) Reset() {
 	*x = WatchConsoleRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[30]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2333,7 @@ func (x *WatchConsoleRequest) String() string {
 func (*WatchConsoleRequest) ProtoMessage() {}
 
 func (x *WatchConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[30]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2346,7 @@ func (x *WatchConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchConsoleRequest.ProtoReflect.Descriptor instead.
 func (*WatchConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{30}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchConsoleRequest) GetMachine() string {
@@ -2070,7 +2365,7 @@ type WatchConsoleResponse struct {
 
 func (x *WatchConsoleResponse) Reset() {
 	*x = WatchConsoleResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[31]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2377,7 @@ func (x *WatchConsoleResponse) String() string {
 func (*WatchConsoleResponse) ProtoMessage() {}
 
 func (x *WatchConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[31]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2390,7 @@ func (x *WatchConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchConsoleResponse.ProtoReflect.Descriptor instead.
 func (*WatchConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{31}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchConsoleResponse) GetData() []byte {
@@ -2115,7 +2410,7 @@ type TypeConsoleRequest struct {
 
 func (x *TypeConsoleRequest) Reset() {
 	*x = TypeConsoleRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[32]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2422,7 @@ func (x *TypeConsoleRequest) String() string {
 func (*TypeConsoleRequest) ProtoMessage() {}
 
 func (x *TypeConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[32]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2435,7 @@ func (x *TypeConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeConsoleRequest.ProtoReflect.Descriptor instead.
 func (*TypeConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{32}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TypeConsoleRequest) GetMachine() string {
@@ -2165,7 +2460,7 @@ type TypeConsoleResponse struct {
 
 func (x *TypeConsoleResponse) Reset() {
 	*x = TypeConsoleResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[33]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2472,7 @@ func (x *TypeConsoleResponse) String() string {
 func (*TypeConsoleResponse) ProtoMessage() {}
 
 func (x *TypeConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[33]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2485,7 @@ func (x *TypeConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeConsoleResponse.ProtoReflect.Descriptor instead.
 func (*TypeConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{33}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{35}
 }
 
 type GetAccessRequest struct {
@@ -2201,7 +2496,7 @@ type GetAccessRequest struct {
 
 func (x *GetAccessRequest) Reset() {
 	*x = GetAccessRequest{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[34]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2508,7 @@ func (x *GetAccessRequest) String() string {
 func (*GetAccessRequest) ProtoMessage() {}
 
 func (x *GetAccessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[34]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2521,7 @@ func (x *GetAccessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAccessRequest.ProtoReflect.Descriptor instead.
 func (*GetAccessRequest) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{34}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{36}
 }
 
 type GetAccessResponse struct {
@@ -2240,7 +2535,7 @@ type GetAccessResponse struct {
 
 func (x *GetAccessResponse) Reset() {
 	*x = GetAccessResponse{}
-	mi := &file_steadfast_v1_machine_proto_msgTypes[35]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2547,7 @@ func (x *GetAccessResponse) String() string {
 func (*GetAccessResponse) ProtoMessage() {}
 
 func (x *GetAccessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_steadfast_v1_machine_proto_msgTypes[35]
+	mi := &file_steadfast_v1_machine_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2560,7 @@ func (x *GetAccessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAccessResponse.ProtoReflect.Descriptor instead.
 func (*GetAccessResponse) Descriptor() ([]byte, []int) {
-	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{35}
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetAccessResponse) GetInitiator() string {
@@ -2282,11 +2577,820 @@ func (x *GetAccessResponse) GetChapSecret() string {
 	return ""
 }
 
+type TurnOnFaultToleranceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TurnOnFaultToleranceRequest) Reset() {
+	*x = TurnOnFaultToleranceRequest{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TurnOnFaultToleranceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TurnOnFaultToleranceRequest) ProtoMessage() {}
+
+func (x *TurnOnFaultToleranceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TurnOnFaultToleranceRequest.ProtoReflect.Descriptor instead.
+func (*TurnOnFaultToleranceRequest) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *TurnOnFaultToleranceRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type TurnOnFaultToleranceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TurnOnFaultToleranceResponse) Reset() {
+	*x = TurnOnFaultToleranceResponse{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TurnOnFaultToleranceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TurnOnFaultToleranceResponse) ProtoMessage() {}
+
+func (x *TurnOnFaultToleranceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TurnOnFaultToleranceResponse.ProtoReflect.Descriptor instead.
+func (*TurnOnFaultToleranceResponse) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *TurnOnFaultToleranceResponse) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+type TurnOffFaultToleranceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TurnOffFaultToleranceRequest) Reset() {
+	*x = TurnOffFaultToleranceRequest{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TurnOffFaultToleranceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TurnOffFaultToleranceRequest) ProtoMessage() {}
+
+func (x *TurnOffFaultToleranceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TurnOffFaultToleranceRequest.ProtoReflect.Descriptor instead.
+func (*TurnOffFaultToleranceRequest) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *TurnOffFaultToleranceRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type TurnOffFaultToleranceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TurnOffFaultToleranceResponse) Reset() {
+	*x = TurnOffFaultToleranceResponse{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TurnOffFaultToleranceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TurnOffFaultToleranceResponse) ProtoMessage() {}
+
+func (x *TurnOffFaultToleranceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TurnOffFaultToleranceResponse.ProtoReflect.Descriptor instead.
+func (*TurnOffFaultToleranceResponse) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *TurnOffFaultToleranceResponse) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+type DisableFaultToleranceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisableFaultToleranceRequest) Reset() {
+	*x = DisableFaultToleranceRequest{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisableFaultToleranceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisableFaultToleranceRequest) ProtoMessage() {}
+
+func (x *DisableFaultToleranceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisableFaultToleranceRequest.ProtoReflect.Descriptor instead.
+func (*DisableFaultToleranceRequest) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *DisableFaultToleranceRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type DisableFaultToleranceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisableFaultToleranceResponse) Reset() {
+	*x = DisableFaultToleranceResponse{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisableFaultToleranceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisableFaultToleranceResponse) ProtoMessage() {}
+
+func (x *DisableFaultToleranceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisableFaultToleranceResponse.ProtoReflect.Descriptor instead.
+func (*DisableFaultToleranceResponse) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *DisableFaultToleranceResponse) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+type EnableFaultToleranceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnableFaultToleranceRequest) Reset() {
+	*x = EnableFaultToleranceRequest{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnableFaultToleranceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnableFaultToleranceRequest) ProtoMessage() {}
+
+func (x *EnableFaultToleranceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnableFaultToleranceRequest.ProtoReflect.Descriptor instead.
+func (*EnableFaultToleranceRequest) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *EnableFaultToleranceRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type EnableFaultToleranceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnableFaultToleranceResponse) Reset() {
+	*x = EnableFaultToleranceResponse{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnableFaultToleranceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnableFaultToleranceResponse) ProtoMessage() {}
+
+func (x *EnableFaultToleranceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnableFaultToleranceResponse.ProtoReflect.Descriptor instead.
+func (*EnableFaultToleranceResponse) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *EnableFaultToleranceResponse) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+type CheckFaultToleranceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckFaultToleranceRequest) Reset() {
+	*x = CheckFaultToleranceRequest{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckFaultToleranceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckFaultToleranceRequest) ProtoMessage() {}
+
+func (x *CheckFaultToleranceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckFaultToleranceRequest.ProtoReflect.Descriptor instead.
+func (*CheckFaultToleranceRequest) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *CheckFaultToleranceRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type CheckFaultToleranceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prerequisites []*Prerequisite        `protobuf:"bytes,1,rep,name=prerequisites,proto3" json:"prerequisites,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckFaultToleranceResponse) Reset() {
+	*x = CheckFaultToleranceResponse{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckFaultToleranceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckFaultToleranceResponse) ProtoMessage() {}
+
+func (x *CheckFaultToleranceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckFaultToleranceResponse.ProtoReflect.Descriptor instead.
+func (*CheckFaultToleranceResponse) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *CheckFaultToleranceResponse) GetPrerequisites() []*Prerequisite {
+	if x != nil {
+		return x.Prerequisites
+	}
+	return nil
+}
+
+// Prerequisite is something that fault tolerance takes.
+type Prerequisite struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Stable, as "FT-HOSTS".
+	Code string `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	// What is asked for.
+	What string `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	Met  bool   `protobuf:"varint,3,opt,name=met,proto3" json:"met,omitempty"`
+	// Why it is not met, and what to do.
+	Refusal       string `protobuf:"bytes,4,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Prerequisite) Reset() {
+	*x = Prerequisite{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Prerequisite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Prerequisite) ProtoMessage() {}
+
+func (x *Prerequisite) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Prerequisite.ProtoReflect.Descriptor instead.
+func (*Prerequisite) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *Prerequisite) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Prerequisite) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Prerequisite) GetMet() bool {
+	if x != nil {
+		return x.Met
+	}
+	return false
+}
+
+func (x *Prerequisite) GetRefusal() string {
+	if x != nil {
+		return x.Refusal
+	}
+	return ""
+}
+
+type TestFailoverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestFailoverRequest) Reset() {
+	*x = TestFailoverRequest{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestFailoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestFailoverRequest) ProtoMessage() {}
+
+func (x *TestFailoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestFailoverRequest.ProtoReflect.Descriptor instead.
+func (*TestFailoverRequest) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *TestFailoverRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type TestFailoverResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From which host to which, and after what time the inventory said so.
+	From            string   `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To              string   `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	TookNanoseconds int64    `protobuf:"varint,3,opt,name=took_nanoseconds,json=tookNanoseconds,proto3" json:"took_nanoseconds,omitempty"`
+	Machine         *Machine `protobuf:"bytes,4,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *TestFailoverResponse) Reset() {
+	*x = TestFailoverResponse{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestFailoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestFailoverResponse) ProtoMessage() {}
+
+func (x *TestFailoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestFailoverResponse.ProtoReflect.Descriptor instead.
+func (*TestFailoverResponse) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *TestFailoverResponse) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *TestFailoverResponse) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *TestFailoverResponse) GetTookNanoseconds() int64 {
+	if x != nil {
+		return x.TookNanoseconds
+	}
+	return 0
+}
+
+func (x *TestFailoverResponse) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+type TestRestartSecondaryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestRestartSecondaryRequest) Reset() {
+	*x = TestRestartSecondaryRequest{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestRestartSecondaryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestRestartSecondaryRequest) ProtoMessage() {}
+
+func (x *TestRestartSecondaryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestRestartSecondaryRequest.ProtoReflect.Descriptor instead.
+func (*TestRestartSecondaryRequest) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *TestRestartSecondaryRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type TestRestartSecondaryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestRestartSecondaryResponse) Reset() {
+	*x = TestRestartSecondaryResponse{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestRestartSecondaryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestRestartSecondaryResponse) ProtoMessage() {}
+
+func (x *TestRestartSecondaryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestRestartSecondaryResponse.ProtoReflect.Descriptor instead.
+func (*TestRestartSecondaryResponse) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *TestRestartSecondaryResponse) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+type MigrateSecondaryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigrateSecondaryRequest) Reset() {
+	*x = MigrateSecondaryRequest{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrateSecondaryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrateSecondaryRequest) ProtoMessage() {}
+
+func (x *MigrateSecondaryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrateSecondaryRequest.ProtoReflect.Descriptor instead.
+func (*MigrateSecondaryRequest) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *MigrateSecondaryRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *MigrateSecondaryRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type MigrateSecondaryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigrateSecondaryResponse) Reset() {
+	*x = MigrateSecondaryResponse{}
+	mi := &file_steadfast_v1_machine_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrateSecondaryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrateSecondaryResponse) ProtoMessage() {}
+
+func (x *MigrateSecondaryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_steadfast_v1_machine_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrateSecondaryResponse.ProtoReflect.Descriptor instead.
+func (*MigrateSecondaryResponse) Descriptor() ([]byte, []int) {
+	return file_steadfast_v1_machine_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *MigrateSecondaryResponse) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
 var File_steadfast_v1_machine_proto protoreflect.FileDescriptor
 
 const file_steadfast_v1_machine_proto_rawDesc = "" +
 	"\n" +
-	"\x1asteadfast/v1/machine.proto\x12\fsteadfast.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x05\n" +
+	"\x1asteadfast/v1/machine.proto\x12\fsteadfast.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x05\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
@@ -2311,7 +3415,25 @@ const file_steadfast_v1_machine_proto_rawDesc = "" +
 	"\x06reason\x18\x12 \x01(\tR\x06reason\x12\x1a\n" +
 	"\brestarts\x18\x13 \x01(\x05R\brestarts\x123\n" +
 	"\x06status\x18\x14 \x01(\v2\x1b.steadfast.v1.MachineStatusR\x06status\x12\x16\n" +
-	"\x06silent\x18\x15 \x01(\tR\x06silent\"O\n" +
+	"\x06silent\x18\x15 \x01(\tR\x06silent\x128\n" +
+	"\n" +
+	"protection\x18\x16 \x01(\v2\x18.steadfast.v1.ProtectionR\n" +
+	"protection\"\x91\x03\n" +
+	"\n" +
+	"Protection\x12\x1a\n" +
+	"\bdisabled\x18\x01 \x01(\bR\bdisabled\x12\x1c\n" +
+	"\tprotected\x18\x02 \x01(\bR\tprotected\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12\x18\n" +
+	"\abecause\x18\x04 \x01(\tR\abecause\x12\x16\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\x12\x14\n" +
+	"\x05waits\x18\x06 \x01(\tR\x05waits\x12%\n" +
+	"\x0esecondary_host\x18\a \x01(\tR\rsecondaryHost\x12\x12\n" +
+	"\x04pair\x18\b \x01(\x04R\x04pair\x120\n" +
+	"\x05since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1c\n" +
+	"\tfailovers\x18\n" +
+	" \x01(\x05R\tfailovers\x129\n" +
+	"\tsecondary\x18\v \x01(\v2\x1b.steadfast.v1.MachineStatusR\tsecondary\x12)\n" +
+	"\x10secondary_silent\x18\f \x01(\tR\x0fsecondarySilent\"O\n" +
 	"\vMachineDisk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x14\n" +
@@ -2319,7 +3441,7 @@ const file_steadfast_v1_machine_proto_rawDesc = "" +
 	"\n" +
 	"MachineNet\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x18\n" +
-	"\anetwork\x18\x02 \x01(\tR\anetwork\"\xba\x03\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\"\xe8\x03\n" +
 	"\rMachineStatus\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x120\n" +
@@ -2331,10 +3453,26 @@ const file_steadfast_v1_machine_proto_rawDesc = "" +
 	"\x06resets\x18\b \x01(\x05R\x06resets\x129\n" +
 	"\x04full\x18\t \x03(\v2%.steadfast.v1.MachineStatus.FullEntryR\x04full\x12;\n" +
 	"\avolumes\x18\n" +
-	" \x03(\v2!.steadfast.v1.MachineVolumeStatusR\avolumes\x1a7\n" +
+	" \x03(\v2!.steadfast.v1.MachineVolumeStatusR\avolumes\x12,\n" +
+	"\x04pair\x18\v \x01(\v2\x18.steadfast.v1.PairStatusR\x04pair\x1a7\n" +
 	"\tFullEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x03\n" +
+	"\n" +
+	"PairStatus\x12\x12\n" +
+	"\x04side\x18\x01 \x01(\tR\x04side\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1c\n" +
+	"\tprotected\x18\x03 \x01(\bR\tprotected\x12'\n" +
+	"\x0flag_nanoseconds\x18\x04 \x01(\x03R\x0elagNanoseconds\x12\x1b\n" +
+	"\tlag_bytes\x18\x05 \x01(\x04R\blagBytes\x12\x1b\n" +
+	"\tlog_bytes\x18\x06 \x01(\x03R\blogBytes\x12/\n" +
+	"\x14log_bytes_per_second\x18\a \x01(\x03R\x11logBytesPerSecond\x12\x1d\n" +
+	"\n" +
+	"copy_bytes\x18\b \x01(\x04R\tcopyBytes\x12+\n" +
+	"\x11pause_nanoseconds\x18\t \x01(\x03R\x10pauseNanoseconds\x12'\n" +
+	"\x0fcpu_nanoseconds\x18\n" +
+	" \x01(\x03R\x0ecpuNanoseconds\x12!\n" +
+	"\fmemory_bytes\x18\v \x01(\x04R\vmemoryBytes\"\xac\x01\n" +
 	"\x13MachineVolumeStatus\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x14\n" +
@@ -2462,7 +3600,48 @@ const file_steadfast_v1_machine_proto_rawDesc = "" +
 	"\x11GetAccessResponse\x12\x1c\n" +
 	"\tinitiator\x18\x01 \x01(\tR\tinitiator\x12\x1f\n" +
 	"\vchap_secret\x18\x02 \x01(\tR\n" +
-	"chapSecret2\x97\n" +
+	"chapSecret\"7\n" +
+	"\x1bTurnOnFaultToleranceRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"O\n" +
+	"\x1cTurnOnFaultToleranceResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"8\n" +
+	"\x1cTurnOffFaultToleranceRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"P\n" +
+	"\x1dTurnOffFaultToleranceResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"8\n" +
+	"\x1cDisableFaultToleranceRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"P\n" +
+	"\x1dDisableFaultToleranceResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"7\n" +
+	"\x1bEnableFaultToleranceRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"O\n" +
+	"\x1cEnableFaultToleranceResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"6\n" +
+	"\x1aCheckFaultToleranceRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"_\n" +
+	"\x1bCheckFaultToleranceResponse\x12@\n" +
+	"\rprerequisites\x18\x01 \x03(\v2\x1a.steadfast.v1.PrerequisiteR\rprerequisites\"b\n" +
+	"\fPrerequisite\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\x12\x10\n" +
+	"\x03met\x18\x03 \x01(\bR\x03met\x12\x18\n" +
+	"\arefusal\x18\x04 \x01(\tR\arefusal\"/\n" +
+	"\x13TestFailoverRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"\x96\x01\n" +
+	"\x14TestFailoverResponse\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12)\n" +
+	"\x10took_nanoseconds\x18\x03 \x01(\x03R\x0ftookNanoseconds\x12/\n" +
+	"\amachine\x18\x04 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"7\n" +
+	"\x1bTestRestartSecondaryRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"O\n" +
+	"\x1cTestRestartSecondaryResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine\"G\n" +
+	"\x17MigrateSecondaryRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\"K\n" +
+	"\x18MigrateSecondaryResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.steadfast.v1.MachineR\amachine2\x97\n" +
 	"\n" +
 	"\x0eMachineService\x12X\n" +
 	"\rCreateMachine\x12\".steadfast.v1.CreateMachineRequest\x1a#.steadfast.v1.CreateMachineResponse\x12U\n" +
@@ -2481,7 +3660,16 @@ const file_steadfast_v1_machine_proto_rawDesc = "" +
 	"\vReadMachine\x12 .steadfast.v1.ReadMachineRequest\x1a!.steadfast.v1.ReadMachineResponse0\x01\x12W\n" +
 	"\fWatchConsole\x12!.steadfast.v1.WatchConsoleRequest\x1a\".steadfast.v1.WatchConsoleResponse0\x01\x12R\n" +
 	"\vTypeConsole\x12 .steadfast.v1.TypeConsoleRequest\x1a!.steadfast.v1.TypeConsoleResponse\x12L\n" +
-	"\tGetAccess\x12\x1e.steadfast.v1.GetAccessRequest\x1a\x1f.steadfast.v1.GetAccessResponseB(Z&steadfast/api/steadfast/v1;steadfastv1b\x06proto3"
+	"\tGetAccess\x12\x1e.steadfast.v1.GetAccessRequest\x1a\x1f.steadfast.v1.GetAccessResponse2\xee\x06\n" +
+	"\x15FaultToleranceService\x12m\n" +
+	"\x14TurnOnFaultTolerance\x12).steadfast.v1.TurnOnFaultToleranceRequest\x1a*.steadfast.v1.TurnOnFaultToleranceResponse\x12p\n" +
+	"\x15TurnOffFaultTolerance\x12*.steadfast.v1.TurnOffFaultToleranceRequest\x1a+.steadfast.v1.TurnOffFaultToleranceResponse\x12p\n" +
+	"\x15DisableFaultTolerance\x12*.steadfast.v1.DisableFaultToleranceRequest\x1a+.steadfast.v1.DisableFaultToleranceResponse\x12m\n" +
+	"\x14EnableFaultTolerance\x12).steadfast.v1.EnableFaultToleranceRequest\x1a*.steadfast.v1.EnableFaultToleranceResponse\x12j\n" +
+	"\x13CheckFaultTolerance\x12(.steadfast.v1.CheckFaultToleranceRequest\x1a).steadfast.v1.CheckFaultToleranceResponse\x12U\n" +
+	"\fTestFailover\x12!.steadfast.v1.TestFailoverRequest\x1a\".steadfast.v1.TestFailoverResponse\x12m\n" +
+	"\x14TestRestartSecondary\x12).steadfast.v1.TestRestartSecondaryRequest\x1a*.steadfast.v1.TestRestartSecondaryResponse\x12a\n" +
+	"\x10MigrateSecondary\x12%.steadfast.v1.MigrateSecondaryRequest\x1a&.steadfast.v1.MigrateSecondaryResponseB(Z&steadfast/api/steadfast/v1;steadfastv1b\x06proto3"
 
 var (
 	file_steadfast_v1_machine_proto_rawDescOnce sync.Once
@@ -2495,106 +3683,153 @@ func file_steadfast_v1_machine_proto_rawDescGZIP() []byte {
 	return file_steadfast_v1_machine_proto_rawDescData
 }
 
-var file_steadfast_v1_machine_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_steadfast_v1_machine_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_steadfast_v1_machine_proto_goTypes = []any{
-	(*Machine)(nil),                 // 0: steadfast.v1.Machine
-	(*MachineDisk)(nil),             // 1: steadfast.v1.MachineDisk
-	(*MachineNet)(nil),              // 2: steadfast.v1.MachineNet
-	(*MachineStatus)(nil),           // 3: steadfast.v1.MachineStatus
-	(*MachineVolumeStatus)(nil),     // 4: steadfast.v1.MachineVolumeStatus
-	(*CreateMachineRequest)(nil),    // 5: steadfast.v1.CreateMachineRequest
-	(*CreateMachineResponse)(nil),   // 6: steadfast.v1.CreateMachineResponse
-	(*ListMachinesRequest)(nil),     // 7: steadfast.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),    // 8: steadfast.v1.ListMachinesResponse
-	(*GetMachineRequest)(nil),       // 9: steadfast.v1.GetMachineRequest
-	(*GetMachineResponse)(nil),      // 10: steadfast.v1.GetMachineResponse
-	(*SetMachineRequest)(nil),       // 11: steadfast.v1.SetMachineRequest
-	(*SetMachineResponse)(nil),      // 12: steadfast.v1.SetMachineResponse
-	(*DeleteMachineRequest)(nil),    // 13: steadfast.v1.DeleteMachineRequest
-	(*DeleteMachineResponse)(nil),   // 14: steadfast.v1.DeleteMachineResponse
-	(*StartMachineRequest)(nil),     // 15: steadfast.v1.StartMachineRequest
-	(*StartMachineResponse)(nil),    // 16: steadfast.v1.StartMachineResponse
-	(*StopMachineRequest)(nil),      // 17: steadfast.v1.StopMachineRequest
-	(*StopMachineResponse)(nil),     // 18: steadfast.v1.StopMachineResponse
-	(*ResetMachineRequest)(nil),     // 19: steadfast.v1.ResetMachineRequest
-	(*ResetMachineResponse)(nil),    // 20: steadfast.v1.ResetMachineResponse
-	(*RegisterMachineRequest)(nil),  // 21: steadfast.v1.RegisterMachineRequest
-	(*RegisterMachineResponse)(nil), // 22: steadfast.v1.RegisterMachineResponse
-	(*ListHomesRequest)(nil),        // 23: steadfast.v1.ListHomesRequest
-	(*ListHomesResponse)(nil),       // 24: steadfast.v1.ListHomesResponse
-	(*MachineHome)(nil),             // 25: steadfast.v1.MachineHome
-	(*WriteMachineRequest)(nil),     // 26: steadfast.v1.WriteMachineRequest
-	(*WriteMachineResponse)(nil),    // 27: steadfast.v1.WriteMachineResponse
-	(*ReadMachineRequest)(nil),      // 28: steadfast.v1.ReadMachineRequest
-	(*ReadMachineResponse)(nil),     // 29: steadfast.v1.ReadMachineResponse
-	(*WatchConsoleRequest)(nil),     // 30: steadfast.v1.WatchConsoleRequest
-	(*WatchConsoleResponse)(nil),    // 31: steadfast.v1.WatchConsoleResponse
-	(*TypeConsoleRequest)(nil),      // 32: steadfast.v1.TypeConsoleRequest
-	(*TypeConsoleResponse)(nil),     // 33: steadfast.v1.TypeConsoleResponse
-	(*GetAccessRequest)(nil),        // 34: steadfast.v1.GetAccessRequest
-	(*GetAccessResponse)(nil),       // 35: steadfast.v1.GetAccessResponse
-	nil,                             // 36: steadfast.v1.MachineStatus.FullEntry
-	(*timestamppb.Timestamp)(nil),   // 37: google.protobuf.Timestamp
+	(*Machine)(nil),                       // 0: steadfast.v1.Machine
+	(*Protection)(nil),                    // 1: steadfast.v1.Protection
+	(*MachineDisk)(nil),                   // 2: steadfast.v1.MachineDisk
+	(*MachineNet)(nil),                    // 3: steadfast.v1.MachineNet
+	(*MachineStatus)(nil),                 // 4: steadfast.v1.MachineStatus
+	(*PairStatus)(nil),                    // 5: steadfast.v1.PairStatus
+	(*MachineVolumeStatus)(nil),           // 6: steadfast.v1.MachineVolumeStatus
+	(*CreateMachineRequest)(nil),          // 7: steadfast.v1.CreateMachineRequest
+	(*CreateMachineResponse)(nil),         // 8: steadfast.v1.CreateMachineResponse
+	(*ListMachinesRequest)(nil),           // 9: steadfast.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),          // 10: steadfast.v1.ListMachinesResponse
+	(*GetMachineRequest)(nil),             // 11: steadfast.v1.GetMachineRequest
+	(*GetMachineResponse)(nil),            // 12: steadfast.v1.GetMachineResponse
+	(*SetMachineRequest)(nil),             // 13: steadfast.v1.SetMachineRequest
+	(*SetMachineResponse)(nil),            // 14: steadfast.v1.SetMachineResponse
+	(*DeleteMachineRequest)(nil),          // 15: steadfast.v1.DeleteMachineRequest
+	(*DeleteMachineResponse)(nil),         // 16: steadfast.v1.DeleteMachineResponse
+	(*StartMachineRequest)(nil),           // 17: steadfast.v1.StartMachineRequest
+	(*StartMachineResponse)(nil),          // 18: steadfast.v1.StartMachineResponse
+	(*StopMachineRequest)(nil),            // 19: steadfast.v1.StopMachineRequest
+	(*StopMachineResponse)(nil),           // 20: steadfast.v1.StopMachineResponse
+	(*ResetMachineRequest)(nil),           // 21: steadfast.v1.ResetMachineRequest
+	(*ResetMachineResponse)(nil),          // 22: steadfast.v1.ResetMachineResponse
+	(*RegisterMachineRequest)(nil),        // 23: steadfast.v1.RegisterMachineRequest
+	(*RegisterMachineResponse)(nil),       // 24: steadfast.v1.RegisterMachineResponse
+	(*ListHomesRequest)(nil),              // 25: steadfast.v1.ListHomesRequest
+	(*ListHomesResponse)(nil),             // 26: steadfast.v1.ListHomesResponse
+	(*MachineHome)(nil),                   // 27: steadfast.v1.MachineHome
+	(*WriteMachineRequest)(nil),           // 28: steadfast.v1.WriteMachineRequest
+	(*WriteMachineResponse)(nil),          // 29: steadfast.v1.WriteMachineResponse
+	(*ReadMachineRequest)(nil),            // 30: steadfast.v1.ReadMachineRequest
+	(*ReadMachineResponse)(nil),           // 31: steadfast.v1.ReadMachineResponse
+	(*WatchConsoleRequest)(nil),           // 32: steadfast.v1.WatchConsoleRequest
+	(*WatchConsoleResponse)(nil),          // 33: steadfast.v1.WatchConsoleResponse
+	(*TypeConsoleRequest)(nil),            // 34: steadfast.v1.TypeConsoleRequest
+	(*TypeConsoleResponse)(nil),           // 35: steadfast.v1.TypeConsoleResponse
+	(*GetAccessRequest)(nil),              // 36: steadfast.v1.GetAccessRequest
+	(*GetAccessResponse)(nil),             // 37: steadfast.v1.GetAccessResponse
+	(*TurnOnFaultToleranceRequest)(nil),   // 38: steadfast.v1.TurnOnFaultToleranceRequest
+	(*TurnOnFaultToleranceResponse)(nil),  // 39: steadfast.v1.TurnOnFaultToleranceResponse
+	(*TurnOffFaultToleranceRequest)(nil),  // 40: steadfast.v1.TurnOffFaultToleranceRequest
+	(*TurnOffFaultToleranceResponse)(nil), // 41: steadfast.v1.TurnOffFaultToleranceResponse
+	(*DisableFaultToleranceRequest)(nil),  // 42: steadfast.v1.DisableFaultToleranceRequest
+	(*DisableFaultToleranceResponse)(nil), // 43: steadfast.v1.DisableFaultToleranceResponse
+	(*EnableFaultToleranceRequest)(nil),   // 44: steadfast.v1.EnableFaultToleranceRequest
+	(*EnableFaultToleranceResponse)(nil),  // 45: steadfast.v1.EnableFaultToleranceResponse
+	(*CheckFaultToleranceRequest)(nil),    // 46: steadfast.v1.CheckFaultToleranceRequest
+	(*CheckFaultToleranceResponse)(nil),   // 47: steadfast.v1.CheckFaultToleranceResponse
+	(*Prerequisite)(nil),                  // 48: steadfast.v1.Prerequisite
+	(*TestFailoverRequest)(nil),           // 49: steadfast.v1.TestFailoverRequest
+	(*TestFailoverResponse)(nil),          // 50: steadfast.v1.TestFailoverResponse
+	(*TestRestartSecondaryRequest)(nil),   // 51: steadfast.v1.TestRestartSecondaryRequest
+	(*TestRestartSecondaryResponse)(nil),  // 52: steadfast.v1.TestRestartSecondaryResponse
+	(*MigrateSecondaryRequest)(nil),       // 53: steadfast.v1.MigrateSecondaryRequest
+	(*MigrateSecondaryResponse)(nil),      // 54: steadfast.v1.MigrateSecondaryResponse
+	nil,                                   // 55: steadfast.v1.MachineStatus.FullEntry
+	(*timestamppb.Timestamp)(nil),         // 56: google.protobuf.Timestamp
 }
 var file_steadfast_v1_machine_proto_depIdxs = []int32{
-	1,  // 0: steadfast.v1.Machine.disks:type_name -> steadfast.v1.MachineDisk
-	2,  // 1: steadfast.v1.Machine.nets:type_name -> steadfast.v1.MachineNet
-	37, // 2: steadfast.v1.Machine.since:type_name -> google.protobuf.Timestamp
-	3,  // 3: steadfast.v1.Machine.status:type_name -> steadfast.v1.MachineStatus
-	37, // 4: steadfast.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
-	36, // 5: steadfast.v1.MachineStatus.full:type_name -> steadfast.v1.MachineStatus.FullEntry
-	4,  // 6: steadfast.v1.MachineStatus.volumes:type_name -> steadfast.v1.MachineVolumeStatus
-	37, // 7: steadfast.v1.MachineVolumeStatus.away_since:type_name -> google.protobuf.Timestamp
-	1,  // 8: steadfast.v1.CreateMachineRequest.disks:type_name -> steadfast.v1.MachineDisk
-	2,  // 9: steadfast.v1.CreateMachineRequest.nets:type_name -> steadfast.v1.MachineNet
-	0,  // 10: steadfast.v1.CreateMachineResponse.machine:type_name -> steadfast.v1.Machine
-	0,  // 11: steadfast.v1.ListMachinesResponse.machines:type_name -> steadfast.v1.Machine
-	0,  // 12: steadfast.v1.GetMachineResponse.machine:type_name -> steadfast.v1.Machine
-	1,  // 13: steadfast.v1.SetMachineRequest.add_disks:type_name -> steadfast.v1.MachineDisk
-	1,  // 14: steadfast.v1.SetMachineRequest.grow_disks:type_name -> steadfast.v1.MachineDisk
-	2,  // 15: steadfast.v1.SetMachineRequest.add_nets:type_name -> steadfast.v1.MachineNet
-	0,  // 16: steadfast.v1.SetMachineResponse.machine:type_name -> steadfast.v1.Machine
-	0,  // 17: steadfast.v1.StartMachineResponse.machine:type_name -> steadfast.v1.Machine
-	0,  // 18: steadfast.v1.StopMachineResponse.machine:type_name -> steadfast.v1.Machine
-	0,  // 19: steadfast.v1.ResetMachineResponse.machine:type_name -> steadfast.v1.Machine
-	0,  // 20: steadfast.v1.RegisterMachineResponse.machine:type_name -> steadfast.v1.Machine
-	25, // 21: steadfast.v1.ListHomesResponse.homes:type_name -> steadfast.v1.MachineHome
-	0,  // 22: steadfast.v1.WriteMachineResponse.machine:type_name -> steadfast.v1.Machine
-	5,  // 23: steadfast.v1.MachineService.CreateMachine:input_type -> steadfast.v1.CreateMachineRequest
-	7,  // 24: steadfast.v1.MachineService.ListMachines:input_type -> steadfast.v1.ListMachinesRequest
-	9,  // 25: steadfast.v1.MachineService.GetMachine:input_type -> steadfast.v1.GetMachineRequest
-	11, // 26: steadfast.v1.MachineService.SetMachine:input_type -> steadfast.v1.SetMachineRequest
-	13, // 27: steadfast.v1.MachineService.DeleteMachine:input_type -> steadfast.v1.DeleteMachineRequest
-	15, // 28: steadfast.v1.MachineService.StartMachine:input_type -> steadfast.v1.StartMachineRequest
-	17, // 29: steadfast.v1.MachineService.StopMachine:input_type -> steadfast.v1.StopMachineRequest
-	19, // 30: steadfast.v1.MachineService.ResetMachine:input_type -> steadfast.v1.ResetMachineRequest
-	21, // 31: steadfast.v1.MachineService.RegisterMachine:input_type -> steadfast.v1.RegisterMachineRequest
-	23, // 32: steadfast.v1.MachineService.ListHomes:input_type -> steadfast.v1.ListHomesRequest
-	26, // 33: steadfast.v1.MachineService.WriteMachine:input_type -> steadfast.v1.WriteMachineRequest
-	28, // 34: steadfast.v1.MachineService.ReadMachine:input_type -> steadfast.v1.ReadMachineRequest
-	30, // 35: steadfast.v1.MachineService.WatchConsole:input_type -> steadfast.v1.WatchConsoleRequest
-	32, // 36: steadfast.v1.MachineService.TypeConsole:input_type -> steadfast.v1.TypeConsoleRequest
-	34, // 37: steadfast.v1.MachineService.GetAccess:input_type -> steadfast.v1.GetAccessRequest
-	6,  // 38: steadfast.v1.MachineService.CreateMachine:output_type -> steadfast.v1.CreateMachineResponse
-	8,  // 39: steadfast.v1.MachineService.ListMachines:output_type -> steadfast.v1.ListMachinesResponse
-	10, // 40: steadfast.v1.MachineService.GetMachine:output_type -> steadfast.v1.GetMachineResponse
-	12, // 41: steadfast.v1.MachineService.SetMachine:output_type -> steadfast.v1.SetMachineResponse
-	14, // 42: steadfast.v1.MachineService.DeleteMachine:output_type -> steadfast.v1.DeleteMachineResponse
-	16, // 43: steadfast.v1.MachineService.StartMachine:output_type -> steadfast.v1.StartMachineResponse
-	18, // 44: steadfast.v1.MachineService.StopMachine:output_type -> steadfast.v1.StopMachineResponse
-	20, // 45: steadfast.v1.MachineService.ResetMachine:output_type -> steadfast.v1.ResetMachineResponse
-	22, // 46: steadfast.v1.MachineService.RegisterMachine:output_type -> steadfast.v1.RegisterMachineResponse
-	24, // 47: steadfast.v1.MachineService.ListHomes:output_type -> steadfast.v1.ListHomesResponse
-	27, // 48: steadfast.v1.MachineService.WriteMachine:output_type -> steadfast.v1.WriteMachineResponse
-	29, // 49: steadfast.v1.MachineService.ReadMachine:output_type -> steadfast.v1.ReadMachineResponse
-	31, // 50: steadfast.v1.MachineService.WatchConsole:output_type -> steadfast.v1.WatchConsoleResponse
-	33, // 51: steadfast.v1.MachineService.TypeConsole:output_type -> steadfast.v1.TypeConsoleResponse
-	35, // 52: steadfast.v1.MachineService.GetAccess:output_type -> steadfast.v1.GetAccessResponse
-	38, // [38:53] is the sub-list for method output_type
-	23, // [23:38] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	2,  // 0: steadfast.v1.Machine.disks:type_name -> steadfast.v1.MachineDisk
+	3,  // 1: steadfast.v1.Machine.nets:type_name -> steadfast.v1.MachineNet
+	56, // 2: steadfast.v1.Machine.since:type_name -> google.protobuf.Timestamp
+	4,  // 3: steadfast.v1.Machine.status:type_name -> steadfast.v1.MachineStatus
+	1,  // 4: steadfast.v1.Machine.protection:type_name -> steadfast.v1.Protection
+	56, // 5: steadfast.v1.Protection.since:type_name -> google.protobuf.Timestamp
+	4,  // 6: steadfast.v1.Protection.secondary:type_name -> steadfast.v1.MachineStatus
+	56, // 7: steadfast.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
+	55, // 8: steadfast.v1.MachineStatus.full:type_name -> steadfast.v1.MachineStatus.FullEntry
+	6,  // 9: steadfast.v1.MachineStatus.volumes:type_name -> steadfast.v1.MachineVolumeStatus
+	5,  // 10: steadfast.v1.MachineStatus.pair:type_name -> steadfast.v1.PairStatus
+	56, // 11: steadfast.v1.MachineVolumeStatus.away_since:type_name -> google.protobuf.Timestamp
+	2,  // 12: steadfast.v1.CreateMachineRequest.disks:type_name -> steadfast.v1.MachineDisk
+	3,  // 13: steadfast.v1.CreateMachineRequest.nets:type_name -> steadfast.v1.MachineNet
+	0,  // 14: steadfast.v1.CreateMachineResponse.machine:type_name -> steadfast.v1.Machine
+	0,  // 15: steadfast.v1.ListMachinesResponse.machines:type_name -> steadfast.v1.Machine
+	0,  // 16: steadfast.v1.GetMachineResponse.machine:type_name -> steadfast.v1.Machine
+	2,  // 17: steadfast.v1.SetMachineRequest.add_disks:type_name -> steadfast.v1.MachineDisk
+	2,  // 18: steadfast.v1.SetMachineRequest.grow_disks:type_name -> steadfast.v1.MachineDisk
+	3,  // 19: steadfast.v1.SetMachineRequest.add_nets:type_name -> steadfast.v1.MachineNet
+	0,  // 20: steadfast.v1.SetMachineResponse.machine:type_name -> steadfast.v1.Machine
+	0,  // 21: steadfast.v1.StartMachineResponse.machine:type_name -> steadfast.v1.Machine
+	0,  // 22: steadfast.v1.StopMachineResponse.machine:type_name -> steadfast.v1.Machine
+	0,  // 23: steadfast.v1.ResetMachineResponse.machine:type_name -> steadfast.v1.Machine
+	0,  // 24: steadfast.v1.RegisterMachineResponse.machine:type_name -> steadfast.v1.Machine
+	27, // 25: steadfast.v1.ListHomesResponse.homes:type_name -> steadfast.v1.MachineHome
+	0,  // 26: steadfast.v1.WriteMachineResponse.machine:type_name -> steadfast.v1.Machine
+	0,  // 27: steadfast.v1.TurnOnFaultToleranceResponse.machine:type_name -> steadfast.v1.Machine
+	0,  // 28: steadfast.v1.TurnOffFaultToleranceResponse.machine:type_name -> steadfast.v1.Machine
+	0,  // 29: steadfast.v1.DisableFaultToleranceResponse.machine:type_name -> steadfast.v1.Machine
+	0,  // 30: steadfast.v1.EnableFaultToleranceResponse.machine:type_name -> steadfast.v1.Machine
+	48, // 31: steadfast.v1.CheckFaultToleranceResponse.prerequisites:type_name -> steadfast.v1.Prerequisite
+	0,  // 32: steadfast.v1.TestFailoverResponse.machine:type_name -> steadfast.v1.Machine
+	0,  // 33: steadfast.v1.TestRestartSecondaryResponse.machine:type_name -> steadfast.v1.Machine
+	0,  // 34: steadfast.v1.MigrateSecondaryResponse.machine:type_name -> steadfast.v1.Machine
+	7,  // 35: steadfast.v1.MachineService.CreateMachine:input_type -> steadfast.v1.CreateMachineRequest
+	9,  // 36: steadfast.v1.MachineService.ListMachines:input_type -> steadfast.v1.ListMachinesRequest
+	11, // 37: steadfast.v1.MachineService.GetMachine:input_type -> steadfast.v1.GetMachineRequest
+	13, // 38: steadfast.v1.MachineService.SetMachine:input_type -> steadfast.v1.SetMachineRequest
+	15, // 39: steadfast.v1.MachineService.DeleteMachine:input_type -> steadfast.v1.DeleteMachineRequest
+	17, // 40: steadfast.v1.MachineService.StartMachine:input_type -> steadfast.v1.StartMachineRequest
+	19, // 41: steadfast.v1.MachineService.StopMachine:input_type -> steadfast.v1.StopMachineRequest
+	21, // 42: steadfast.v1.MachineService.ResetMachine:input_type -> steadfast.v1.ResetMachineRequest
+	23, // 43: steadfast.v1.MachineService.RegisterMachine:input_type -> steadfast.v1.RegisterMachineRequest
+	25, // 44: steadfast.v1.MachineService.ListHomes:input_type -> steadfast.v1.ListHomesRequest
+	28, // 45: steadfast.v1.MachineService.WriteMachine:input_type -> steadfast.v1.WriteMachineRequest
+	30, // 46: steadfast.v1.MachineService.ReadMachine:input_type -> steadfast.v1.ReadMachineRequest
+	32, // 47: steadfast.v1.MachineService.WatchConsole:input_type -> steadfast.v1.WatchConsoleRequest
+	34, // 48: steadfast.v1.MachineService.TypeConsole:input_type -> steadfast.v1.TypeConsoleRequest
+	36, // 49: steadfast.v1.MachineService.GetAccess:input_type -> steadfast.v1.GetAccessRequest
+	38, // 50: steadfast.v1.FaultToleranceService.TurnOnFaultTolerance:input_type -> steadfast.v1.TurnOnFaultToleranceRequest
+	40, // 51: steadfast.v1.FaultToleranceService.TurnOffFaultTolerance:input_type -> steadfast.v1.TurnOffFaultToleranceRequest
+	42, // 52: steadfast.v1.FaultToleranceService.DisableFaultTolerance:input_type -> steadfast.v1.DisableFaultToleranceRequest
+	44, // 53: steadfast.v1.FaultToleranceService.EnableFaultTolerance:input_type -> steadfast.v1.EnableFaultToleranceRequest
+	46, // 54: steadfast.v1.FaultToleranceService.CheckFaultTolerance:input_type -> steadfast.v1.CheckFaultToleranceRequest
+	49, // 55: steadfast.v1.FaultToleranceService.TestFailover:input_type -> steadfast.v1.TestFailoverRequest
+	51, // 56: steadfast.v1.FaultToleranceService.TestRestartSecondary:input_type -> steadfast.v1.TestRestartSecondaryRequest
+	53, // 57: steadfast.v1.FaultToleranceService.MigrateSecondary:input_type -> steadfast.v1.MigrateSecondaryRequest
+	8,  // 58: steadfast.v1.MachineService.CreateMachine:output_type -> steadfast.v1.CreateMachineResponse
+	10, // 59: steadfast.v1.MachineService.ListMachines:output_type -> steadfast.v1.ListMachinesResponse
+	12, // 60: steadfast.v1.MachineService.GetMachine:output_type -> steadfast.v1.GetMachineResponse
+	14, // 61: steadfast.v1.MachineService.SetMachine:output_type -> steadfast.v1.SetMachineResponse
+	16, // 62: steadfast.v1.MachineService.DeleteMachine:output_type -> steadfast.v1.DeleteMachineResponse
+	18, // 63: steadfast.v1.MachineService.StartMachine:output_type -> steadfast.v1.StartMachineResponse
+	20, // 64: steadfast.v1.MachineService.StopMachine:output_type -> steadfast.v1.StopMachineResponse
+	22, // 65: steadfast.v1.MachineService.ResetMachine:output_type -> steadfast.v1.ResetMachineResponse
+	24, // 66: steadfast.v1.MachineService.RegisterMachine:output_type -> steadfast.v1.RegisterMachineResponse
+	26, // 67: steadfast.v1.MachineService.ListHomes:output_type -> steadfast.v1.ListHomesResponse
+	29, // 68: steadfast.v1.MachineService.WriteMachine:output_type -> steadfast.v1.WriteMachineResponse
+	31, // 69: steadfast.v1.MachineService.ReadMachine:output_type -> steadfast.v1.ReadMachineResponse
+	33, // 70: steadfast.v1.MachineService.WatchConsole:output_type -> steadfast.v1.WatchConsoleResponse
+	35, // 71: steadfast.v1.MachineService.TypeConsole:output_type -> steadfast.v1.TypeConsoleResponse
+	37, // 72: steadfast.v1.MachineService.GetAccess:output_type -> steadfast.v1.GetAccessResponse
+	39, // 73: steadfast.v1.FaultToleranceService.TurnOnFaultTolerance:output_type -> steadfast.v1.TurnOnFaultToleranceResponse
+	41, // 74: steadfast.v1.FaultToleranceService.TurnOffFaultTolerance:output_type -> steadfast.v1.TurnOffFaultToleranceResponse
+	43, // 75: steadfast.v1.FaultToleranceService.DisableFaultTolerance:output_type -> steadfast.v1.DisableFaultToleranceResponse
+	45, // 76: steadfast.v1.FaultToleranceService.EnableFaultTolerance:output_type -> steadfast.v1.EnableFaultToleranceResponse
+	47, // 77: steadfast.v1.FaultToleranceService.CheckFaultTolerance:output_type -> steadfast.v1.CheckFaultToleranceResponse
+	50, // 78: steadfast.v1.FaultToleranceService.TestFailover:output_type -> steadfast.v1.TestFailoverResponse
+	52, // 79: steadfast.v1.FaultToleranceService.TestRestartSecondary:output_type -> steadfast.v1.TestRestartSecondaryResponse
+	54, // 80: steadfast.v1.FaultToleranceService.MigrateSecondary:output_type -> steadfast.v1.MigrateSecondaryResponse
+	58, // [58:81] is the sub-list for method output_type
+	35, // [35:58] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_steadfast_v1_machine_proto_init() }
@@ -2602,16 +3837,16 @@ func file_steadfast_v1_machine_proto_init() {
 	if File_steadfast_v1_machine_proto != nil {
 		return
 	}
-	file_steadfast_v1_machine_proto_msgTypes[11].OneofWrappers = []any{}
+	file_steadfast_v1_machine_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_steadfast_v1_machine_proto_rawDesc), len(file_steadfast_v1_machine_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   56,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_steadfast_v1_machine_proto_goTypes,
 		DependencyIndexes: file_steadfast_v1_machine_proto_depIdxs,

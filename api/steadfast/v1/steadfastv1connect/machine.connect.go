@@ -23,6 +23,8 @@ const _ = connect.IsAtLeastVersion1_13_0
 const (
 	// MachineServiceName is the fully-qualified name of the MachineService service.
 	MachineServiceName = "steadfast.v1.MachineService"
+	// FaultToleranceServiceName is the fully-qualified name of the FaultToleranceService service.
+	FaultToleranceServiceName = "steadfast.v1.FaultToleranceService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -78,6 +80,30 @@ const (
 	// MachineServiceGetAccessProcedure is the fully-qualified name of the MachineService's GetAccess
 	// RPC.
 	MachineServiceGetAccessProcedure = "/steadfast.v1.MachineService/GetAccess"
+	// FaultToleranceServiceTurnOnFaultToleranceProcedure is the fully-qualified name of the
+	// FaultToleranceService's TurnOnFaultTolerance RPC.
+	FaultToleranceServiceTurnOnFaultToleranceProcedure = "/steadfast.v1.FaultToleranceService/TurnOnFaultTolerance"
+	// FaultToleranceServiceTurnOffFaultToleranceProcedure is the fully-qualified name of the
+	// FaultToleranceService's TurnOffFaultTolerance RPC.
+	FaultToleranceServiceTurnOffFaultToleranceProcedure = "/steadfast.v1.FaultToleranceService/TurnOffFaultTolerance"
+	// FaultToleranceServiceDisableFaultToleranceProcedure is the fully-qualified name of the
+	// FaultToleranceService's DisableFaultTolerance RPC.
+	FaultToleranceServiceDisableFaultToleranceProcedure = "/steadfast.v1.FaultToleranceService/DisableFaultTolerance"
+	// FaultToleranceServiceEnableFaultToleranceProcedure is the fully-qualified name of the
+	// FaultToleranceService's EnableFaultTolerance RPC.
+	FaultToleranceServiceEnableFaultToleranceProcedure = "/steadfast.v1.FaultToleranceService/EnableFaultTolerance"
+	// FaultToleranceServiceCheckFaultToleranceProcedure is the fully-qualified name of the
+	// FaultToleranceService's CheckFaultTolerance RPC.
+	FaultToleranceServiceCheckFaultToleranceProcedure = "/steadfast.v1.FaultToleranceService/CheckFaultTolerance"
+	// FaultToleranceServiceTestFailoverProcedure is the fully-qualified name of the
+	// FaultToleranceService's TestFailover RPC.
+	FaultToleranceServiceTestFailoverProcedure = "/steadfast.v1.FaultToleranceService/TestFailover"
+	// FaultToleranceServiceTestRestartSecondaryProcedure is the fully-qualified name of the
+	// FaultToleranceService's TestRestartSecondary RPC.
+	FaultToleranceServiceTestRestartSecondaryProcedure = "/steadfast.v1.FaultToleranceService/TestRestartSecondary"
+	// FaultToleranceServiceMigrateSecondaryProcedure is the fully-qualified name of the
+	// FaultToleranceService's MigrateSecondary RPC.
+	FaultToleranceServiceMigrateSecondaryProcedure = "/steadfast.v1.FaultToleranceService/MigrateSecondary"
 )
 
 // MachineServiceClient is a client for the steadfast.v1.MachineService service.
@@ -598,4 +624,307 @@ func (UnimplementedMachineServiceHandler) TypeConsole(context.Context, *v1.TypeC
 
 func (UnimplementedMachineServiceHandler) GetAccess(context.Context, *v1.GetAccessRequest) (*v1.GetAccessResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("steadfast.v1.MachineService.GetAccess is not implemented"))
+}
+
+// FaultToleranceServiceClient is a client for the steadfast.v1.FaultToleranceService service.
+type FaultToleranceServiceClient interface {
+	// TurnOnFaultTolerance has a machine get a secondary. All that it takes is checked before, and
+	// a refusal begins with the code of what is missing, as "FT-HOSTS".
+	TurnOnFaultTolerance(context.Context, *v1.TurnOnFaultToleranceRequest) (*v1.TurnOnFaultToleranceResponse, error)
+	// TurnOffFaultTolerance takes it back. The machine runs on.
+	TurnOffFaultTolerance(context.Context, *v1.TurnOffFaultToleranceRequest) (*v1.TurnOffFaultToleranceResponse, error)
+	// DisableFaultTolerance ends a machine's secondary, and gives it none until it is enabled.
+	DisableFaultTolerance(context.Context, *v1.DisableFaultToleranceRequest) (*v1.DisableFaultToleranceResponse, error)
+	EnableFaultTolerance(context.Context, *v1.EnableFaultToleranceRequest) (*v1.EnableFaultToleranceResponse, error)
+	// CheckFaultTolerance tells of each thing that it takes whether it is there.
+	CheckFaultTolerance(context.Context, *v1.CheckFaultToleranceRequest) (*v1.CheckFaultToleranceResponse, error)
+	// TestFailover has the secondary of a machine that is protected go on, and returns when it
+	// does.
+	TestFailover(context.Context, *v1.TestFailoverRequest) (*v1.TestFailoverResponse, error)
+	// TestRestartSecondary ends a machine's secondary, so that another is started.
+	TestRestartSecondary(context.Context, *v1.TestRestartSecondaryRequest) (*v1.TestRestartSecondaryResponse, error)
+	// MigrateSecondary has a machine's secondary be on this host.
+	MigrateSecondary(context.Context, *v1.MigrateSecondaryRequest) (*v1.MigrateSecondaryResponse, error)
+}
+
+// NewFaultToleranceServiceClient constructs a client for the steadfast.v1.FaultToleranceService
+// service. By default, it uses the Connect protocol with the binary Protobuf Codec, asks for
+// gzipped responses, and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply
+// the connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewFaultToleranceServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) FaultToleranceServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	faultToleranceServiceMethods := v1.File_steadfast_v1_machine_proto.Services().ByName("FaultToleranceService").Methods()
+	return &faultToleranceServiceClient{
+		turnOnFaultTolerance: connect.NewClient[v1.TurnOnFaultToleranceRequest, v1.TurnOnFaultToleranceResponse](
+			httpClient,
+			baseURL+FaultToleranceServiceTurnOnFaultToleranceProcedure,
+			connect.WithSchema(faultToleranceServiceMethods.ByName("TurnOnFaultTolerance")),
+			connect.WithClientOptions(opts...),
+		),
+		turnOffFaultTolerance: connect.NewClient[v1.TurnOffFaultToleranceRequest, v1.TurnOffFaultToleranceResponse](
+			httpClient,
+			baseURL+FaultToleranceServiceTurnOffFaultToleranceProcedure,
+			connect.WithSchema(faultToleranceServiceMethods.ByName("TurnOffFaultTolerance")),
+			connect.WithClientOptions(opts...),
+		),
+		disableFaultTolerance: connect.NewClient[v1.DisableFaultToleranceRequest, v1.DisableFaultToleranceResponse](
+			httpClient,
+			baseURL+FaultToleranceServiceDisableFaultToleranceProcedure,
+			connect.WithSchema(faultToleranceServiceMethods.ByName("DisableFaultTolerance")),
+			connect.WithClientOptions(opts...),
+		),
+		enableFaultTolerance: connect.NewClient[v1.EnableFaultToleranceRequest, v1.EnableFaultToleranceResponse](
+			httpClient,
+			baseURL+FaultToleranceServiceEnableFaultToleranceProcedure,
+			connect.WithSchema(faultToleranceServiceMethods.ByName("EnableFaultTolerance")),
+			connect.WithClientOptions(opts...),
+		),
+		checkFaultTolerance: connect.NewClient[v1.CheckFaultToleranceRequest, v1.CheckFaultToleranceResponse](
+			httpClient,
+			baseURL+FaultToleranceServiceCheckFaultToleranceProcedure,
+			connect.WithSchema(faultToleranceServiceMethods.ByName("CheckFaultTolerance")),
+			connect.WithClientOptions(opts...),
+		),
+		testFailover: connect.NewClient[v1.TestFailoverRequest, v1.TestFailoverResponse](
+			httpClient,
+			baseURL+FaultToleranceServiceTestFailoverProcedure,
+			connect.WithSchema(faultToleranceServiceMethods.ByName("TestFailover")),
+			connect.WithClientOptions(opts...),
+		),
+		testRestartSecondary: connect.NewClient[v1.TestRestartSecondaryRequest, v1.TestRestartSecondaryResponse](
+			httpClient,
+			baseURL+FaultToleranceServiceTestRestartSecondaryProcedure,
+			connect.WithSchema(faultToleranceServiceMethods.ByName("TestRestartSecondary")),
+			connect.WithClientOptions(opts...),
+		),
+		migrateSecondary: connect.NewClient[v1.MigrateSecondaryRequest, v1.MigrateSecondaryResponse](
+			httpClient,
+			baseURL+FaultToleranceServiceMigrateSecondaryProcedure,
+			connect.WithSchema(faultToleranceServiceMethods.ByName("MigrateSecondary")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// faultToleranceServiceClient implements FaultToleranceServiceClient.
+type faultToleranceServiceClient struct {
+	turnOnFaultTolerance  *connect.Client[v1.TurnOnFaultToleranceRequest, v1.TurnOnFaultToleranceResponse]
+	turnOffFaultTolerance *connect.Client[v1.TurnOffFaultToleranceRequest, v1.TurnOffFaultToleranceResponse]
+	disableFaultTolerance *connect.Client[v1.DisableFaultToleranceRequest, v1.DisableFaultToleranceResponse]
+	enableFaultTolerance  *connect.Client[v1.EnableFaultToleranceRequest, v1.EnableFaultToleranceResponse]
+	checkFaultTolerance   *connect.Client[v1.CheckFaultToleranceRequest, v1.CheckFaultToleranceResponse]
+	testFailover          *connect.Client[v1.TestFailoverRequest, v1.TestFailoverResponse]
+	testRestartSecondary  *connect.Client[v1.TestRestartSecondaryRequest, v1.TestRestartSecondaryResponse]
+	migrateSecondary      *connect.Client[v1.MigrateSecondaryRequest, v1.MigrateSecondaryResponse]
+}
+
+// TurnOnFaultTolerance calls steadfast.v1.FaultToleranceService.TurnOnFaultTolerance.
+func (c *faultToleranceServiceClient) TurnOnFaultTolerance(ctx context.Context, req *v1.TurnOnFaultToleranceRequest) (*v1.TurnOnFaultToleranceResponse, error) {
+	response, err := c.turnOnFaultTolerance.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TurnOffFaultTolerance calls steadfast.v1.FaultToleranceService.TurnOffFaultTolerance.
+func (c *faultToleranceServiceClient) TurnOffFaultTolerance(ctx context.Context, req *v1.TurnOffFaultToleranceRequest) (*v1.TurnOffFaultToleranceResponse, error) {
+	response, err := c.turnOffFaultTolerance.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DisableFaultTolerance calls steadfast.v1.FaultToleranceService.DisableFaultTolerance.
+func (c *faultToleranceServiceClient) DisableFaultTolerance(ctx context.Context, req *v1.DisableFaultToleranceRequest) (*v1.DisableFaultToleranceResponse, error) {
+	response, err := c.disableFaultTolerance.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// EnableFaultTolerance calls steadfast.v1.FaultToleranceService.EnableFaultTolerance.
+func (c *faultToleranceServiceClient) EnableFaultTolerance(ctx context.Context, req *v1.EnableFaultToleranceRequest) (*v1.EnableFaultToleranceResponse, error) {
+	response, err := c.enableFaultTolerance.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CheckFaultTolerance calls steadfast.v1.FaultToleranceService.CheckFaultTolerance.
+func (c *faultToleranceServiceClient) CheckFaultTolerance(ctx context.Context, req *v1.CheckFaultToleranceRequest) (*v1.CheckFaultToleranceResponse, error) {
+	response, err := c.checkFaultTolerance.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TestFailover calls steadfast.v1.FaultToleranceService.TestFailover.
+func (c *faultToleranceServiceClient) TestFailover(ctx context.Context, req *v1.TestFailoverRequest) (*v1.TestFailoverResponse, error) {
+	response, err := c.testFailover.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TestRestartSecondary calls steadfast.v1.FaultToleranceService.TestRestartSecondary.
+func (c *faultToleranceServiceClient) TestRestartSecondary(ctx context.Context, req *v1.TestRestartSecondaryRequest) (*v1.TestRestartSecondaryResponse, error) {
+	response, err := c.testRestartSecondary.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// MigrateSecondary calls steadfast.v1.FaultToleranceService.MigrateSecondary.
+func (c *faultToleranceServiceClient) MigrateSecondary(ctx context.Context, req *v1.MigrateSecondaryRequest) (*v1.MigrateSecondaryResponse, error) {
+	response, err := c.migrateSecondary.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// FaultToleranceServiceHandler is an implementation of the steadfast.v1.FaultToleranceService
+// service.
+type FaultToleranceServiceHandler interface {
+	// TurnOnFaultTolerance has a machine get a secondary. All that it takes is checked before, and
+	// a refusal begins with the code of what is missing, as "FT-HOSTS".
+	TurnOnFaultTolerance(context.Context, *v1.TurnOnFaultToleranceRequest) (*v1.TurnOnFaultToleranceResponse, error)
+	// TurnOffFaultTolerance takes it back. The machine runs on.
+	TurnOffFaultTolerance(context.Context, *v1.TurnOffFaultToleranceRequest) (*v1.TurnOffFaultToleranceResponse, error)
+	// DisableFaultTolerance ends a machine's secondary, and gives it none until it is enabled.
+	DisableFaultTolerance(context.Context, *v1.DisableFaultToleranceRequest) (*v1.DisableFaultToleranceResponse, error)
+	EnableFaultTolerance(context.Context, *v1.EnableFaultToleranceRequest) (*v1.EnableFaultToleranceResponse, error)
+	// CheckFaultTolerance tells of each thing that it takes whether it is there.
+	CheckFaultTolerance(context.Context, *v1.CheckFaultToleranceRequest) (*v1.CheckFaultToleranceResponse, error)
+	// TestFailover has the secondary of a machine that is protected go on, and returns when it
+	// does.
+	TestFailover(context.Context, *v1.TestFailoverRequest) (*v1.TestFailoverResponse, error)
+	// TestRestartSecondary ends a machine's secondary, so that another is started.
+	TestRestartSecondary(context.Context, *v1.TestRestartSecondaryRequest) (*v1.TestRestartSecondaryResponse, error)
+	// MigrateSecondary has a machine's secondary be on this host.
+	MigrateSecondary(context.Context, *v1.MigrateSecondaryRequest) (*v1.MigrateSecondaryResponse, error)
+}
+
+// NewFaultToleranceServiceHandler builds an HTTP handler from the service implementation. It
+// returns the path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewFaultToleranceServiceHandler(svc FaultToleranceServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	faultToleranceServiceMethods := v1.File_steadfast_v1_machine_proto.Services().ByName("FaultToleranceService").Methods()
+	faultToleranceServiceTurnOnFaultToleranceHandler := connect.NewUnaryHandlerSimple(
+		FaultToleranceServiceTurnOnFaultToleranceProcedure,
+		svc.TurnOnFaultTolerance,
+		connect.WithSchema(faultToleranceServiceMethods.ByName("TurnOnFaultTolerance")),
+		connect.WithHandlerOptions(opts...),
+	)
+	faultToleranceServiceTurnOffFaultToleranceHandler := connect.NewUnaryHandlerSimple(
+		FaultToleranceServiceTurnOffFaultToleranceProcedure,
+		svc.TurnOffFaultTolerance,
+		connect.WithSchema(faultToleranceServiceMethods.ByName("TurnOffFaultTolerance")),
+		connect.WithHandlerOptions(opts...),
+	)
+	faultToleranceServiceDisableFaultToleranceHandler := connect.NewUnaryHandlerSimple(
+		FaultToleranceServiceDisableFaultToleranceProcedure,
+		svc.DisableFaultTolerance,
+		connect.WithSchema(faultToleranceServiceMethods.ByName("DisableFaultTolerance")),
+		connect.WithHandlerOptions(opts...),
+	)
+	faultToleranceServiceEnableFaultToleranceHandler := connect.NewUnaryHandlerSimple(
+		FaultToleranceServiceEnableFaultToleranceProcedure,
+		svc.EnableFaultTolerance,
+		connect.WithSchema(faultToleranceServiceMethods.ByName("EnableFaultTolerance")),
+		connect.WithHandlerOptions(opts...),
+	)
+	faultToleranceServiceCheckFaultToleranceHandler := connect.NewUnaryHandlerSimple(
+		FaultToleranceServiceCheckFaultToleranceProcedure,
+		svc.CheckFaultTolerance,
+		connect.WithSchema(faultToleranceServiceMethods.ByName("CheckFaultTolerance")),
+		connect.WithHandlerOptions(opts...),
+	)
+	faultToleranceServiceTestFailoverHandler := connect.NewUnaryHandlerSimple(
+		FaultToleranceServiceTestFailoverProcedure,
+		svc.TestFailover,
+		connect.WithSchema(faultToleranceServiceMethods.ByName("TestFailover")),
+		connect.WithHandlerOptions(opts...),
+	)
+	faultToleranceServiceTestRestartSecondaryHandler := connect.NewUnaryHandlerSimple(
+		FaultToleranceServiceTestRestartSecondaryProcedure,
+		svc.TestRestartSecondary,
+		connect.WithSchema(faultToleranceServiceMethods.ByName("TestRestartSecondary")),
+		connect.WithHandlerOptions(opts...),
+	)
+	faultToleranceServiceMigrateSecondaryHandler := connect.NewUnaryHandlerSimple(
+		FaultToleranceServiceMigrateSecondaryProcedure,
+		svc.MigrateSecondary,
+		connect.WithSchema(faultToleranceServiceMethods.ByName("MigrateSecondary")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/steadfast.v1.FaultToleranceService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case FaultToleranceServiceTurnOnFaultToleranceProcedure:
+			faultToleranceServiceTurnOnFaultToleranceHandler.ServeHTTP(w, r)
+		case FaultToleranceServiceTurnOffFaultToleranceProcedure:
+			faultToleranceServiceTurnOffFaultToleranceHandler.ServeHTTP(w, r)
+		case FaultToleranceServiceDisableFaultToleranceProcedure:
+			faultToleranceServiceDisableFaultToleranceHandler.ServeHTTP(w, r)
+		case FaultToleranceServiceEnableFaultToleranceProcedure:
+			faultToleranceServiceEnableFaultToleranceHandler.ServeHTTP(w, r)
+		case FaultToleranceServiceCheckFaultToleranceProcedure:
+			faultToleranceServiceCheckFaultToleranceHandler.ServeHTTP(w, r)
+		case FaultToleranceServiceTestFailoverProcedure:
+			faultToleranceServiceTestFailoverHandler.ServeHTTP(w, r)
+		case FaultToleranceServiceTestRestartSecondaryProcedure:
+			faultToleranceServiceTestRestartSecondaryHandler.ServeHTTP(w, r)
+		case FaultToleranceServiceMigrateSecondaryProcedure:
+			faultToleranceServiceMigrateSecondaryHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedFaultToleranceServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedFaultToleranceServiceHandler struct{}
+
+func (UnimplementedFaultToleranceServiceHandler) TurnOnFaultTolerance(context.Context, *v1.TurnOnFaultToleranceRequest) (*v1.TurnOnFaultToleranceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("steadfast.v1.FaultToleranceService.TurnOnFaultTolerance is not implemented"))
+}
+
+func (UnimplementedFaultToleranceServiceHandler) TurnOffFaultTolerance(context.Context, *v1.TurnOffFaultToleranceRequest) (*v1.TurnOffFaultToleranceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("steadfast.v1.FaultToleranceService.TurnOffFaultTolerance is not implemented"))
+}
+
+func (UnimplementedFaultToleranceServiceHandler) DisableFaultTolerance(context.Context, *v1.DisableFaultToleranceRequest) (*v1.DisableFaultToleranceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("steadfast.v1.FaultToleranceService.DisableFaultTolerance is not implemented"))
+}
+
+func (UnimplementedFaultToleranceServiceHandler) EnableFaultTolerance(context.Context, *v1.EnableFaultToleranceRequest) (*v1.EnableFaultToleranceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("steadfast.v1.FaultToleranceService.EnableFaultTolerance is not implemented"))
+}
+
+func (UnimplementedFaultToleranceServiceHandler) CheckFaultTolerance(context.Context, *v1.CheckFaultToleranceRequest) (*v1.CheckFaultToleranceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("steadfast.v1.FaultToleranceService.CheckFaultTolerance is not implemented"))
+}
+
+func (UnimplementedFaultToleranceServiceHandler) TestFailover(context.Context, *v1.TestFailoverRequest) (*v1.TestFailoverResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("steadfast.v1.FaultToleranceService.TestFailover is not implemented"))
+}
+
+func (UnimplementedFaultToleranceServiceHandler) TestRestartSecondary(context.Context, *v1.TestRestartSecondaryRequest) (*v1.TestRestartSecondaryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("steadfast.v1.FaultToleranceService.TestRestartSecondary is not implemented"))
+}
+
+func (UnimplementedFaultToleranceServiceHandler) MigrateSecondary(context.Context, *v1.MigrateSecondaryRequest) (*v1.MigrateSecondaryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("steadfast.v1.FaultToleranceService.MigrateSecondary is not implemented"))
 }
