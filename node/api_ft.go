@@ -92,13 +92,18 @@ func (s ftService) CheckFaultTolerance(ctx context.Context, req *steadfastv1.Che
 // TestRestartSecondary implements the API's call.
 func (s ftService) TestRestartSecondary(ctx context.Context, req *steadfastv1.TestRestartSecondaryRequest) (*steadfastv1.TestRestartSecondaryResponse, error) {
 	m, err := s.change(ctx, req.Machine, "ft-secondary-restart", "has its secondary started again, as a test", func(v *inventory.View, m *inventory.Machine) ([]quorum.Edit, error) {
-		p := v.Placements[m.Name]
-		if err := hasSecondary(m, p); err != nil {
-			return nil, err
-		}
-		return v.Part(m.Name, p.Generation, p.Second.Pair, inventory.PartUser, "a test", time.Now().UnixNano())
+		return endSecondary(v, m, time.Now().UnixNano())
 	})
 	return &steadfastv1.TestRestartSecondaryResponse{Machine: m}, err
+}
+
+// endSecondary ends a machine's secondary, so that another is chosen.
+func endSecondary(v *inventory.View, m *inventory.Machine, now int64) ([]quorum.Edit, error) {
+	p := v.Placements[m.Name]
+	if err := hasSecondary(m, p); err != nil {
+		return nil, err
+	}
+	return v.Part(m.Name, p.Generation, p.Second.Pair, inventory.PartUser, "a test", now)
 }
 
 // hasSecondary fails with fault.Busy for a machine that has none.
@@ -117,31 +122,35 @@ func hasSecondary(m *inventory.Machine, p *inventory.Placement) error {
 func (s ftService) MigrateSecondary(ctx context.Context, req *steadfastv1.MigrateSecondaryRequest) (*steadfastv1.MigrateSecondaryResponse, error) {
 	text := fmt.Sprintf("has its secondary move to the host %q", req.Host)
 	m, err := s.change(ctx, req.Machine, "ft-secondary-moves", text, func(v *inventory.View, m *inventory.Machine) ([]quorum.Edit, error) {
-		p, now := v.Placements[m.Name], time.Now().UnixNano()
-		h := v.Hosts[req.Host]
-		if err := isOn(m); err != nil {
-			return nil, err
-		}
-		switch {
-		case h == nil:
-			return nil, unknown("host", req.Host, "host list", namesWhere(v.Hosts, func(h *inventory.Host) bool { return h.Cluster == m.Cluster }))
-		case m.FT != inventory.FTOn:
-			return nil, fault.New(fault.Busy, "the fault tolerance of the machine %q is disabled; enable it: \"steadfast ft enable %s\"", m.Name, m.Name)
-		case !p.Active() || m.Desired != inventory.Running:
-			return nil, fault.New(fault.Busy, "the machine %q does not run, and has no secondary then; start it: \"steadfast vm start %s\"", m.Name, m.Name)
-		case p.Second != nil && p.Second.Host == req.Host && v.Standing(req.Host, p.Second.Boot):
-			return nil, nil // it is there
-		case p.Host == req.Host:
-			return nil, fault.New(fault.Busy, "the host %q runs the machine %q itself; \"steadfast ft test-failover %s\" has the secondary go on", req.Host, m.Name, m.Name)
-		case h.Cluster != m.Cluster:
-			return nil, fault.New(fault.Invalid, "the host %q is in the cluster %q, and the machine in %q", h.Name, h.Cluster, m.Cluster)
-		}
-		if why := placement.SecondaryOn(v, m, req.Host, now); why != "" {
-			return nil, fault.New(fault.Busy, "the secondary of the machine %q cannot be there: %s; see \"steadfast ft status %s --check\"", m.Name, why, m.Name)
-		}
-		return v.Pair(m.Name, p.Generation, req.Host, v.Lives[req.Host].Boot, now)
+		return moveSecondary(v, m, req.Host, time.Now().UnixNano())
 	})
 	return &steadfastv1.MigrateSecondaryResponse{Machine: m}, err
+}
+
+// moveSecondary has a machine's secondary be on a host. One that is there already stays.
+func moveSecondary(v *inventory.View, m *inventory.Machine, host string, now int64) ([]quorum.Edit, error) {
+	p, h := v.Placements[m.Name], v.Hosts[host]
+	if err := isOn(m); err != nil {
+		return nil, err
+	}
+	switch {
+	case h == nil:
+		return nil, unknown("host", host, "host list", namesWhere(v.Hosts, func(h *inventory.Host) bool { return h.Cluster == m.Cluster }))
+	case m.FT != inventory.FTOn:
+		return nil, fault.New(fault.Busy, "the fault tolerance of the machine %q is disabled; enable it: \"steadfast ft enable %s\"", m.Name, m.Name)
+	case !p.Active() || m.Desired != inventory.Running:
+		return nil, fault.New(fault.Busy, "the machine %q does not run, and has no secondary then; start it: \"steadfast vm start %s\"", m.Name, m.Name)
+	case p.Second != nil && p.Second.Host == host && v.Standing(host, p.Second.Boot):
+		return nil, nil // it is there
+	case p.Host == host:
+		return nil, fault.New(fault.Busy, "the host %q runs the machine %q itself; \"steadfast ft test-failover %s\" has the secondary go on", host, m.Name, m.Name)
+	case h.Cluster != m.Cluster:
+		return nil, fault.New(fault.Invalid, "the host %q is in the cluster %q, and the machine in %q", host, h.Cluster, m.Cluster)
+	}
+	if why := placement.SecondaryOn(v, m, host, now); why != "" {
+		return nil, fault.New(fault.Busy, "the secondary of the machine %q cannot be there: %s; see \"steadfast ft status %s --check\"", m.Name, why, m.Name)
+	}
+	return v.Pair(m.Name, p.Generation, host, v.Lives[host].Boot, now)
 }
 
 // change changes how a machine is protected, by a rule that is given the machine, and tells people
@@ -207,6 +216,25 @@ func (n *Node) countSnapshots(volume string) (count int, err error) {
 		}
 	}
 	return count, err
+}
+
+// unprotected fails with fault.Busy when a machine with fault tolerance has one of a group's
+// volumes: it takes that they have no snapshots.
+func (n *Node) unprotected(group string, volumes ...ha.Volume) error {
+	v, err := n.site()
+	if err != nil {
+		return err
+	}
+	for _, volume := range volumes {
+		name, used, err := v.UsedBy(group, volume.Name)
+		if err != nil {
+			return err
+		}
+		if used && v.Machines[name].FT != inventory.FTOff {
+			return fault.New(fault.Busy, "the volume %q is of the machine %q, whose fault tolerance takes that it has no snapshots; turn that off first: \"steadfast ft off %s\"", volume.Name, name, name)
+		}
+	}
+	return nil
 }
 
 // failoverTime bounds how long is waited for a secondary to have taken over.

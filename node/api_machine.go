@@ -147,7 +147,10 @@ func (n *Node) describeMachine(v *inventory.View, name string) *steadfastv1.Mach
 			}
 		}
 	}
-	why := n.waitsFor(v, m)
+	why := ""
+	if out.State == "waiting" || m.FT != inventory.FTOff {
+		why = n.waitsFor(v, m)
+	}
 	if out.State == "waiting" && why != "" {
 		out.Detail = why
 	}
@@ -186,7 +189,7 @@ func wanted(m *inventory.Machine) string {
 	return string(inventory.Stopped)
 }
 
-// waitsFor tells why a machine is not placed that is to run; empty: this member does not know.
+// waitsFor tells why a machine is not placed that is to run, or has no secondary; empty: this member does not know.
 func (n *Node) waitsFor(v *inventory.View, m *inventory.Machine) string {
 	if len(namesWhere(v.Hosts, func(h *inventory.Host) bool { return h.Cluster == m.Cluster })) == 0 {
 		return fmt.Sprintf("no host is in its cluster %q; add one: \"steadfast host add\"", m.Cluster)
@@ -195,7 +198,7 @@ func (n *Node) waitsFor(v *inventory.View, m *inventory.Machine) string {
 	if err != nil || c.placer == nil {
 		return ""
 	}
-	return c.placer.waiting()[m.Name]
+	return c.placer.whyWaits(m.Name)
 }
 
 // askHosts asks the host of a machine how it does, and its secondary's.

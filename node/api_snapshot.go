@@ -42,6 +42,9 @@ func (s snapshotService) CreateSnapshot(ctx context.Context, req *steadfastv1.Cr
 		return nil, err
 	}
 	if m, ok := s.n.findMirrored(req.Volume); ok {
+		if err := s.n.unprotected(m.spec.Name, m.Volume); err != nil {
+			return nil, err
+		}
 		all, err := s.n.snapshotMirrored(ctx, m.c, m.spec, req.Name, []ha.Volume{m.Volume})
 		if err != nil {
 			return nil, err
@@ -51,6 +54,9 @@ func (s snapshotService) CreateSnapshot(ctx context.Context, req *steadfastv1.Cr
 	if req.Group != "" {
 		c, spec, err := s.n.findSpec(req.Group)
 		if err != nil {
+			return nil, err
+		}
+		if err := s.n.unprotected(spec.Name, spec.Volumes...); err != nil {
 			return nil, err
 		}
 		all, err := s.n.snapshotMirrored(ctx, c, spec, req.Name, spec.Volumes)

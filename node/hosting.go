@@ -21,9 +21,10 @@ import (
 // not answer, is there and waits. Fails with fault.Denied.
 func (n *Node) beginHosting(c *cluster) (*host.Host, error) {
 	consoles, temp := filepath.Join(n.cfg.DataDir, "consoles"), filepath.Join(n.cfg.DataDir, "tmp")
+	kept := filepath.Join(n.cfg.DataDir, "diverged")
 	// What a crash has left there is of no use to anybody; the data directory's lock is held.
 	err := os.RemoveAll(temp)
-	for _, dir := range []string{consoles, temp} {
+	for _, dir := range []string{consoles, temp, kept} {
 		if err == nil {
 			err = os.MkdirAll(dir, 0o700)
 		}
@@ -37,7 +38,7 @@ func (n *Node) beginHosting(c *cluster) (*host.Host, error) {
 		Name: string(self.Member), Member: c.member, Boot: self.Boot,
 		Program: "steadfast", Build: n.version, Memory: machinesMemory(n.cfg.Host), CPUs: machinesCPUs(n.cfg.Host),
 		Box: hostBox(n.cfg.Host), Private: privateNetworks(n.cfg.Networks),
-		Open: c.openVolume, Attach: nets.attach, Dial: c.logging.dialPair, Consoles: consoles, Temp: temp,
+		Open: c.openVolume, Attach: nets.attach, Dial: c.logging.dialPair, Consoles: consoles, Temp: temp, Kept: kept,
 		Log: n.log, Event: n.publishHosted,
 	})
 }

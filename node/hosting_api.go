@@ -43,7 +43,7 @@ func describeHosted(m host.Machine, now time.Time) *steadfastv1.MachineStatus {
 	}
 	if p := m.Pair; p != nil {
 		out.Pair = &steadfastv1.PairStatus{
-			Side: "primary", State: p.State, Protected: p.Protected, LagBytes: p.LagBytes,
+			Side: "primary", State: p.State, Protected: p.Protected, LagNanoseconds: p.LagNS, LagBytes: p.LagBytes,
 			LogBytes: p.LogBytes, LogBytesPerSecond: int64(p.LogBytesPerSecond), CopyBytes: p.CopyBytes, PauseNanoseconds: p.PauseNS,
 			CpuNanoseconds: int64(m.CPU), MemoryBytes: m.Resident,
 		}

@@ -416,6 +416,13 @@ func (p *placer) waiting() map[string]string {
 	return maps.Clone(p.waits)
 }
 
+// whyWaits returns why a machine waits; empty: it does not.
+func (p *placer) whyWaits(machine string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.waits[machine]
+}
+
 func (p *placer) event(severity, kind, format string, args ...any) {
 	p.eventOf("", severity, kind, format, args...)
 }

@@ -241,7 +241,7 @@ func (s *site) begin(host string, boot quorum.Boot) {
 	s.state = next
 	s.mu.Unlock()
 	s.amend(func(v *inventory.View) ([]quorum.Edit, error) {
-		_, e, err := v.HostUp(inventory.HostLife{Host: host, ID: fmt.Sprint(boot), Memory: 1 << 30}, time.Now().UnixNano())
+		_, e, err := v.HostUp(inventory.HostLife{Host: host, ID: fmt.Sprint(boot), Memory: 1 << 30, Box: "box-of-" + host}, time.Now().UnixNano())
 		return e, err
 	})
 }
@@ -335,7 +335,7 @@ func TestPlaced(t *testing.T) {
 				counts[d] += n
 			}
 		}
-		if d := cmp.Diff(map[string]uint64{"lost": 1, "place": 2, "leave": 0, "end": 0}, counts); d != "" {
+		if d := cmp.Diff(map[string]uint64{"lost": 1, "place": 2, "leave": 0, "end": 0, "pair": 0, "part": 0}, counts); d != "" {
 			t.Error(d)
 		}
 	})

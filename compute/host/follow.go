@@ -5,7 +5,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"steadfast/block"
@@ -32,11 +31,13 @@ type follower struct {
 	volumes []Volume
 	late    []*lateDisk
 	image   *image
-	quiet   []*quietWire
+	cards   []*card
 	joined  *sync.WaitGroup
 	gone    chan struct{} // of the guest's life here
+	lives   chan struct{} // closed when that goes on here
 	links   sync.WaitGroup
 	events  chan lockstep.Event
+	keeping *keeping
 
 	mu   sync.Mutex
 	k    *keeper
@@ -45,9 +46,12 @@ type follower struct {
 
 // follow is a secondary's run, from beginning to end.
 func (r *run) follow() end {
-	f := &follower{r: r, image: &image{}, joined: &sync.WaitGroup{}, gone: make(chan struct{}), events: make(chan lockstep.Event)}
+	f := &follower{r: r, image: &image{}, joined: &sync.WaitGroup{}, gone: make(chan struct{}), lives: make(chan struct{}), events: make(chan lockstep.Event)}
 	defer f.links.Wait()
-	defer func() { f.image.close() }()
+	defer func() {
+		f.image.close()
+		f.keeping.end(r.pair, false)
+	}()
 	err := f.prepare()
 	if err == nil {
 		err = f.start()
@@ -63,6 +67,7 @@ func (r *run) follow() end {
 	}
 	r.mu.Lock()
 	r.told.process, r.told.phase, r.told.step, r.told.since = f.p, Following, "", time.Now()
+	r.follower = f
 	r.mu.Unlock()
 	why, detail, over := f.watch()
 	if over {
@@ -105,7 +110,8 @@ func (f *follower) start() error {
 		f.late = append(f.late, late)
 		o.Disks = append(o.Disks, vmm.Disk{Device: late, Space: func(err error) { r.space(i, err) }})
 	}
-	s := &vmm.Secondary{Me: r.me, Session: links[0].Session, MemoryMax: r.m.Memory}
+	f.keeping = r.keepFiles()
+	s := &vmm.Secondary{Me: r.me, Session: links[0].Session, MemoryMax: r.m.Memory, Kept: f.keeping.kept()}
 	o.Secondary = s
 	r.tell(Starting, "starts its process")
 	var ours [lockstep.Links]net.Conn
@@ -136,13 +142,9 @@ func (f *follower) start() error {
 		return err
 	}
 	for i, a := range f.image.wires {
-		q := &quietWire{Conn: f.p.Wires[i]}
-		f.quiet = append(f.quiet, q)
-		f.joined.Go(func() {
-			if err := a.Wire.Join(q); err != nil {
-				r.event(EventNetwork, true, "network card %d has lost its network: %v", i, err)
-			}
-		})
+		c := &card{Conn: f.p.Wires[i], state: cardQuiet}
+		f.cards = append(f.cards, c)
+		f.joined.Go(func() { r.join(i, a, c, f.p.Exited()) })
 	}
 	return nil
 }
@@ -203,7 +205,9 @@ func (f *follower) watch() (why inventory.PartReason, detail string, over bool) 
 			case lockstep.TookOver:
 				return reasonOf(e.Why), reasonText(e), false
 			case lockstep.Diverged:
-				f.r.event(EventDiverged, true, "its secondary here is not the same any more: %s", reasonText(e))
+				where := f.keeping.end(f.r.pair, true)
+				f.keeping = nil
+				f.r.event(EventDiverged, true, "its secondary here is not the same any more: %s%s", reasonText(e), keptText(where))
 				why, detail = inventory.PartDivergence, reasonText(e)
 			case lockstep.Waiting:
 				f.r.event(EventWaits, true, "the machine is to go on here, and waits for its lock: %s", reasonText(e))
@@ -262,9 +266,10 @@ func (f *follower) closeUnused() {
 // live runs the machine, which is this host's now, to its end.
 func (f *follower) live(why inventory.PartReason, detail string) end {
 	r := f.r
-	for _, q := range f.quiet {
-		q.live.Store(true)
+	for _, c := range f.cards {
+		c.become(cardLive)
 	}
+	close(f.lives)
 	r.mu.Lock()
 	r.took = true
 	r.mu.Unlock()
@@ -273,8 +278,26 @@ func (f *follower) live(why inventory.PartReason, detail string) end {
 	f.mu.Lock()
 	k := f.k
 	f.mu.Unlock()
-	l := &life{r: r, k: k, p: f.p, gone: f.gone, waiting: map[int]bool{}, events: f.events}
+	l := &life{r: r, k: k, p: f.p, gone: f.gone, waiting: map[int]bool{}, events: f.events, cards: f.cards}
 	return r.hold(k, l, f)
+}
+
+// frames gives the machine what came for it where it was, once it goes on here.
+func (f *follower) frames(conn net.Conn) {
+	select {
+	case <-f.lives:
+	case <-f.gone:
+		return
+	}
+	for {
+		n, frame, err := readFrame(conn)
+		if err != nil || n >= len(f.cards) {
+			return // all that there is, or what cannot be
+		}
+		if _, err := f.cards[n].Conn.Write(frame); err != nil {
+			return // the machine has ended
+		}
+	}
 }
 
 // Change implements lockstepio.Lock, for when the machine has gone on here.
@@ -446,21 +469,6 @@ func (d *lateDisk) Size() int64 {
 	}
 }
 
-// quietWire is a network card's wire whose machine gets nothing until it goes on here: what
-// was sent to it before would be old news.
-type quietWire struct {
-	net.Conn
-	live atomic.Bool
-}
-
-// Write implements net.Conn.
-func (q *quietWire) Write(frame []byte) (int, error) {
-	if !q.live.Load() {
-		return len(frame), nil
-	}
-	return q.Conn.Write(frame)
-}
-
 // reasonOf is the paper's word for why a pair ended.
 func reasonOf(w lockstep.Why) inventory.PartReason {
 	switch w {
@@ -468,7 +476,7 @@ func reasonOf(w lockstep.Why) inventory.PartReason {
 		return inventory.PartUser
 	case lockstep.WhyDiverged:
 		return inventory.PartDivergence
-	case lockstep.WhyFailed, lockstep.WhyLock, lockstep.WhyTooFast:
+	case lockstep.WhyFailed, lockstep.WhyLock, lockstep.WhyTooFast, lockstep.WhySlow:
 		return inventory.PartHardware
 	default:
 		return inventory.PartLostConnection

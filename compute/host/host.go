@@ -47,6 +47,9 @@ func Open(o Options) (*Host, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	if err := o.clearKeeping(); err != nil {
+		o.Log.Warn("what was left of pairs takes space", "error", err)
+	}
 	h := &Host{
 		o: o, log: o.Log, runs: map[string]*run{},
 		changed: make(chan struct{}, 1), speaking: make(chan struct{}, 1),

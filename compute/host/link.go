@@ -39,6 +39,9 @@ type welcome struct {
 }
 
 const (
+	// linkFrames is no link of a session: it brings frames that came for a machine while it
+	// went elsewhere.
+	linkFrames lockstep.Link = lockstep.Links
 	// greetingMax bounds both, in bytes.
 	greetingMax = 4 << 10
 	// greetingTime is how long they may take.
@@ -133,6 +136,13 @@ func (h *Host) Accept(conn net.Conn, from string) {
 	if sendWord(conn, welcome{vmm.FailureOf(err)}) != nil || err != nil || conn.SetDeadline(time.Time{}) != nil {
 		return
 	}
+	if a.Link == linkFrames {
+		r.mu.Lock()
+		f := r.follower
+		r.mu.Unlock()
+		f.frames(conn)
+		return
+	}
 	select {
 	case r.links <- a:
 	case <-r.done:
@@ -164,6 +174,14 @@ func (h *Host) follower(g greeting, from string) (*run, error) {
 	defer r.mu.Unlock()
 	if p := r.told.pair; p == nil || p.other != from {
 		return nil, fault.New(fault.Stale, "the machine %q does not run on the host %s", g.Machine, from)
+	}
+	switch {
+	case g.Link > linkFrames:
+		return nil, fault.New(fault.Invalid, "a link %d between hosts, which there is not", g.Link)
+	case g.Link == linkFrames && r.follower == nil:
+		return nil, fault.New(fault.Busy, "the secondary on the host %s is not ready", h.o.Name)
+	case g.Link == linkFrames:
+		return r, nil
 	}
 	switch r.told.phase {
 	case Waiting:

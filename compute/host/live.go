@@ -108,7 +108,9 @@ type life struct {
 	mate     mate
 	refused  uint64 // the secondary that there was last: it does not come back
 	diverged bool
-	leaving  bool   // the secondary was asked to take over
+	handing  bool          // the secondary was asked to take over
+	handed   chan struct{} // it was, and did not
+	cards    []*card
 	after    func() // to be done when there is no secondary
 	meets    chan met
 	events   chan lockstep.Event // what the process says of its pair
@@ -143,7 +145,7 @@ func (r *run) live(k *keeper, b *image) (e end, drained bool) {
 // cards; base is how often the machine had been reset when it began.
 func (l *life) carry(joined *sync.WaitGroup, base uint64) (e end, drained bool) {
 	r, k, p := l.r, l.k, l.p
-	l.meets = make(chan met)
+	l.meets, l.handed = make(chan met), make(chan struct{})
 	r.begins(p)
 	read := make(chan struct{})
 	r.console.Connect(p.Console)
@@ -288,11 +290,9 @@ func (r *run) space(disk int, err error) {
 func (l *life) wire(b *image) *sync.WaitGroup {
 	var joined sync.WaitGroup
 	for i, a := range b.wires {
-		joined.Go(func() {
-			if err := a.Wire.Join(l.p.Wires[i]); err != nil {
-				l.r.event(EventNetwork, true, "network card %d has lost its network: %v", i, err)
-			}
-		})
+		c := &card{Conn: l.p.Wires[i]}
+		l.cards = append(l.cards, c)
+		joined.Go(func() { l.r.join(i, a, c, l.p.Exited()) })
 	}
 	return &joined
 }
@@ -317,6 +317,11 @@ func (l *life) watch(resets uint64) {
 			l.heard(e)
 		case m := <-l.meets:
 			l.hasMet(m)
+		case answer := <-l.r.hands:
+			answer <- l.handOver()
+		case <-l.handed:
+			l.handing = false
+			l.obey(resets)
 		case <-l.press:
 			l.pressPower()
 		case <-l.force:
@@ -341,11 +346,8 @@ func (l *life) obey(resets uint64) {
 		l.press, l.force = nil, nil
 		l.kill = time.After(offPatience)
 		l.unpaired(l.p.Kill)
-	case w.leave && !l.stopping && l.mate.protected && !l.leaving:
-		l.leaving = true
-		l.r.tell(Running, "its secondary takes over")
-		l.order("its secondary is to take over", l.p.HandOver)
-	case w.leave && l.mate.protected: // it does
+	case w.leave && !l.stopping && l.mate.protected:
+		_ = l.handOver() // it does already, or is about to
 	case w.stop && !l.stopping:
 		l.stopping = true
 		l.r.tell(Stopping, "its power button was pressed")

@@ -133,7 +133,10 @@ type Options struct {
 	// Consoles is a folder for the machines' console logs, NAME.log; Temp one for what they
 	// boot from, which nobody else sees, and nothing is left in.
 	Consoles, Temp string
-	Log            *slog.Logger // nil: nothing
+	// Kept is a folder for the state and the log of machines that were found to be others than
+	// the other ones of their pairs; empty: nothing is kept.
+	Kept string
+	Log  *slog.Logger // nil: nothing
 	// Event is told what happens; it must not wait. nil: nobody.
 	Event func(Event)
 	Times Times

@@ -12,6 +12,7 @@ import (
 	"steadfast/compute/lockstep"
 	"steadfast/compute/lockstepio"
 	"steadfast/compute/vmlock"
+	"steadfast/compute/vmm"
 	"steadfast/fault"
 )
 
@@ -29,6 +30,7 @@ type mate struct {
 	protected bool
 	parting   bool // it is to end
 	cancel    context.CancelFunc
+	keeping   *keeping
 }
 
 // met is what became of the beginning of a pair.
@@ -78,11 +80,12 @@ func (l *life) part() {
 // beginPair connects to the secondary's host, and turns the pair on.
 func (l *life) beginPair(w pairing) {
 	ctx, cancel := context.WithTimeout(l.r.ctx, l.r.h.o.Times.Pair)
-	l.mate = mate{pairing: w, cancel: cancel}
+	l.mate = mate{pairing: w, cancel: cancel, keeping: l.r.keepFiles()}
+	kept := l.mate.keeping.kept()
 	l.notePair()
 	l.tasks.Go(func() {
 		defer cancel()
-		err := l.meet(ctx, w)
+		err := l.meet(ctx, w, kept)
 		select {
 		case l.meets <- met{w.number, err}:
 		case <-l.gone:
@@ -91,7 +94,7 @@ func (l *life) beginPair(w pairing) {
 }
 
 // meet gives the machine's process its links. A secondary that is not ready is asked again.
-func (l *life) meet(ctx context.Context, w pairing) error {
+func (l *life) meet(ctx context.Context, w pairing, kept *vmm.Kept) error {
 	var session lockstep.Session
 	_, _ = rand.Read(session[:]) // it never fails
 	var conns [lockstep.Links]net.Conn
@@ -120,7 +123,7 @@ func (l *life) meet(ctx context.Context, w pairing) error {
 		for n := range conns {
 			l.tasks.Go(func() { relay(conns[n], ours[n]) })
 		}
-		err = l.p.TurnOn(ctx, session, w.owner, theirs[lockstep.Logging], theirs[lockstep.Management])
+		err = l.p.TurnOn(ctx, session, w.owner, theirs[lockstep.Logging], theirs[lockstep.Management], kept)
 	} else {
 		for n, conn := range conns {
 			_ = conn.Close() // the secondary sees its end
@@ -139,21 +142,10 @@ func (l *life) meet(ctx context.Context, w pairing) error {
 
 // link makes one link to the secondary's host.
 func (l *life) link(ctx context.Context, w pairing, session lockstep.Session, link lockstep.Link) (net.Conn, error) {
-	r := l.r
-	g := greeting{
-		Machine: r.m.Name, ID: r.m.ID, Generation: r.generation, Pair: w.number, Session: session, Link: link,
-		Program: r.h.o.Program, Build: r.h.o.Build,
-	}
 	for {
-		conn, err := r.h.o.Dial(ctx, w.host, link)
-		if err == nil {
-			if err = greet(ctx, conn, g); err == nil {
-				return conn, nil
-			}
-			_ = conn.Close()
-		}
-		if ctx.Err() != nil || fault.Is(err, fault.Invalid) || fault.Is(err, fault.Stale) {
-			return nil, err
+		conn, err := l.linkOnce(ctx, w, session, link)
+		if err == nil || ctx.Err() != nil || fault.Is(err, fault.Invalid) || fault.Is(err, fault.Stale) {
+			return conn, err
 		}
 		again := time.NewTimer(pairRetry)
 		select {
@@ -163,6 +155,24 @@ func (l *life) link(ctx context.Context, w pairing, session lockstep.Session, li
 			return nil, err
 		}
 	}
+}
+
+// linkOnce tries to.
+func (l *life) linkOnce(ctx context.Context, w pairing, session lockstep.Session, link lockstep.Link) (net.Conn, error) {
+	r := l.r
+	conn, err := r.h.o.Dial(ctx, w.host, link)
+	if err != nil {
+		return nil, err
+	}
+	g := greeting{
+		Machine: r.m.Name, ID: r.m.ID, Generation: r.generation, Pair: w.number, Session: session, Link: link,
+		Program: r.h.o.Program, Build: r.h.o.Build,
+	}
+	if err := greet(ctx, conn, g); err != nil {
+		_ = conn.Close() // nothing was sent on it
+		return nil, err
+	}
+	return conn, nil
 }
 
 // pairRetry is between two attempts to reach a secondary.
@@ -201,7 +211,9 @@ func (l *life) heard(e lockstep.Event) {
 		l.r.event(EventProtected, false, "is protected: its secondary is on the host %s", l.mate.host)
 	case lockstep.Diverged:
 		l.diverged = true
-		l.r.event(EventDiverged, true, "its secondary on the host %s is not the same any more, and is dropped: %s", l.mate.host, reasonText(e))
+		where := l.mate.keeping.end(l.mate.number, true)
+		l.mate.keeping = nil
+		l.r.event(EventDiverged, true, "its secondary on the host %s is not the same any more, and is dropped: %s%s", l.mate.host, reasonText(e), keptText(where))
 	case lockstep.Waiting:
 		l.r.event(EventWaits, true, "the machine has lost its secondary, and waits for its lock to say so: %s", reasonText(e))
 	case lockstep.Unprotected:
@@ -214,6 +226,14 @@ func (l *life) heard(e lockstep.Event) {
 	}
 }
 
+// keptText tells people where a machine is that differs.
+func keptText(where string) string {
+	if where == "" {
+		return ""
+	}
+	return "; what it was here is in " + where + ", for \"steadfast machine replay\""
+}
+
 // parted notes that the life has no secondary any more.
 func (l *life) parted(why inventory.PartReason, detail string) {
 	was := l.mate
@@ -221,6 +241,7 @@ func (l *life) parted(why inventory.PartReason, detail string) {
 		return
 	}
 	was.cancel()
+	was.keeping.end(was.number, false)
 	l.mate, l.refused = mate{}, was.number
 	l.notePair()
 	switch w := l.r.wanted(); {
@@ -271,6 +292,7 @@ func (l *life) unpairs(e end) {
 		return
 	}
 	was.cancel()
+	was.keeping.end(was.number, false)
 	l.mate = mate{}
 	l.notePair()
 	if e.again {
@@ -340,14 +362,76 @@ func (h *Host) HandOver(ctx context.Context, machine string) error {
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	pair, p := r.told.pair, r.told.process
-	able := pair != nil && pair.protected && r.told.phase == Running
-	r.mu.Unlock()
-	if !able {
-		return fault.New(fault.Busy, "the machine %q is not protected now; see \"steadfast ft status %s\"", machine, machine)
+	answer := make(chan error, 1)
+	select {
+	case r.hands <- answer:
+		return <-answer
+	case <-r.done:
+	case <-ctx.Done():
+	case <-time.After(r.h.o.Times.Force):
 	}
-	return p.HandOver(ctx)
+	return unprotected(machine)
+}
+
+func unprotected(machine string) error {
+	return fault.New(fault.Busy, "the machine %q is not protected here now; see \"steadfast ft status %s\"", machine, machine)
+}
+
+// handOver has the secondary take over. Frames that come for the machine meanwhile go there, for
+// their senders would else wait until they notice that nobody has them.
+func (l *life) handOver() error {
+	if !l.mate.protected || l.mate.parting || l.stopping || l.resetting {
+		return unprotected(l.r.m.Name)
+	}
+	if l.handing {
+		return nil
+	}
+	l.handing = true
+	l.r.tell(Running, "its secondary takes over")
+	w := l.mate.pairing
+	l.tasks.Go(func() {
+		ctx, cancel := context.WithTimeout(l.r.ctx, l.r.h.o.Times.Force)
+		defer cancel()
+		conn, err := l.linkOnce(ctx, w, lockstep.Session{}, linkFrames)
+		if err != nil {
+			l.r.h.log.Debug("frames do not follow a machine", "machine", l.r.m.Name, "error", err)
+		} else {
+			defer conn.Close()
+		}
+		for _, c := range l.cards {
+			c.become(cardHolds)
+		}
+		if err = l.p.HandOver(ctx); err == nil {
+			select {
+			case <-l.p.Exited():
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
+		}
+		if err == nil && conn != nil {
+			frames := make([][][]byte, len(l.cards))
+			for i, c := range l.cards {
+				frames[i] = c.become(cardHolds)
+			}
+			_ = conn.SetDeadline(time.Now().Add(greetingTime))
+			_ = sendFrames(conn, frames) // they are lost, as on any network
+			return
+		}
+		if err == nil {
+			return
+		}
+		for _, c := range l.cards {
+			for _, frame := range c.become(cardLive) {
+				_, _ = c.Conn.Write(frame) // as above
+			}
+		}
+		l.r.tell(Running, "")
+		select {
+		case l.handed <- struct{}{}:
+		case <-l.gone:
+		}
+	})
+	return nil
 }
 
 // MemberDied tells that the process of another host has ended: pairs with it need not wait for

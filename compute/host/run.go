@@ -46,8 +46,9 @@ type run struct {
 	generation uint64
 	// pair is not 0 of a run that begins as the machine's secondary: its number.
 	pair   uint64
-	links  chan arrival // that have come to it
-	before *run         // of this machine, or nil
+	links  chan arrival    // that have come to it
+	hands  chan chan error // who wants the secondary to take over
+	before *run            // of this machine, or nil
 
 	// ctx ends when the machine is to end at once, and nothing is to be said; starting, too,
 	// when it is not to start any more.
@@ -73,6 +74,8 @@ type run struct {
 	outcome *placement.Machine // how it ended, once it has
 	words   []word             // what is to be said beside that, in this order
 	took    bool               // it began as a secondary, and has taken over
+	// follower is what it was then, from when its process ran.
+	follower *follower
 }
 
 // told is what is known of a run for people. It is under run.mu.
@@ -92,7 +95,7 @@ type told struct {
 func newRun(h *Host, m *inventory.Machine, group string, me vmlock.Owner, p *inventory.Placement, w wants, before *run) *run {
 	r := &run{
 		h: h, m: m, group: group, me: me, generation: p.Generation, before: before, wants: w,
-		notice: make(chan struct{}, 1), done: make(chan struct{}), links: make(chan arrival),
+		notice: make(chan struct{}, 1), done: make(chan struct{}), links: make(chan arrival), hands: make(chan chan error),
 	}
 	if s := p.Second; s != nil && s.Host == h.o.Name {
 		r.pair = s.Pair

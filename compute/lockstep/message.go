@@ -173,7 +173,7 @@ type Out struct {
 // Limits are what a pair is held to.
 type Limits struct {
 	// BeatEvery is between two heartbeats, Silence how long nothing is heard on both
-	// links before the other is suspected, Stalled how long a record may be without
+	// links before the other one of a pair is suspected, Stalled how long a record may be without
 	// acknowledgement while something is heard.
 	BeatEvery, Silence, Stalled time.Duration
 	// HorizonEvery is how long the secondary is left without a horizon when no output
@@ -189,7 +189,8 @@ type Limits struct {
 	LagTime             time.Duration
 	LagBytes, HeldBytes uint64
 	// StuckAfter is how long a primary waits for a secondary that executes nothing, or takes
-	// not a byte of the copy, and how long a secondary waits for the first word.
+	// not a byte of the copy, and how long the silence of a side may last for which nothing
+	// waits yet: until the lock is asked for, and the secondary was told.
 	StuckAfter time.Duration
 	// LoadWithin is how long a secondary may take from the copy's end until it is ready, and
 	// no farther behind than LagTime.

@@ -393,6 +393,15 @@ func TestNoProgress(t *testing.T) {
 	if b.p.State() != Copying {
 		t.Errorf("a slow link: %v", b.p.why)
 	}
+	// One that is silent may have to begin.
+	b = alonePrimary(t)
+	b.step(TurnOn{ownerS})
+	if b.pass(l.StuckAfter - TickEvery); b.p.State() != Copying {
+		t.Errorf("one that takes its time: %v", b.p.why)
+	}
+	if b.pass(2 * TickEvery); b.p.State() != Alone || b.p.why != WhySilent {
+		t.Errorf("one that never begins: %v, %v", b.p.State(), b.p.why)
+	}
 }
 
 // TestBye: a secondary that has ended, and says so, holds nothing up.

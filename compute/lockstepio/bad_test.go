@@ -237,8 +237,18 @@ func TestTwoSecondaries(t *testing.T) {
 	w := newWorld(t, 8, patience)
 	p := w.boot()
 	pl, sl, _ := cables()
-	// The second one gets what the first one gets, and what it says nobody hears.
+	// The second one gets what the first one gets, and what it says nobody hears. The first one
+	// is not heard before it has loaded, too: it would else be told the block too early.
 	var links [2]Links
+	var second atomic.Pointer[Secondary]
+	wait := func(p []byte) []byte {
+		for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if s := second.Load(); s != nil && s.Status().State != lockstep.Loading.String() {
+				break
+			}
+		}
+		return p
+	}
 	for i := range sl {
 		a, b := net.Pipe()
 		go func() {
@@ -250,7 +260,7 @@ func TestTwoSecondaries(t *testing.T) {
 				}
 			}
 		}()
-		links[0][i] = &bent{ReadWriteCloser: sl[i], in: func(p []byte) []byte { // a copy
+		links[0][i] = &bent{ReadWriteCloser: sl[i], out: wait, in: func(p []byte) []byte { // a copy
 			q := append([]byte(nil), p...)
 			_ = b.SetWriteDeadline(time.Now().Add(patience))
 			if _, err := b.Write(q); err != nil || len(q) == 0 {
@@ -265,6 +275,7 @@ func TestTwoSecondaries(t *testing.T) {
 	for i, l := range links {
 		both[i] = w.begin(SecondaryOptions{Options: w.options(1), Me: owners[1], Session: session, Links: l})
 	}
+	second.Store(both[1].s)
 	must(t, p.p.TurnOn(pl, session, owners[1]))
 	w.event("0 protected")
 	w.until("both know", func() bool { return w.heard("1 protected") == 2 })

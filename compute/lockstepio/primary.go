@@ -97,7 +97,7 @@ func Attach(l *machineio.Live, o Options) (*Primary, error) {
 // begin starts the core's goroutine.
 func (p *Primary) begin(m *machine.Machine, next uint64) {
 	p.ports = portsOf(m)
-	p.core = lockstep.NewPrimary(lockstep.PrimaryConfig{Limits: p.o.Limits, Count: m.Count(), Next: next, Broken: p.o.broken}, now())
+	p.core = lockstep.NewPrimary(lockstep.PrimaryConfig{Limits: p.o.Limits, Count: m.Count(), Next: next, Broken: p.o.broken}, p.o.clock())
 	p.note()
 	go p.run()
 }

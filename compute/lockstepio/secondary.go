@@ -97,7 +97,7 @@ func (t *Takeover) Live(o machineio.Options) (*machineio.Live, *Primary, error) 
 func NewSecondary(o SecondaryOptions) *Secondary {
 	o.fill()
 	s := &Secondary{side: newSide(o.Options), opt: o, bellM: make(chan struct{}, 1)}
-	s.core = lockstep.NewSecondary(lockstep.SecondaryConfig{Limits: o.Limits, Me: o.Me, Broken: o.broken}, now())
+	s.core = lockstep.NewSecondary(lockstep.SecondaryConfig{Limits: o.Limits, Me: o.Me, Broken: o.broken}, o.clock())
 	s.side.do, s.told = s.doEffect, s.note
 	s.side.step = func(at lockstep.Instant, in lockstep.Input) []lockstep.Effect { return s.core.Step(at, in) }
 	s.note()

@@ -51,6 +51,8 @@ type child struct {
 	primary   *lockstepio.Primary
 	secondary *lockstepio.Secondary
 	locks     chan lockAnswer
+	keeping   sync.Mutex
+	files     []*os.File // for the state and the log of a machine that differs; under keeping
 	dropped   atomic.Uint64
 	ended     chan struct{}
 }

@@ -54,11 +54,47 @@ func (l askedLock) ask(ctx context.Context, ask lockAsk) (block [vmlock.BlockSiz
 func (c *child) pairOptions() lockstepio.Options {
 	return lockstepio.Options{
 		Lock: askedLock{c}, Logger: c.log,
+		Keep: func(m *machine.Machine) {
+			if f := c.keeps(0); f != nil {
+				c.kept(save(m, f))
+			}
+		},
+		KeepLog: func(log []byte) {
+			if f := c.keeps(1); f != nil {
+				_, err := f.Write(log)
+				c.kept(errors.Join(err, f.Close()))
+			}
+		},
 		Event: func(e lockstep.Event) {
 			if err := c.send(reply{Pair: &word{Event: &pairEvent{Kind: e.Kind, Why: e.Why, Error: FailureOf(e.Err)}}}); err != nil {
 				c.log.Error("the parent was not told of a pair", slog.Any("error", err))
 			}
 		},
+	}
+}
+
+// toKeep takes the files for a machine that differs: of the pair that begins. None may come.
+func (c *child) toKeep(files []*os.File) {
+	c.keeping.Lock()
+	old := c.files
+	c.files = files
+	c.keeping.Unlock()
+	closeAll(old)
+}
+
+// keeps returns one of them, once; nil: there is none.
+func (c *child) keeps(n int) (f *os.File) {
+	c.keeping.Lock()
+	defer c.keeping.Unlock()
+	if n < len(c.files) {
+		f, c.files[n] = c.files[n], nil
+	}
+	return f
+}
+
+func (c *child) kept(err error) {
+	if err != nil {
+		c.log.Error("what the machine has become is not kept", slog.Any("error", err))
 	}
 }
 
@@ -84,15 +120,19 @@ func (p *pairing) session() (lockstep.Session, error) {
 
 // turnOn gives the machine a secondary.
 func (c *child) turnOn(req *request, files []*os.File) error {
+	var l lockstepio.Links
 	session, err := req.Pair.session()
 	if err != nil {
 		closeAll(files)
 		return err
 	}
-	l, err := links(files)
+	n := min(len(l), len(files))
+	l, err = links(files[:n])
 	if err != nil {
+		closeAll(files[n:])
 		return err
 	}
+	c.toKeep(files[n:])
 	if c.primary == nil {
 		if c.primary, err = lockstepio.Attach(c.live, c.pairOptions()); err != nil {
 			closeAll(files)
@@ -168,13 +208,7 @@ func (c *child) follows(req *request, k kit) error {
 			return nil
 		},
 	}
-	if f := k.one(roleSave); f != nil {
-		o.Keep = func(m *machine.Machine) {
-			if err := save(m, f); err != nil {
-				c.log.Error("what the machine has become is not kept", slog.Any("error", err))
-			}
-		}
-	}
+	c.toKeep(k.roles[roleKept])
 	if req.Start.Restarts {
 		o.Reload = reload(k, func() uint64 { return p.MemoryMax })
 	} else {

@@ -21,8 +21,7 @@ type Pair struct {
 }
 
 // Secondary has a process follow a machine that lives elsewhere. Config, State and Log are not
-// used then, Kernel and Initrd for Restarts only; Save gets the state of a machine that is found
-// to be another than the primary's. Nets is how many network cards it has.
+// used then, Kernel and Initrd for Restarts only. Nets is how many network cards it has.
 type Secondary struct {
 	Me      vmlock.Owner
 	Session lockstep.Session
@@ -31,6 +30,20 @@ type Secondary struct {
 	Logging, Management *os.File
 	// MemoryMax is the largest machine that is accepted, in bytes.
 	MemoryMax uint64
+	Kept      *Kept
+}
+
+// Kept are files that get the state, as Process.Save writes it, and the last of the log of a
+// machine that is found to be another than the other one of its pair. They stay the caller's. nil:
+// nothing is kept.
+type Kept struct{ State, Log *os.File }
+
+// give adds them to the descriptors of a request.
+func (k *Kept) give(roles []string, files []*os.File) ([]string, []*os.File) {
+	if k == nil {
+		return roles, files
+	}
+	return append(roles, roleKept, roleKept), append(files, k.State, k.Log)
 }
 
 // eventsMax is how many events may wait for the hook.
@@ -72,14 +85,15 @@ type pairEvent struct {
 // TurnOn gives the machine a secondary, whose process has the other ends of the sockets.
 // The files stay the caller's. That it was begun is told; what becomes of it the events tell.
 // Fails as lockstepio.Primary.TurnOn, and with fault.Invalid without Options.Pair.
-func (p *Process) TurnOn(ctx context.Context, session lockstep.Session, partner vmlock.Owner, logging, management *os.File) error {
+func (p *Process) TurnOn(ctx context.Context, session lockstep.Session, partner vmlock.Owner, logging, management *os.File, kept *Kept) error {
 	if p.pair == nil {
 		return fault.New(fault.Invalid, "the machine's process was started without a lock for a pair")
 	}
 	p.mu.Lock()
 	p.partner = partner
 	p.mu.Unlock()
-	_, err := p.ask(ctx, request{Verb: verbTurnOn, Files: []string{roleLink, roleLink}, Pair: &pairing{Session: session[:], Host: partner}}, []*os.File{logging, management})
+	roles, files := kept.give([]string{roleLink, roleLink}, []*os.File{logging, management})
+	_, err := p.ask(ctx, request{Verb: verbTurnOn, Files: roles, Pair: &pairing{Session: session[:], Host: partner}}, files)
 	return err
 }
 

@@ -107,7 +107,7 @@ func paired(t *testing.T) *twins {
 	must(t, s.Console.SetDeadline(time.Now().Add(patience)))
 	must(t, s.Wires[0].SetDeadline(time.Now().Add(patience)))
 	w.s = s
-	must(t, w.p.TurnOn(t.Context(), session, hosts[1], la, ma))
+	must(t, w.p.TurnOn(t.Context(), session, hosts[1], la, ma, nil))
 	w.told(t, 0, lockstep.Protected)
 	w.told(t, 1, lockstep.Protected)
 	return w
@@ -179,7 +179,7 @@ func TestPairEnds(t *testing.T) {
 // TestPairRefused: what is no pair is refused, and the machine lives.
 func TestPairRefused(t *testing.T) {
 	p := begin(t, obey(t))
-	if err := p.TurnOn(t.Context(), lockstep.Session{}, vmlock.Owner{Host: 2, Boot: 1}, nil, nil); !fault.Is(err, fault.Invalid) {
+	if err := p.TurnOn(t.Context(), lockstep.Session{}, vmlock.Owner{Host: 2, Boot: 1}, nil, nil, nil); !fault.Is(err, fault.Invalid) {
 		t.Errorf("without a lock: %v", err)
 	}
 	for name, err := range map[string]error{"off": p.TurnOff(t.Context()), "over": p.HandOver(t.Context()), "gone": p.OtherGone(t.Context())} {

@@ -252,6 +252,7 @@ func (p *Process) start(ctx context.Context, o Options) (err error) {
 	if s := o.Secondary; s != nil {
 		give(roleLink, s.Logging)
 		give(roleLink, s.Management)
+		roles, files = s.Kept.give(roles, files)
 		start.Secondary = &pairing{Session: s.Session[:], Host: s.Me, MemoryMax: s.MemoryMax}
 	}
 	_, err = p.ask(ctx, request{Verb: verbStart, Files: roles, Start: start}, files)

@@ -49,6 +49,7 @@ const (
 	roleConsole = "console" // a stream socket: the serial port
 	roleLog     = "log"     // to write the log to
 	roleSave    = "save"    // to write the state to: at the beginning, or now
+	roleKept    = "kept"    // two of these: for the state and the log of a machine that differs from its pair's other one
 	roleLink    = "link"    // two of these, for the log and the management: stream sockets to the other one of a pair
 )
 

@@ -61,6 +61,7 @@ host = true
 [host]
 memory = "4G"
 cpus = 3
+box = "rack1"
 [[network]]
 name = "lan"
 switch = "/run/switch.sock"
@@ -76,7 +77,7 @@ user = true
 	}
 	want := config.Default()
 	want.Cluster.Host = true
-	want.Host = config.Host{Memory: 4 << 30, CPUs: 3}
+	want.Host = config.Host{Memory: 4 << 30, CPUs: 3, Box: "rack1"}
 	want.Networks = []config.Network{{Name: "lan", Switch: "/run/switch.sock"}, {Name: "dmz", Bridge: "br0"}, {Name: "out", User: true}}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
@@ -106,6 +107,7 @@ func TestErrors(t *testing.T) {
 		{"[[network]]\nname = \"lan\"\nuser = true\n", "line 1: [[network]] is for a host; set host = true"},
 		{host + "[limits]\nmemory = 5\n[host]\nmemory = 5\n", "line 6: memory: 5 B is too little for a machine"},
 		{host + "[host]\ncpus = -1\n", "line 4: cpus: -1 is not between"},
+		{host + "[host]\nbox = \"rack 1\"\n", "line 4: box: \"rack 1\" is no name of a box"},
 		{host + "[host]\ncpu = 1\n", "line 4: unknown key \"host.cpu\"; did you mean \"cpus\"?"},
 		{host + "[[network]]\nuser = true\n", "line 3: [[network]] without a name"},
 		{host + "[[network]]\nname = \"LAN\"\nuser = true\n", "line 4: name: \"LAN\" is no name of a network"},
