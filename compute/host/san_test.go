@@ -78,7 +78,7 @@ type way struct {
 	mu     sync.Mutex
 	thawed chan struct{} // closed: commands arrive; else those that holds names are on their way until it is
 	holds  func(u *unit, change bool, off int64) bool
-	sent   atomic.Int64  // commands that may be held
+	sent   atomic.Int64  // commands that were held, since the last freeze
 	away   time.Duration // for how long its disks say that they have had no path
 	broken error         // of Open
 	opened int
@@ -98,6 +98,7 @@ func (w *way) freeze(holds func(u *unit, change bool, off int64) bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.thawed, w.holds = make(chan struct{}), holds
+	w.sent.Store(0)
 }
 
 func (w *way) thaw() {
