@@ -270,6 +270,9 @@ type Parted struct {
 	Why    PartReason `json:"why"`
 	Detail string     `json:"detail,omitempty"`
 	Since  int64      `json:"since"` // nanoseconds since 1970, UTC
+	// Tries counts the pairs, this one included, that ended in a row before they were ready, and
+	// not by a person.
+	Tries int `json:"tries,omitempty"`
 }
 
 // PartReason is why a machine needs another secondary.

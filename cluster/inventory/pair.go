@@ -20,7 +20,7 @@ func (p *Placement) clone() *Placement {
 }
 
 // SetFT says how a machine is to be protected. Without FTOn its secondary, if any, ends in the
-// same step. What fault tolerance takes is not looked at: see placement.Prerequisites.
+// same step; with it, what became of earlier ones is forgotten. What fault tolerance takes is not looked at: see placement.Prerequisites.
 func (v *View) SetFT(machine string, ft FT, now int64) ([]quorum.Edit, error) {
 	m, err := find(v, v.Machines, machinePrefix, machine)
 	if err != nil || m.FT == ft {
@@ -33,10 +33,15 @@ func (v *View) SetFT(machine string, ft FT, now int64) ([]quorum.Edit, error) {
 	next.FT = ft
 	edits, err := one(edit(machinePrefix+machine, next, m))
 	p := v.Placements[machine]
-	if err != nil || ft == FTOn || !p.Active() || p.Second == nil {
+	if err != nil || !p.Active() || p.Second == nil && p.Parted == nil {
 		return edits, err
 	}
-	more, err := v.Part(machine, p.Generation, p.Second.Pair, PartUser, "", now)
+	again := p.clone()
+	again.Parted = nil
+	more, err := one(edit(placementPrefix+machine, again, p))
+	if p.Second != nil {
+		more, err = v.Part(machine, p.Generation, p.Second.Pair, PartUser, "", now)
+	}
 	return append(edits, more...), err
 }
 
@@ -93,6 +98,12 @@ func (v *View) Part(machine string, generation, pair uint64, why PartReason, det
 	}
 	next := p.clone()
 	next.Parted = &Parted{Host: p.Second.Host, Boot: p.Second.Boot, Why: why, Detail: clip(detail), Since: now}
+	if !p.Second.Protected && why != PartUser {
+		next.Parted.Tries = 1
+		if p.Parted != nil {
+			next.Parted.Tries += p.Parted.Tries
+		}
+	}
 	next.Second = nil
 	return one(edit(placementPrefix+machine, next, p))
 }

@@ -3,7 +3,6 @@ package placement
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -12,8 +11,11 @@ import (
 )
 
 // holdOff is how long a host is not tried again in a life in which it was of a pair that
-// ended, unless a person had ended that.
+// ended, unless a person had ended that; and how long none is when triesMax pairs in a row have
+// ended before they were ready: what fails then may be the primary's side.
 const holdOff = 10 * time.Second
+
+const triesMax = 2
 
 // toldMax is of how many hosts is told why they cannot take a secondary.
 const toldMax = 3
@@ -29,7 +31,7 @@ const (
 	lacksBox
 	lacksNetwork
 	lacksMemory
-	lacksRest // it was of a pair just now
+	lacksRest // a pair ended just now
 )
 
 // stands tells whether the host of a secondary is there, in the life that it was chosen in.
@@ -131,7 +133,7 @@ func (d *decider) second(m *inventory.Machine, p *inventory.Placement) (best, wh
 		}
 		return [2]int64{1, d.free[name]}
 	}
-	for _, name := range slices.Sorted(maps.Keys(d.v.Hosts)) {
+	for _, name := range d.hosts {
 		if name == p.Host || d.v.Hosts[name].Cluster != m.Cluster {
 			continue
 		}
@@ -181,7 +183,7 @@ func (d *decider) lacks(m *inventory.Machine, on, host string, p *inventory.Plac
 		return lacksNetwork
 	case d.free[host] < int64(m.Memory):
 		return lacksMemory
-	case p != nil && d.parted(p) && d.wasOf(p, host):
+	case p != nil && d.parted(p) && (d.wasOf(p, host) || p.Parted.Tries >= triesMax):
 		// A time to come is another node's clock, which says nothing.
 		if age := time.Duration(d.now - p.Parted.Since); age >= 0 && age < holdOff {
 			return lacksRest
@@ -202,7 +204,7 @@ func privateNet(m *inventory.Machine, life *inventory.HostLife) string {
 
 // lackText says for people why a host cannot take a secondary.
 func (d *decider) lackText(l lack, m *inventory.Machine, on, host string) string {
-	life, own := d.v.Lives[host], d.v.Lives[on]
+	life, own := d.v.Lives[host], d.v.Lives[on] // known, but for the first two
 	switch l {
 	case lacksLife:
 		return fmt.Sprintf("the host %s is not up", host)
@@ -226,7 +228,7 @@ func (d *decider) lackText(l lack, m *inventory.Machine, on, host string) string
 	case lacksMemory:
 		return fmt.Sprintf("the host %s has %d MiB of memory left, and it needs %d MiB", host, max(d.free[host], 0)>>20, m.Memory>>20)
 	case lacksRest:
-		return fmt.Sprintf("the host %s was of a pair that ended just now, and is tried again %v later", host, holdOff)
+		return fmt.Sprintf("a pair ended just now, and the host %s is tried %v later", host, holdOff)
 	case lacksNothing:
 	}
 	return ""

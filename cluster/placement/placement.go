@@ -196,6 +196,7 @@ func (Wait) decision()  {}
 type decider struct {
 	v     *inventory.View
 	now   int64
+	hosts []string          // all, by name
 	heard map[string]Report // the newest word, by host
 	lost  map[string]bool   // by host: its newest life is lost, or being declared so
 	first map[string]uint32 // by host: the first life of it that a node heard of
@@ -226,10 +227,10 @@ func Decide(v *inventory.View, reports []Heard, now int64) []Decision {
 // newDecider begins a round: it knows who is lost, and what memory is left.
 func newDecider(v *inventory.View, reports []Heard, now int64) *decider {
 	d := &decider{
-		v: v, now: now, heard: map[string]Report{}, first: map[string]uint32{}, lost: map[string]bool{}, free: map[string]int64{}, done: map[string]bool{},
+		v: v, now: now, hosts: slices.Sorted(maps.Keys(v.Hosts)), heard: map[string]Report{}, first: map[string]uint32{}, lost: map[string]bool{}, free: map[string]int64{}, done: map[string]bool{},
 	}
 	d.merge(reports)
-	for _, name := range slices.Sorted(maps.Keys(v.Hosts)) {
+	for _, name := range d.hosts {
 		d.host(name, reports)
 	}
 	for name, p := range v.Placements {
@@ -508,7 +509,7 @@ func (d *decider) best(c candidate) string {
 		}
 		return [2]int64{1, d.free[name]}
 	}
-	for _, name := range slices.Sorted(maps.Keys(d.v.Hosts)) {
+	for _, name := range d.hosts {
 		if !d.takes(name, c.m) {
 			continue
 		}

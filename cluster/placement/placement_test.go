@@ -235,6 +235,8 @@ func (w *world) play(out *strings.Builder, line string) {
 		w.upAs(life)
 	case "vm":
 		w.vm(f[1], "c", number("memory"), named["host"], inventory.Policy(named["policy"]))
+	case "ha":
+		w.must(w.view().SetHA("c", f[1] == "on"))
 	case "net":
 		w.must(w.view().ChangeMachine(f[1], func(m *inventory.Machine) error {
 			m.Nets = []inventory.Net{{MAC: "02:00:5e:00:53:01", Network: f[2]}}
@@ -251,9 +253,14 @@ func (w *world) play(out *strings.Builder, line string) {
 			facts.Heard = map[string]bool{named["silent"]: false}
 		}
 		for _, p := range Prerequisites(v, v.Machines[f[1]], facts, int64(w.now)) {
-			fmt.Fprintf(out, "%s: %s\n", p.Code, cmp.Or(p.Refusal, "ok"))
+			if p.Refusal != "" || named["all"] != "" {
+				fmt.Fprintf(out, "%s (%s): %s\n", p.Code, p.What, cmp.Or(p.Refusal, "ok"))
+			}
 		}
-		say(Refused(Prerequisites(v, v.Machines[f[1]], facts, int64(w.now))))
+		if err := Refused(Prerequisites(v, v.Machines[f[1]], facts, int64(w.now))); err != nil {
+			code, _, _ := strings.Cut(err.Error(), ":")
+			fmt.Fprintf(out, "refused, %s: %s\n", fault.KindOf(err), code)
+		}
 	case "start":
 		say(w.change(w.view().Start(f[1])))
 	case "stop":

@@ -3,7 +3,6 @@ package placement
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -138,9 +137,12 @@ func (d *decider) twoHosts(m *inventory.Machine, f Facts) (list []Prerequisite) 
 	for _, s := range d.steps(m, f) {
 		meet := slices.DeleteFunc(slices.Clone(left), func(p pairOf) bool { return !s.meets(p) })
 		refusal := ""
-		if len(meet) > 0 {
+		switch {
+		case len(meet) > 0:
 			left = meet // else the next is judged of those that were left before
-		} else {
+		case len(left) == 0 && s.code != CodeHosts:
+			refusal = "there are no two hosts to look at; see \"steadfast host list\""
+		default:
 			refusal = s.refusal(left)
 		}
 		list = append(list, Prerequisite{s.code, s.what, refusal})
@@ -155,12 +157,11 @@ func (d *decider) candidates(m *inventory.Machine) (list []pairOf) {
 	if p.Active() && p.Second != nil {
 		d.free[p.Second.Host] += int64(m.Memory)
 	}
-	names := slices.Sorted(maps.Keys(d.v.Hosts))
-	for _, a := range names {
+	for _, a := range d.hosts {
 		if d.v.Hosts[a].Cluster != m.Cluster || p.Active() && a != p.Host {
 			continue
 		}
-		for _, b := range names {
+		for _, b := range d.hosts {
 			if b != a && d.v.Hosts[b].Cluster == m.Cluster {
 				list = append(list, pairOf{a, b})
 			}
@@ -191,15 +192,10 @@ func (d *decider) steps(m *inventory.Machine, f Facts) []step {
 			CodeNetwork, "networks that go on without a host", lacks(lacksNetwork),
 			tell(lacksNetwork, "give the machine a card on a bridge or a switch instead: \"steadfast vm set --help\""),
 		},
-		{CodeLinks, "links for migration and logging", func(p pairOf) bool { return d.link(p, f) == "" }, func(left []pairOf) string {
-			if len(left) == 0 {
-				return "there are no two hosts with links; see \"steadfast host list\""
-			}
-			return d.link(left[0], f)
-		}},
+		{CodeLinks, "links for migration and logging", func(p pairOf) bool { return d.link(p, f) == "" }, func(left []pairOf) string { return d.link(left[0], f) }},
 		{
 			CodeMemory, "memory on the other host", func(p pairOf) bool { return d.hasRoom(m, p) },
-			tell(lacksMemory, fmt.Sprintf("have a machine leave it, or give the hosts more: memory under [host]; the machine needs %d MiB on both", m.Memory>>20)),
+			func(left []pairOf) string { return d.tooSmall(m, left) },
 		},
 	}
 }
@@ -231,10 +227,27 @@ func (d *decider) hasRoom(m *inventory.Machine, p pairOf) bool {
 	return d.free[p.second] >= int64(m.Memory) && (runs || d.free[p.first] >= int64(m.Memory))
 }
 
+// tooSmall says which hosts have no room.
+func (d *decider) tooSmall(m *inventory.Machine, left []pairOf) string {
+	var list []string
+	for _, p := range left {
+		hosts := []string{p.second}
+		if !d.v.Placements[m.Name].Active() {
+			hosts = []string{p.first, p.second}
+		}
+		for _, host := range hosts {
+			if text := d.lackText(lacksMemory, m, host, host); d.free[host] < int64(m.Memory) && !slices.Contains(list, text) && len(list) < toldMax {
+				list = append(list, text)
+			}
+		}
+	}
+	return strings.Join(list, ", ") + "; stop a machine there, or give the host more: memory under [host] in its configuration"
+}
+
 // tooFew says why there are no two hosts.
 func (d *decider) tooFew(m *inventory.Machine) string {
 	var up, not []string
-	for _, name := range slices.Sorted(maps.Keys(d.v.Hosts)) {
+	for _, name := range d.hosts {
 		switch {
 		case d.v.Hosts[name].Cluster != m.Cluster:
 		case d.isUp(name):
@@ -262,14 +275,14 @@ func (d *decider) tooFew(m *inventory.Machine) string {
 func (d *decider) tellLack(l lack, m *inventory.Machine, left []pairOf) string {
 	var list []string
 	for _, p := range left {
-		if d.v.Lives[p.first] == nil || d.v.Lives[p.second] == nil {
+		if d.v.Lives[p.first] == nil || d.v.Lives[p.second] == nil || p.first > p.second && slices.Contains(left, pairOf{p.second, p.first}) {
 			continue
 		}
 		if t := d.lackText(l, m, p.first, p.second); t != "" && !slices.Contains(list, t) && len(list) < toldMax {
 			list = append(list, t)
 		}
 	}
-	return cmp.Or(strings.Join(list, ", "), "there are no two hosts to look at")
+	return cmp.Or(strings.Join(list, ", "), "the hosts of its cluster are not up")
 }
 
 // link says what is wrong with the links of two hosts; empty: nothing that is known. A host without

@@ -67,10 +67,10 @@ func TestScripts(t *testing.T) {
 }
 
 // setUpPair gives a script what two nodes and a witness need: the configuration
-// files $D/a.toml and $D/b.toml, and the addresses $A, $B and $W. Alias addresses
+// files $D/a.toml and $D/b.toml, and the addresses $A, $B, $C and $W. Alias addresses
 // are left alone: that needs no root.
 func setUpPair(e *testscript.Env, dir string) error {
-	for _, name := range []string{"A", "B", "W"} {
+	for _, name := range []string{"A", "B", "C", "W"} {
 		address, err := freeport.Address()
 		if err != nil {
 			return err

@@ -92,7 +92,7 @@ type HostCluster struct {
 	Ha       bool     `protobuf:"varint,3,opt,name=ha,proto3" json:"ha,omitempty"`
 	Hosts    []string `protobuf:"bytes,4,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	Machines []string `protobuf:"bytes,5,rep,name=machines,proto3" json:"machines,omitempty"`
-	// Machines that no host can take now, as the node that was asked knows it.
+	// Machines that no host can take now, or their secondaries, as the node that was asked knows it.
 	Waiting       []*WaitingMachine `protobuf:"bytes,6,rep,name=waiting,proto3" json:"waiting,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -170,7 +170,7 @@ func (x *HostCluster) GetWaiting() []*WaitingMachine {
 	return nil
 }
 
-// WaitingMachine is a machine that shall run, or leave its host, and cannot yet.
+// WaitingMachine is a machine that shall run, leave its host, or have a secondary, and cannot yet.
 type WaitingMachine struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
