@@ -194,27 +194,35 @@ func (h *Host) follower(g greeting, from string) (*run, error) {
 }
 
 // relay carries a link between its connection and the machine's process, until both have
-// ended. It closes both.
+// ended. It closes both. What either has said before its end arrives: a socket that is closed with
+// something unread takes with it what it has not sent.
 func relay(conn, process net.Conn) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		_, _ = io.Copy(process, conn) // who is behind it sees its end
-		_ = process.Close()
+		halfClose(process)
 	}()
 	_, _ = io.Copy(conn, process)
-	// The process's last words are to arrive: they would not, were the connection closed with
-	// something unread.
-	if w, ok := conn.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
-		_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+	if halfClose(conn) {
+		_ = conn.SetReadDeadline(time.Now().Add(lastWords))
 		select {
 		case <-done:
-		case <-time.After(time.Second):
+		case <-time.After(lastWords):
 		}
 	}
 	_ = conn.Close()
 	_ = process.Close()
 	<-done
+}
+
+// lastWords is how long an end that has said all waits for the other one's.
+const lastWords = time.Second
+
+// halfClose tells who is at the other end that nothing more comes.
+func halfClose(c net.Conn) bool {
+	w, ok := c.(interface{ CloseWrite() error })
+	return ok && w.CloseWrite() == nil
 }
 
 // channel makes a pair of stream sockets: ours, and a file for a machine's process.

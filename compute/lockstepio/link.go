@@ -141,21 +141,19 @@ func (l *link) write(p []byte) error {
 // spareMax is how large a buffer is kept, in bytes.
 const spareMax = 8 << 20
 
-// end closes the link when all is written, or soon. It does not wait.
+// end closes the link when all is written, or soon.
 func (l *link) end() {
 	l.mu.Lock()
 	l.ending = true
 	l.changed.Signal()
 	l.mu.Unlock()
-	go func() {
-		t := time.NewTimer(linkGrace)
-		defer t.Stop()
-		select {
-		case <-l.ended:
-		case <-t.C:
-		}
-		l.cut()
-	}()
+	t := time.NewTimer(linkGrace)
+	defer t.Stop()
+	select {
+	case <-l.ended:
+	case <-t.C:
+	}
+	l.cut()
 }
 
 // cut closes the link at once.

@@ -71,14 +71,21 @@ func TestHandOver(t *testing.T) {
 	w.judge(s)
 }
 
-// TestFinished: a guest that ends while it is on two hosts has ended on both.
+// TestFinished: a guest that ends while it is on two hosts has ended on both, also when the first
+// one's process is gone at once, and the second one is slow to read.
 func TestFinished(t *testing.T) {
 	w := newWorld(t, 1, patience)
 	p := w.boot()
-	s, _ := w.follow(p, 1, nil)
+	s, _ := w.follow(p, 1, bend(func(*bent) func([]byte) []byte {
+		return func(p []byte) []byte {
+			time.Sleep(5 * time.Millisecond)
+			return p
+		}
+	}, nil))
 	w.event("0 protected")
 	w.work(3)
 	w.judge(p)
+	_ = s.far.close()
 	s.waits(t)
 	var over *Over
 	if !errors.As(s.err, &over) || over.Why != lockstep.WhyFinished {

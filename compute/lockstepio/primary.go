@@ -343,7 +343,7 @@ func (p *Primary) Ended(guest bool) error {
 }
 
 // Close ends it when the life has ended: nothing is under way any more. A secondary
-// is told that the guest has ended, if it has.
+// is told that the guest has ended, if it has: that is with the system when Close returns.
 func (p *Primary) Close() {
 	select {
 	case <-p.drain:
@@ -355,6 +355,7 @@ func (p *Primary) Close() {
 	default:
 	}
 	p.stop()
+	p.last.Wait()
 }
 
 // copying is a copy of the machine, of its goroutine.

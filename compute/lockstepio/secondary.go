@@ -140,6 +140,9 @@ func (s *Secondary) Run(ctx context.Context) (*Takeover, error) {
 		s.call(s.part) // what was to be said is said, soon
 	}
 	s.stop()
+	if t == nil {
+		s.last.Wait() // one that goes on has no time for that
+	}
 	if t == nil && s.m != nil {
 		if s.keeps() {
 			s.o.keep(s.m, &s.tail)

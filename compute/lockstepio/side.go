@@ -96,6 +96,7 @@ type side struct {
 	room  sync.Cond // there is some again
 
 	links [lockstep.Links]*link // the core's goroutine's
+	last  sync.WaitGroup        // words of links that end, before this process may
 }
 
 func newSide(o Options) *side {
@@ -299,7 +300,7 @@ func (s *side) lost(l *link, err error) {
 func (s *side) part() {
 	for n, l := range s.links {
 		if l != nil {
-			l.end()
+			s.last.Go(l.end)
 			s.links[n] = nil
 		}
 	}

@@ -350,6 +350,7 @@ type host struct {
 	p      *Primary
 	s      *Secondary
 	kill   context.CancelFunc
+	far    Links         // the primary's ends of a secondary's links
 	ended  chan struct{} // its life has, and err is how
 	end    machine.End
 	err    error
@@ -405,6 +406,7 @@ func (w *world) follow(p *host, number int, change func(*SecondaryOptions)) (*ho
 		change(&o)
 	}
 	h := w.begin(o)
+	h.far = pl
 	must(w.t, p.p.TurnOn(pl, session, owners[number]))
 	return h, cut
 }

@@ -11,8 +11,9 @@
 // power, and come back under another boot; processes that stop, or are killed, with their guard
 // telling or not; logging and management links cut one way or both, late, broken, and flipping
 // bits; a SAN that is away for one host or all, answers the lock late, wrongly or not at all, and
-// has commands land seconds later, unless they are aborted; secondaries that are slow, or whose
-// machine is changed by nothing; people who hand over, turn off, and shut the guest down.
+// has commands land seconds later, unless they are aborted; secondaries that are slow, take
+// nothing of the copy, are never ready, have no room, or whose machine is changed by nothing;
+// people who hand over, turn off, and shut the guest down.
 //
 // Judges: no output leaves whose inputs, and horizon, are not with the secondary that could take
 // over, or has; of those that replace a pairing's block one wins; no write lands of one that has
