@@ -44,9 +44,9 @@ lint: ## golangci-lint with .golangci.yml
 sim: ## the simulated worlds: SEEDS histories of the store (default 500), 50 times as many of the pair, 5 times of its device servers on real pools
 	$(GO) run ./test/suite -only sim -seeds $(SEEDS)
 
-e2e: build ## our initiator, libiscsi tools, qemu-img and a QEMU guest against a node; then machines on two boxes, root, a quarter of an hour (MACHINES=kind: those alone). PEER=tgt tries the first on tgt. ROUNDS=n KIND=k hurts a pair
+e2e: build ## our initiator, libiscsi tools, qemu-img and a QEMU guest against a node; then machines on three boxes, root, a quarter of an hour (MACHINES=kind: those alone). PEER=tgt tries the first on tgt. ROUNDS=n KIND=k hurts a pair, KIND=ft or ft-... a machine on two hosts
 	@test/need e2e guest pair image $(if $(PEER),peer) $(if $(filter multipath,$(CLIENT)),multipath) || true
-	@$(if $(ROUNDS)$(KIND),$(GO) run ./test/pair -rounds $(or $(ROUNDS),1) -kind $(or $(KIND),all) $(if $(CLIENT),-client $(CLIENT)),$(if $(MACHINES),$(GO) run ./test/machines -kind $(MACHINES),$(GO) run ./test/initiator $(if $(PEER),-peer $(PEER)) && $(GO) run ./test/e2e $(if $(PEER),-peer $(PEER),&& $(GO) run ./test/machines)))
+	@$(if $(filter ft%,$(KIND)),$(GO) run ./test/machines -fio=false -rounds $(or $(ROUNDS),1) -kind $(KIND),$(if $(ROUNDS)$(KIND),$(GO) run ./test/pair -rounds $(or $(ROUNDS),1) -kind $(or $(KIND),all) $(if $(CLIENT),-client $(CLIENT)),$(if $(MACHINES),$(GO) run ./test/machines -kind $(MACHINES),$(GO) run ./test/initiator $(if $(PEER),-peer $(PEER)) && $(GO) run ./test/e2e $(if $(PEER),-peer $(PEER),&& $(GO) run ./test/machines))))
 
 e2e-guest: build ## SLOW (minutes): the Linux kernel initiator in an emulated guest: CHAP, ext4, fio, node restarts; PEER=tgt
 	@test/need guest $(if $(PEER),peer) || true

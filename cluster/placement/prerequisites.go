@@ -85,6 +85,7 @@ func alreadyOn(m *inventory.Machine) string {
 		return ""
 	case inventory.FTOn:
 		return fmt.Sprintf("the fault tolerance of the machine %q is on already; see \"steadfast ft status %s\"", m.Name, m.Name)
+	case inventory.FTDisabled:
 	}
 	return fmt.Sprintf("the fault tolerance of the machine %q is on, and disabled; enable it: \"steadfast ft enable %s\"", m.Name, m.Name)
 }

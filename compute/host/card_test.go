@@ -2,6 +2,7 @@ package host
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -56,7 +57,7 @@ func TestCard(t *testing.T) {
 			t.Errorf("read %q of card %d, %v", frame, n, err)
 		}
 	}
-	if _, _, err := readFrame(&b); err != io.EOF {
+	if _, _, err := readFrame(&b); !errors.Is(err, io.EOF) {
 		t.Error(err)
 	}
 	if _, _, err := readFrame(bytes.NewReader([]byte{0, 0xff, 0, 0, 0})); err == nil {

@@ -27,8 +27,9 @@
 //
 // Then come the rows of our initiator, beside libiscsi: see initiator.go; the
 // mirrored rows, which are held against a volume of one node and against the
-// link's and the drives' own limits: see pair.go; and those of the machine, beside
-// QEMU: see machine.go and machineblk.go.
+// link's and the drives' own limits: see pair.go; those of the machine, beside
+// QEMU: see machine.go and machineblk.go; and those of a machine in two processes, beside
+// itself in one: see ft.go.
 package main
 
 import (
@@ -46,6 +47,7 @@ import (
 	"syscall"
 	"time"
 
+	"steadfast/compute/vmm"
 	"steadfast/test/testbed"
 )
 
@@ -122,6 +124,12 @@ type bench struct {
 }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == vmm.Command { // a machine's process, of ft.go
+		if err := vmm.Run(os.Stderr); err != nil {
+			os.Exit(1) // vmm.Run has said why
+		}
+		return
+	}
 	ours := flag.String("ours", "steadfast", "server to measure; peer tries the harness: its ratios must be near 1")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -173,7 +181,10 @@ func (b *bench) run() (err error) {
 	if err := b.storage(folder); err != nil {
 		return err
 	}
-	return b.machines()
+	if err := b.machines(); err != nil {
+		return err
+	}
+	return b.faultTolerance()
 }
 
 // storage measures the rows of volumes.

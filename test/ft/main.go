@@ -204,7 +204,7 @@ func (c *check) protect(p *host) (*host, error) {
 	}
 	c.hear(h)
 	began := time.Now()
-	if err := p.TurnOn(c.ctx, session, h.me, ends[0][0], ends[1][0]); err != nil {
+	if err := p.TurnOn(c.ctx, session, h.me, ends[0][0], ends[1][0], nil); err != nil {
 		return nil, err
 	}
 	e, err := p.await(c.ctx, lockstep.Protected)

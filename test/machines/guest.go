@@ -28,6 +28,8 @@ type guest struct {
 	stop  context.CancelFunc
 	ended sync.WaitGroup
 
+	resumed int // so often
+
 	mu   sync.Mutex
 	hang context.CancelFunc // ends the present attachment
 }
@@ -103,6 +105,24 @@ func (g *guest) reattach() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.hang()
+}
+
+// resume leaves the console of a host that the machine may not live on any more, and goes on in
+// the same shell.
+func (g *guest) resume(ctx context.Context) error {
+	g.reattach()
+	g.resumed++
+	nudge, enough := context.WithCancel(ctx)
+	var nudging sync.WaitGroup
+	nudging.Go(func() {
+		for ; nudge.Err() == nil; pause(nudge, nudgeEvery) {
+			_ = g.Type(fmt.Sprintf("echo resu''med-%d-", g.resumed)) // a typist never fails
+		}
+	})
+	_, err := g.Await(ctx, fmt.Sprintf("resumed-%d-", g.resumed))
+	enough()
+	nudging.Wait()
+	return err
 }
 
 // Close leaves the console.

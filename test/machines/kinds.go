@@ -16,8 +16,9 @@ type kind struct {
 	// limit is what a request of the guest's client may wait: what the pair promises its
 	// initiators (docs/SPEC.md) and 200 ms. 0: nothing is promised.
 	limit time.Duration
-	// ci: CI runs it. fio: it cannot be tried without fio in the guest.
-	ci, fio bool
+	// ci: CI runs it. fio: it cannot be tried without fio in the guest. ft: the machine is to
+	// live on two hosts. once: it is tried in the last round only.
+	ci, fio, ft, once bool
 	// do returns what is to be said when all was good.
 	do func(ctx context.Context, t *trial, k kind) (said string, err error)
 }
@@ -25,9 +26,10 @@ type kind struct {
 // overhead is what a machine may add to the stall of the pair.
 const overhead = 200 * time.Millisecond
 
-// kinds are all, in their order: first those that leave the machine as it is.
+// kinds are all, in their order: first those that leave the machine as it is, last those of a
+// machine on two hosts.
 func kinds() []kind {
-	return []kind{
+	return append([]kind{
 		{name: "moved", does: "the group is moved to the other node", limit: 300*time.Millisecond + overhead, ci: true, do: storage(false, moved)},
 		{name: "drained", does: "the owner is drained", limit: 300*time.Millisecond + overhead, do: storage(false, drained)},
 		{name: "killed", does: "kill -9 of the owner, on the other box than the machine", limit: time.Second + overhead, ci: true, do: storage(false, killed)},
@@ -36,14 +38,14 @@ func kinds() []kind {
 		{name: "cut", does: "the owner's box is cut off from storage and members, later the owner is killed", limit: 2*time.Second + overhead, do: storage(false, cut)},
 		{name: "frozen", does: "the owner is stopped (SIGSTOP) for 10 s, on the other box", limit: 2*time.Second + overhead, do: storage(false, frozen)},
 		{name: "frozen-here", does: "the same on the machine's own box", limit: 2*time.Second + overhead, do: storage(true, frozen)},
-		{name: "full", does: "the pools get full under the guest, and a drive is added", do: full},
+		{name: "full", once: true, does: "the pools get full under the guest, and a drive is added", do: full},
 		{name: "host-killed", does: "kill -9 of the machine's host", ci: true, do: hostKilled},
 		{name: "host-frozen", does: "the host and the machine are stopped with 32 writes under way, and woken when the machine runs elsewhere", fio: true, do: hostFrozen},
 		{name: "box-killed", does: "the owner and the host on one box are killed together", do: boxKilled},
-		{name: "power", does: "all processes of the site are killed, and started again", do: power},
-		{name: "panic", does: "the guest's kernel panics: nobody restarts it, until it is reset", do: panics},
-		{name: "shutdown", does: "the guest powers off: nobody starts it again", do: shutdown},
-	}
+		{name: "power", once: true, does: "all processes of the site are killed, and started again", do: power},
+		{name: "panic", once: true, does: "the guest's kernel panics: nobody restarts it, until it is reset", do: panics},
+		{name: "shutdown", once: true, does: "the guest powers off: nobody starts it again", do: shutdown},
+	}, ftKinds()...)
 }
 
 // storage is a kind that only hurts storage: the guest sees a pause and nothing else. The owner
@@ -91,7 +93,7 @@ func storage(here bool, harm func(ctx context.Context, t *trial, owner box) erro
 		}
 		said = fmt.Sprintf("stall %.2f s (limit %.1f s), before %.2f s; %s", stall.Seconds(), k.limit.Seconds(), before.Seconds(), l.said)
 		if t.run.goals && stall > k.limit {
-			return "", fmt.Errorf("too long a stall: %s", said)
+			return "", &tooLong{said}
 		}
 		return said, nil
 	}
@@ -154,12 +156,12 @@ func (l *loaded) good(ctx context.Context) (time.Duration, error) {
 	if err := t.redis.end(); err != nil {
 		return 0, err
 	}
-	answers := t.redis.answered()
+	answers := t.redis.answeredYet()
 	n, err := t.redis.readBack()
 	if err != nil {
 		return 0, err
 	}
-	l.said = fmt.Sprintf("%d answers on one connection, %d keys read back", answers, n)
+	l.said = fmt.Sprintf("%d answers on one connection, %d requests read back", answers, n)
 	if l.fio {
 		rounds, err := t.guest.verified(ctx)
 		if err != nil {

@@ -124,7 +124,7 @@ func (l *loss) back(ctx context.Context, daemons ...*testbed.Daemon) error {
 }
 
 func (l *loss) said(keys int) string {
-	return fmt.Sprintf("runs on the other box after %.1f s, answers after %.1f s; %d keys read back, restarted once", l.running.Seconds(), l.serving.Seconds(), keys)
+	return fmt.Sprintf("runs on the other box after %.1f s, answers after %.1f s; %d requests read back, restarted once", l.running.Seconds(), l.serving.Seconds(), keys)
 }
 
 // lost is a kind in which a host dies, and the storage node on its box with it, or not.
@@ -187,7 +187,7 @@ func hostFrozen(ctx context.Context, t *trial, _ kind) (said string, err error) 
 		return "", err
 	}
 	first := t.redis
-	answers := first.answered()
+	answers := first.answeredYet()
 	t.redis = first.follower()
 	defer first.abandon()
 	keys, err := l.served(ctx)
@@ -215,7 +215,7 @@ func hostFrozen(ctx context.Context, t *trial, _ kind) (said string, err error) 
 	if _, err := t.guest.Shell(ctx, "echo 3 >/proc/sys/vm/drop_caches; cmp -n %d /dev/vdb /dev/zero", 64<<20); err != nil {
 		return "", fmt.Errorf("LANDED: what the old life had under way is on the disk: %w", err)
 	}
-	if n := first.answered(); n != answers {
+	if n := first.answeredYet(); n != answers {
 		return "", fmt.Errorf("the old life acknowledged %d writes after it was woken", n-answers)
 	}
 	if err := t.redis.flowing(ctx, answersAfter, guestPatience); err != nil {
@@ -301,7 +301,7 @@ func power(ctx context.Context, t *trial, _ kind) (string, error) {
 	if err := errors.Join(t.guest.healthy(ctx), t.beats.alone(l.old, l.now)); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("the group is whole after %.1f s, the machine answers after %.1f s; %d keys read back", whole.Seconds(), serving.Seconds(), keys), nil
+	return fmt.Sprintf("the group is whole after %.1f s, the machine answers after %.1f s; %d requests read back", whole.Seconds(), serving.Seconds(), keys), nil
 }
 
 // leftAlone is how long nobody is to start a machine that ended of itself.
@@ -338,7 +338,7 @@ func panics(ctx context.Context, t *trial, _ kind) (string, error) {
 		return "", err
 	}
 	keys, err := t.redis.readBack()
-	return fmt.Sprintf("left alone for %v, back after a reset; %d keys read back", leftAlone, keys), err
+	return fmt.Sprintf("left alone for %v, back after a reset; %d requests read back", leftAlone, keys), err
 }
 
 // shutdown: a guest that powers off has ended, and stays so.
@@ -396,7 +396,7 @@ func full(ctx context.Context, t *trial, _ kind) (said string, err error) {
 		return "", err
 	}
 	pause(ctx, hold)
-	for b := range boxW {
+	for b := range withNode {
 		path := t.world.path(fmt.Sprintf("%s.pool.%d", t.nodes[b].Name, m.Generation))
 		if _, err := t.nodes[b].CLI(ctx, "drive", "add", path, "--pool", poolName, "--size", fmt.Sprint(addedBytes)); err != nil {
 			return "", err
@@ -426,7 +426,7 @@ func full(ctx context.Context, t *trial, _ kind) (said string, err error) {
 			return "", fmt.Errorf("the events of %s do not say that the machine was %s:\n%s", t.hosts[at].Name, want, events)
 		}
 	}
-	return fmt.Sprintf("paused, with an event; went on %.1f s after there was room; no error in the guest, %d keys read back on the same connection", resumed.Seconds(), keys), nil
+	return fmt.Sprintf("paused, with an event; went on %.1f s after there was room; no error in the guest, %d requests read back on the same connection", resumed.Seconds(), keys), nil
 }
 
 // addedBytes is the size of the drive that each pool gets when it is full.

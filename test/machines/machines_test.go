@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,10 +15,10 @@ import (
 	"time"
 )
 
-// fakeRedis knows SET, GET and PING. mute has it take a SET and not answer.
+// fakeRedis knows RPUSH and LRANGE of one list. mute has it take an entry and not answer.
 type fakeRedis struct {
 	mu   sync.Mutex
-	has  map[string]string
+	list []string
 	mute bool
 }
 
@@ -66,80 +67,144 @@ func (f *fakeRedis) serve(c net.Conn) {
 func (f *fakeRedis) do(args []string) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	switch {
-	case args[0] == "SET":
-		f.has[args[1]] = args[2]
+	switch args[0] {
+	case "RPUSH":
+		f.list = append(f.list, args[2])
 		if f.mute {
 			return ""
 		}
-		return "+OK\r\n"
-	case args[0] == "GET" && f.has[args[1]] != "":
-		return fmt.Sprintf("$%d\r\n%s\r\n", len(f.has[args[1]]), f.has[args[1]])
+		return fmt.Sprintf(":%d\r\n", len(f.list))
+	case "LRANGE":
+		from, _ := strconv.Atoi(args[2])
+		to, _ := strconv.Atoi(args[3])
+		from, to = min(from, len(f.list)), min(to+1, len(f.list))
+		var b strings.Builder
+		fmt.Fprintf(&b, "*%d\r\n", to-from)
+		for _, e := range f.list[from:to] {
+			fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(e), e)
+		}
+		return b.String()
 	}
-	return "$-1\r\n"
+	return "-ERR unknown command\r\n"
 }
 
-// TestReadBack: what was acknowledged must be there; what was sent and not answered may be.
+func (f *fakeRedis) muted(mute bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mute = mute
+}
+
+// spoiled calls check with another journal than there is.
+func (f *fakeRedis) spoiled(with []string, check func()) {
+	f.mu.Lock()
+	kept := f.list
+	f.list = with
+	f.mu.Unlock()
+	check()
+	f.mu.Lock()
+	f.list = kept
+	f.mu.Unlock()
+}
+
+// TestReadBack: what was acknowledged must be there, once and in order; what was sent and not
+// answered may be.
 func TestReadBack(t *testing.T) {
-	f := &fakeRedis{has: map[string]string{}}
+	f := &fakeRedis{}
 	c := f.client(t, newRedisClient(nil))
 	c.begin()
-	if err := c.flowing(t.Context(), keys+10, time.Minute); err != nil {
+	if err := c.flowing(t.Context(), readAtOnce+10, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.end(); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := c.readBack(); err != nil || n != keys {
-		t.Fatalf("%d keys, %v", n, err)
+	all := len(f.list)
+	if n, err := c.readBack(); err != nil || n != all {
+		t.Fatalf("%d of %d entries, %v", n, all, err)
 	}
 
-	// One that is taken and never answered: old or new, both are right.
-	f.mu.Lock()
-	f.mute = true
-	f.mu.Unlock()
+	// One that is taken and never answered: there or not, both are right.
+	f.muted(true)
 	c.begin()
+	c.awaitDoubt(t)
+	c.abandon()
+	if _, err := c.waited(); err == nil {
+		t.Error("a connection that ended is no error")
+	}
+	f.muted(false)
+	f.spoiled(f.list[:all], func() {
+		if n, err := f.client(t, c.follower()).readBack(); err != nil || n != all {
+			t.Errorf("without the one in doubt: %d of %d entries, %v", n, all, err)
+		}
+	})
+	next := f.client(t, c.follower())
+	if n, err := next.readNew(); err != nil || n != all+1 {
+		t.Fatalf("with the one in doubt: %d of %d entries, %v", n, all+1, err)
+	}
+
+	// It goes on, and reads what is new.
+	next.begin()
+	if err := next.flowing(t.Context(), 10, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.end(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := next.readNew(); err != nil || n < 10 || n != len(f.list)-all-1 {
+		t.Fatalf("%d new entries of %d, %v", n, len(f.list)-all-1, err)
+	}
+
+	for what, spoil := range map[string][]string{
+		"LOST: request 7 ": slices.Delete(slices.Clone(f.list), 7, 8),
+		"LOST: request 1 ": f.list[:1],
+		"LOST: request 8 was acknowledged and is not there; entry 8 is": slices.Insert(slices.Clone(f.list), 8, entryOf(7)),
+		"entry 7 is \"7.7.7\"":                    slices.Replace(slices.Clone(f.list), 7, 8, "7.7.7"),
+		"WRONG: entry " + fmt.Sprint(len(f.list)): append(slices.Clone(f.list), "more"),
+	} {
+		f.spoiled(spoil, func() {
+			if _, err := next.readBack(); err == nil || !strings.Contains(err.Error(), what) {
+				t.Errorf("%q is not noticed: %v", what, err)
+			}
+		})
+	}
+}
+
+// awaitDoubt waits until a request is under way.
+func (c *redisClient) awaitDoubt(t *testing.T) {
+	t.Helper()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		c.mu.Lock()
-		sent := len(c.maybe) > 0
+		sent := c.doubt > 0
 		c.mu.Unlock()
 		if sent {
-			break
+			return
 		}
 		if time.Now().After(end) {
 			t.Fatal("nothing was sent")
 		}
 	}
-	c.abandon()
-	if _, err := c.waited(); err == nil {
-		t.Error("a connection that ended is no error")
+}
+
+// TestAnswers: an answer that counts another journal than the client's is wrong.
+func TestAnswers(t *testing.T) {
+	f := &fakeRedis{}
+	c := f.client(t, newRedisClient(nil))
+	c.begin()
+	if err := c.flowing(t.Context(), 3, time.Minute); err != nil {
+		t.Fatal(err)
 	}
 	f.mu.Lock()
-	f.mute = false
+	f.list = f.list[:len(f.list)-1]
 	f.mu.Unlock()
-	next := f.client(t, c.follower())
-	if n, err := next.readBack(); err != nil || n != keys {
-		t.Fatalf("after a write in doubt: %d keys, %v", n, err)
-	}
-
-	// One that is gone, and one that has an older value.
-	for _, spoil := range []string{"", valueOf(1)} {
-		f.mu.Lock()
-		kept := f.has[keyName(7)]
-		f.has[keyName(7)] = spoil
-		f.mu.Unlock()
-		if _, err := next.readBack(); err == nil || !strings.Contains(err.Error(), "LOST: k7 ") {
-			t.Errorf("a lost write is not noticed: %v", err)
-		}
-		f.mu.Lock()
-		f.has[keyName(7)] = kept
-		f.mu.Unlock()
+	<-c.done
+	if _, err := c.waited(); err == nil || !strings.Contains(err.Error(), "WRONG: request ") {
+		t.Errorf("a journal that is too short is not noticed: %v", err)
 	}
 }
 
 // TestWaited: a request that is under way counts.
 func TestWaited(t *testing.T) {
-	f := &fakeRedis{has: map[string]string{}, mute: true}
+	f := &fakeRedis{mute: true}
 	c := f.client(t, newRedisClient(nil))
 	c.begin()
 	defer c.abandon()
@@ -153,6 +218,22 @@ func TestWaited(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatal("a request that is not answered is no wait")
 		}
+	}
+}
+
+// TestWaitedFrom: only what was sent between counts.
+func TestWaitedFrom(t *testing.T) {
+	c := newRedisClient(nil)
+	at := time.Now()
+	for i := range 4 {
+		c.waits = append(c.waits, wait{at.Add(time.Duration(i) * time.Second), time.Duration(10 - i)})
+	}
+	if got := c.waitedFrom(at.Add(time.Second), at.Add(3*time.Second)); got != 9 {
+		t.Errorf("%d", got)
+	}
+	c.mark()
+	if got := c.waitedFrom(time.Time{}, at.Add(time.Hour)); got != 0 {
+		t.Errorf("after mark: %d", got)
 	}
 }
 
@@ -226,8 +307,9 @@ func TestDescendants(t *testing.T) {
 // TestChoose: names are checked, and CI has its own.
 func TestChoose(t *testing.T) {
 	for names, want := range map[string]string{
-		"ci":                 "moved killed killed-here host-killed",
+		"ci":                 "moved killed killed-here host-killed ft-killed ft-vmm-killed ft-cut ft-frozen ft-log-cut ft-secondary-killed ft-owner-killed ft-owner-and-host ft-failover ft-cold",
 		"host-killed,frozen": "frozen host-killed",
+		"ft-cut,moved":       "moved ft-cut ft-cold",
 	} {
 		list, err := choose(names)
 		var got []string

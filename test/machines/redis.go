@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,30 +16,52 @@ import (
 	"steadfast/test/testbed"
 )
 
-// redisClient sets keys in the guest's Redis over one connection, one at a time, and knows
-// what was acknowledged. It never connects again by itself.
+// redisClient appends to a journal in the guest's Redis, a list, over one connection, one request
+// at a time. Each request has a number of its own and is sent once, whatever becomes of it; an
+// answer is the journal's length. The client never connects again by itself.
 type redisClient struct {
-	space *testbed.Space
+	space   *testbed.Space
+	journal string
 
 	conn net.Conn
 	in   *bufio.Reader
 	done chan struct{} // the load has ended
 
 	mu      sync.Mutex
-	acked   map[int]int // sequence number that a key was acknowledged with
-	maybe   map[int]int // that was sent, and never answered
-	next    int
+	fates   []fate // of the requests, by their numbers
+	length  int    // of the journal, but for those in doubt
+	doubt   int    // how many are
 	stop    bool
 	err     error     // how the load ended, when nobody asked it to
 	asked   time.Time // of the request under way; zero: there is none
 	longest time.Duration
+	waits   []wait // since mark
 	answers int
+	read    position // what readNew has read
 }
+
+// fate is what became of a request.
+type fate uint8
+
+const (
+	fateOpen fate = iota // it was sent, and not answered
+	fateDone             // it is in the journal
+	fateNone             // it was not answered, and is not there
+)
+
+// wait is how long a request took.
+type wait struct {
+	asked time.Time
+	took  time.Duration
+}
+
+// position is a place in the journal: that many of its entries, and of the requests, are before it.
+type position struct{ entries, requests int }
 
 const (
 	redisAt = guestAddress + ":6379"
-	// keys are so many that reading all back takes moments, and each is set often.
-	keys = 500
+	// readAtOnce is how many entries are read at a time.
+	readAtOnce = 1000
 	// dialPatience and answerPatience bound one attempt to connect, and one answer: TCP alone
 	// would wait for a quarter of an hour.
 	dialPatience   = 2 * time.Second
@@ -47,7 +69,7 @@ const (
 )
 
 func newRedisClient(space *testbed.Space) *redisClient {
-	return &redisClient{space: space, acked: map[int]int{}, maybe: map[int]int{}}
+	return &redisClient{space: space, journal: fmt.Sprintf("journal-%d", time.Now().UnixNano())}
 }
 
 // connect tries until Redis answers.
@@ -64,6 +86,11 @@ func (c *redisClient) connect(ctx context.Context, patience time.Duration) error
 		}
 		pause(ctx, pollEvery)
 	}
+}
+
+// again makes another connection in place of the one there is.
+func (c *redisClient) again(ctx context.Context) error {
+	return errors.Join(c.conn.Close(), c.connect(ctx, guestPatience))
 }
 
 func (c *redisClient) dial(ctx context.Context) error {
@@ -83,23 +110,11 @@ func (c *redisClient) dial(ctx context.Context) error {
 	return nil
 }
 
-// ask sends a command and reads an answer of one line or one bulk string.
+// ask sends a command and reads an answer of one line.
 func (c *redisClient) ask(args ...string) (string, error) {
-	var b strings.Builder
-	fmt.Fprintf(&b, "*%d\r\n", len(args))
-	for _, a := range args {
-		fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(a), a)
-	}
-	if err := c.conn.SetDeadline(time.Now().Add(answerPatience)); err != nil {
+	if err := c.send(args...); err != nil {
 		return "", err
 	}
-	if _, err := io.WriteString(c.conn, b.String()); err != nil {
-		return "", err
-	}
-	return c.answer()
-}
-
-func (c *redisClient) answer() (string, error) {
 	line, err := c.in.ReadString('\n')
 	if err != nil {
 		return "", err
@@ -110,36 +125,73 @@ func (c *redisClient) answer() (string, error) {
 		return rest, nil
 	case '-':
 		return "", errors.New("an error of Redis: " + rest)
-	case '$':
-		n, err := strconv.Atoi(rest)
-		if err != nil || n < 0 {
-			return "", errNil
-		}
-		b := make([]byte, n+2)
-		_, err = io.ReadFull(c.in, b)
-		return string(b[:n]), err
 	}
 	return "", fmt.Errorf("an answer that is none: %q", line)
 }
 
-// errNil is Redis' word for a key that is not there.
-var errNil = errors.New("there is no such key")
+func (c *redisClient) send(args ...string) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%d\r\n", len(args))
+	for _, a := range args {
+		fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(a), a)
+	}
+	if err := c.conn.SetDeadline(time.Now().Add(answerPatience)); err != nil {
+		return err
+	}
+	_, err := io.WriteString(c.conn, b.String())
+	return err
+}
 
-func keyName(k int) string { return "k" + strconv.Itoa(k) }
+// entries reads up to so many of the journal, from one on.
+func (c *redisClient) entries(from, count int) ([]string, error) {
+	if err := c.send("LRANGE", c.journal, strconv.Itoa(from), strconv.Itoa(from+count-1)); err != nil {
+		return nil, err
+	}
+	n, err := c.sizeOf('*')
+	if err != nil {
+		return nil, err
+	}
+	list := make([]string, n)
+	for i := range list {
+		size, err := c.sizeOf('$')
+		if err != nil {
+			return nil, err
+		}
+		b := make([]byte, size+2)
+		if _, err := io.ReadFull(c.in, b); err != nil {
+			return nil, err
+		}
+		list[i] = string(b[:size])
+	}
+	return list, nil
+}
 
-// valueOf has the sequence number, and enough more that a piece of another value shows.
-func valueOf(seq int) string { return strings.Repeat(strconv.Itoa(seq)+".", 8) }
+// sizeOf reads a line that says how many, or how long what follows is.
+func (c *redisClient) sizeOf(kind byte) (int, error) {
+	line, err := c.in.ReadString('\n')
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(strings.TrimSuffix(line[1:], "\r\n"))
+	if line[0] != kind || err != nil || n < 0 {
+		return 0, fmt.Errorf("an answer that is none: %q", line)
+	}
+	return n, nil
+}
+
+// entryOf has the request's number, and enough more that a piece of another entry shows.
+func entryOf(request int) string { return strings.Repeat(strconv.Itoa(request)+".", 3) }
 
 // begin starts the load on the connection.
 func (c *redisClient) begin() {
 	c.mu.Lock()
-	c.stop, c.err, c.longest, c.answers = false, nil, 0, 0
+	c.stop, c.err, c.longest, c.waits, c.answers = false, nil, 0, nil, 0
 	c.mu.Unlock()
 	c.done = make(chan struct{})
 	go c.load()
 }
 
-// load sets keys until it is stopped or the connection ends.
+// load appends until it is stopped or the connection ends.
 func (c *redisClient) load() {
 	defer close(c.done)
 	for {
@@ -148,36 +200,61 @@ func (c *redisClient) load() {
 			c.mu.Unlock()
 			return
 		}
-		c.next++
-		seq := c.next
-		key := seq % keys
-		c.maybe[key] = seq
+		request := len(c.fates)
+		c.fates = append(c.fates, fateOpen)
+		c.doubt++
 		c.asked = time.Now()
 		c.mu.Unlock()
-		answer, err := c.ask("SET", keyName(key), valueOf(seq))
-		if err == nil && answer != "OK" {
-			err = fmt.Errorf("SET was answered %q", answer)
-		}
+		answer, err := c.ask("RPUSH", c.journal, entryOf(request))
 		c.mu.Lock()
-		c.longest = max(c.longest, time.Since(c.asked))
+		w := wait{c.asked, time.Since(c.asked)}
+		c.waits = append(c.waits, w)
+		c.longest = max(c.longest, w.took)
 		c.asked = time.Time{}
+		if err == nil {
+			err = c.answered(request, answer)
+		} else {
+			err = fmt.Errorf("the client's connection ended after %d answers: %w", c.answers, err)
+		}
+		c.err = err
+		c.mu.Unlock()
 		if err != nil {
-			c.err = fmt.Errorf("the client's connection ended after %d answers: %w", c.answers, err)
-			c.mu.Unlock()
 			return
 		}
-		c.acked[key] = seq
-		delete(c.maybe, key)
-		c.answers++
-		c.mu.Unlock()
 	}
+}
+
+// answered notes an answer: that many entries there are.
+func (c *redisClient) answered(request int, answer string) error {
+	c.fates[request] = fateDone
+	c.doubt--
+	c.length++
+	c.answers++
+	n, err := strconv.Atoi(answer)
+	if err != nil || n < c.length || n > c.length+c.doubt {
+		return fmt.Errorf("WRONG: request %d was answered %q, and the journal has %d entries", request, answer, c.length)
+	}
+	return nil
 }
 
 // mark begins a stretch of which waited tells the longest wait.
 func (c *redisClient) mark() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.longest = 0
+	c.longest, c.waits = 0, nil
+}
+
+// waitedFrom is the longest that a request has taken that was sent between two times, and has
+// been answered. Those before mark are not known.
+func (c *redisClient) waitedFrom(from, to time.Time) (longest time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range c.waits {
+		if !w.asked.Before(from) && w.asked.Before(to) {
+			longest = max(longest, w.took)
+		}
+	}
+	return longest
 }
 
 // waited is the longest that a request has waited since mark, one under way included, and how
@@ -192,8 +269,8 @@ func (c *redisClient) waited() (time.Duration, error) {
 	return longest, c.err
 }
 
-// answered is how many answers there were since begin.
-func (c *redisClient) answered() int {
+// answeredYet is how many answers there were since begin.
+func (c *redisClient) answeredYet() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.answers
@@ -203,12 +280,12 @@ func (c *redisClient) answered() int {
 func (c *redisClient) flowing(ctx context.Context, more int, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for from := c.answered(); c.answered() < from+more; {
+	for from := c.answeredYet(); c.answeredYet() < from+more; {
 		if _, err := c.waited(); err != nil {
 			return err
 		}
 		if ctx.Err() != nil {
-			return fmt.Errorf("only %d of %d answers of Redis within %v", c.answered()-from, more, patience)
+			return fmt.Errorf("only %d of %d answers of Redis within %v", c.answeredYet()-from, more, patience)
 		}
 		pause(ctx, pollEvery)
 	}
@@ -232,31 +309,82 @@ func (c *redisClient) abandon() {
 	<-c.done
 }
 
-// readBack reads every key on the connection: what was acknowledged must be there, or what was
-// sent after it and not answered. It returns how many keys it read.
+// readBack reads the whole journal on the connection: what was acknowledged must be there, once
+// and in order, and nothing else but what was sent and not answered. It returns how many entries
+// it read.
 func (c *redisClient) readBack() (int, error) {
-	for key, acked := range c.acked {
-		got, err := c.ask("GET", keyName(key))
-		if err != nil && !errors.Is(err, errNil) {
-			return 0, err
-		}
-		maybe, sent := c.maybe[key]
-		switch {
-		case got == valueOf(acked):
-		case sent && got == valueOf(maybe):
-			c.acked[key] = maybe
-		default:
-			return 0, fmt.Errorf("LOST: %s was acknowledged with %q and is %q", keyName(key), valueOf(acked), got)
-		}
-		delete(c.maybe, key)
-	}
-	return len(c.acked), nil
+	c.mu.Lock()
+	c.read = position{}
+	c.mu.Unlock()
+	return c.readNew()
 }
 
-// follower is a client of the same keys on a connection of its own, which is not there yet. What
-// the first has under way may count for it or not. The first must set no more.
+// readNew does so with what is behind the entries that were read last, and returns how many
+// those are.
+func (c *redisClient) readNew() (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	from := c.read.entries
+	for {
+		list, err := c.entries(c.read.entries, readAtOnce)
+		if err != nil {
+			return 0, err
+		}
+		for _, got := range list {
+			if err := c.next(got); err != nil {
+				return 0, err
+			}
+		}
+		if len(list) < readAtOnce {
+			break
+		}
+	}
+	for ; c.read.requests < len(c.fates); c.read.requests++ {
+		if err := c.missing(c.read.requests); err != nil {
+			return 0, err
+		}
+	}
+	return c.read.entries - from, nil
+}
+
+// next judges the next entry of the journal.
+func (c *redisClient) next(got string) error {
+	for ; c.read.requests < len(c.fates); c.read.requests++ {
+		request := c.read.requests
+		if got == entryOf(request) && c.fates[request] != fateNone {
+			if c.fates[request] == fateOpen {
+				c.fates[request] = fateDone
+				c.doubt--
+				c.length++
+			}
+			c.read.requests++
+			c.read.entries++
+			return nil
+		}
+		if err := c.missing(request); err != nil {
+			return fmt.Errorf("%w; entry %d is %q", err, c.read.entries, got)
+		}
+	}
+	return fmt.Errorf("WRONG: entry %d of the journal is %q, which nobody sent, or which is there twice", c.read.entries, got)
+}
+
+// missing judges a request that has no entry.
+func (c *redisClient) missing(request int) error {
+	switch c.fates[request] {
+	case fateDone:
+		return fmt.Errorf("LOST: request %d was acknowledged and is not there", request)
+	case fateOpen:
+		c.fates[request] = fateNone
+		c.doubt--
+	case fateNone:
+	}
+	return nil
+}
+
+// follower is a client of the same journal on a connection of its own, which is not there yet. What
+// the first has under way may count for it or not. The first must send no more.
 func (c *redisClient) follower() *redisClient {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return &redisClient{space: c.space, acked: maps.Clone(c.acked), maybe: maps.Clone(c.maybe), next: c.next}
+	return &redisClient{space: c.space, journal: c.journal, fates: slices.Clone(c.fates), length: c.length, doubt: c.doubt}
 }

@@ -21,43 +21,50 @@ const (
 	groupName   = "g1"
 	poolName    = "p"
 	machineName = "m1"
+	// machineMemory is what copying a running machine is promised of.
+	machineMemory = "512M"
 	// Of each node: what the machine's disks take, and some more. Full is reached by a
 	// disk that is larger.
 	poolBytes = 1280 << 20
 )
 
-// site is two storage nodes, two hosts and a witness of this tree: processes on the boxes.
+// site is two storage nodes, three hosts and a witness of this tree: processes on the boxes.
 type site struct {
 	world   *world
 	bin     string
-	nodes   [2]*testbed.Daemon // by box
-	hosts   [2]*testbed.Daemon // by box
+	nodes   [withNode]*testbed.Daemon // by box
+	hosts   [withHost]*testbed.Daemon // by box
 	witness *testbed.Daemon
 }
 
 // newSite prepares the processes; Up starts them.
 func newSite(w *world, bin string) (*site, error) {
 	s := &site{world: w, bin: bin}
-	for b := range boxW {
-		var err error
-		if s.nodes[b], err = s.daemon(b, b.String()); err != nil {
+	var err error
+	for b := range withNode {
+		if s.nodes[b], err = s.node(b, b.String(), nodeSettings); err != nil {
 			return nil, err
-		}
-		if s.hosts[b], err = s.daemon(b, "h"+b.String()); err != nil {
-			return nil, err
-		}
-		for d, settings := range map[*testbed.Daemon]string{s.nodes[b]: nodeSettings(b, s.nodes[b]), s.hosts[b]: hostSettings(s.hosts[b])} {
-			d.Args = []string{"node", "--config", d.Config()}
-			if err := os.WriteFile(d.Config(), []byte(settings), 0o600); err != nil {
-				return nil, err
-			}
 		}
 	}
-	var err error
+	for b := range withHost {
+		if s.hosts[b], err = s.node(b, "h"+b.String(), hostSettings); err != nil {
+			return nil, err
+		}
+	}
 	if s.witness, err = s.daemon(boxW, boxW.String()); err == nil {
 		s.witness.Args = []string{"witness", "--data-dir", s.witness.Data(), "--socket", s.witness.Socket()}
 	}
 	return s, err
+}
+
+// node is a "steadfast node" on a box, which does not run yet.
+func (s *site) node(b box, name string, settings func(box, *testbed.Daemon) string) (*testbed.Daemon, error) {
+	d, err := s.daemon(b, name)
+	if err != nil {
+		return nil, err
+	}
+	d.Args = []string{"node", "--config", d.Config()}
+	return d, os.WriteFile(d.Config(), []byte(settings(b, d)), 0o600)
 }
 
 // daemon is a process on a box, which does not run yet.
@@ -74,13 +81,14 @@ func nodeSettings(b box, d *testbed.Daemon) string {
 	return fmt.Sprintf("data_dir = %q\nsocket = %q\ncache_size = \"64M\"\n[[portal]]\naddress = \"%s:3260\"\n", d.Data(), d.Socket(), b.address(front))
 }
 
-func hostSettings(d *testbed.Daemon) string {
-	return fmt.Sprintf("data_dir = %q\nsocket = %q\n[cluster]\nhost = true\n[host]\nmemory = \"2G\"\n[[network]]\nname = %q\nbridge = %q\n", d.Data(), d.Socket(), lan, lan)
+func hostSettings(b box, d *testbed.Daemon) string {
+	return fmt.Sprintf("data_dir = %q\nsocket = %q\n[cluster]\nhost = true\n[host]\nmemory = \"2G\"\nbox = %q\n[[network]]\nname = %q\nbridge = %q\n",
+		d.Data(), d.Socket(), b.String(), lan, lan)
 }
 
 // all are the site's processes.
 func (s *site) all() []*testbed.Daemon {
-	return []*testbed.Daemon{s.nodes[boxA], s.nodes[boxB], s.witness, s.hosts[boxA], s.hosts[boxB]}
+	return append(append(s.nodes[:], s.witness), s.hosts[:]...)
 }
 
 // start starts those that do not run, at the same time: they wait for one another.
@@ -116,16 +124,16 @@ func (s *site) quorum(ctx context.Context) error {
 	if _, err := first.CLI(ctx, "cluster", "init", "--name", first.Name, "--address", boxA.address(back)+":7400"); err != nil {
 		return err
 	}
-	for _, m := range []struct {
+	type member struct {
 		d    *testbed.Daemon
 		role string
 		at   string
-	}{
-		{s.nodes[boxB], "node", boxB.address(back) + ":7400"},
-		{s.witness, "witness", boxW.address(back) + ":7400"},
-		{s.hosts[boxA], "host", boxA.address(back) + ":7401"},
-		{s.hosts[boxB], "host", boxB.address(back) + ":7401"},
-	} {
+	}
+	others := []member{{s.nodes[boxB], "node", boxB.address(back) + ":7400"}, {s.witness, "witness", boxW.address(back) + ":7400"}}
+	for b, d := range s.hosts {
+		others = append(others, member{d, "host", box(b).address(back) + hostPort})
+	}
+	for _, m := range others {
 		token, err := first.CLI(ctx, "cluster", "token", "--role", m.role)
 		if err != nil {
 			return err
@@ -137,6 +145,12 @@ func (s *site) quorum(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Where hosts listen: to members, and for the logs of machines on two hosts.
+const (
+	hostPort    = ":7401"
+	loggingPort = ":7402"
+)
 
 // storage makes pools and the group.
 func (s *site) storage(ctx context.Context) error {
@@ -152,20 +166,33 @@ func (s *site) storage(ctx context.Context) error {
 	return err
 }
 
-// datacenter makes a cluster with HA of the two hosts, and the group a datastore.
+// datacenter makes a cluster with HA of the hosts, and the group a datastore. The host without
+// a storage node is left out until spare lets it in.
 func (s *site) datacenter(ctx context.Context) error {
-	for _, args := range [][]string{
+	all := [][]string{
 		{"datacenter", "create", "dc1"},
 		{"cluster", "create", "c1", "--datacenter", "dc1", "--ha"},
 		{"datastore", "add", "ds1", "--group", groupName},
-		{"host", "add", s.hosts[boxA].Name, "--cluster", "c1"},
-		{"host", "add", s.hosts[boxB].Name, "--cluster", "c1"},
-	} {
+	}
+	for b, d := range s.hosts {
+		all = append(all, []string{"host", "add", d.Name, "--cluster", "c1", "--logging", box(b).address(logs) + loggingPort})
+	}
+	for _, args := range append(all, []string{"host", "maintenance", s.hosts[boxC].Name}) {
 		if _, err := s.nodes[boxA].CLI(ctx, args...); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// spare has the host without a storage node take machines, or not.
+func (s *site) spare(ctx context.Context, takes bool) error {
+	args := []string{"host", "maintenance", s.hosts[boxC].Name}
+	if takes {
+		args = append(args, "--off")
+	}
+	_, err := s.nodes[boxA].CLI(ctx, args...)
+	return err
 }
 
 // A disk is one that a machine has besides its image's.
@@ -180,7 +207,7 @@ var (
 // createMachine makes the machine of an image.
 func (s *site) createMachine(ctx context.Context, store string, i testbed.Image) error {
 	args := []string{
-		"vm", "create", machineName, "--store", store, "--image", i.Name, "--memory", "384M", "--net", lan + ",mac=" + guestMAC,
+		"vm", "create", machineName, "--store", store, "--image", i.Name, "--memory", machineMemory, "--net", lan + ",mac=" + guestMAC,
 		"--host", s.hosts[boxA].Name,
 	}
 	for _, d := range []disk{dataDisk, bigDisk} {
@@ -229,8 +256,8 @@ func pause(ctx context.Context, d time.Duration) {
 
 // boxOf finds a node's or a host's box by its name.
 func (s *site) boxOf(name string) (box, bool) {
-	for b := range boxW {
-		if s.nodes[b].Name == name || s.hosts[b].Name == name {
+	for b := range withHost {
+		if s.hosts[b].Name == name || b < withNode && s.nodes[b].Name == name {
 			return b, true
 		}
 	}

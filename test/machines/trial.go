@@ -18,6 +18,10 @@ type trial struct {
 	guest *guest
 	redis *redisClient
 	beats *listener
+	// watch is there while the machine lives on two hosts; frozen is when one of those was
+	// stopped last.
+	watch  *watch
+	frozen time.Time
 }
 
 func newTrial(ctx context.Context, r *run, w *world) (t *trial, err error) {
@@ -150,7 +154,12 @@ func (t *trial) try(ctx context.Context, k kind) (said string, err error) {
 	if _, err := t.whole(ctx); err != nil {
 		return "", fmt.Errorf("before: %w", err)
 	}
-	if err := t.again(ctx); err != nil {
+	if k.ft {
+		err = t.onTwo(ctx)
+	} else {
+		err = errors.Join(t.onOne(ctx), t.again(ctx))
+	}
+	if err != nil {
 		return "", fmt.Errorf("before: %w", err)
 	}
 	return k.do(ctx, t, k)
@@ -159,8 +168,8 @@ func (t *trial) try(ctx context.Context, k kind) (said string, err error) {
 // repair puts right what a kind that failed has left: all cuts mended, all processes started,
 // and the machine as after a boot.
 func (t *trial) repair(ctx context.Context) error {
-	var err error
-	for b := range boxW {
+	err := t.unwatched()
+	for b := range withHost {
 		err = errors.Join(err, t.world.mend(b))
 	}
 	for _, d := range t.all() {
@@ -211,5 +220,5 @@ func (t *trial) tail() {
 // Close ends it all.
 func (t *trial) Close() error {
 	t.guest.Close()
-	return errors.Join(t.beats.Close(), t.site.Close())
+	return errors.Join(t.unwatched(), t.beats.Close(), t.site.Close())
 }

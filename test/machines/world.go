@@ -16,11 +16,12 @@ import (
 )
 
 // The networks: storage and alias addresses on front, what members say to each other on back,
-// guests and their clients on lan. Namespaces are our own, so no address here can meet one of
-// the machine.
+// what a machine's two hosts say on logs, guests and their clients on lan. Namespaces are our
+// own, so no address here can meet one of the machine.
 const (
 	front = "front"
 	back  = "back"
+	logs  = "logs"
 	lan   = "lan"
 
 	aliasAddress  = "10.77.0.50"
@@ -32,22 +33,32 @@ const (
 // A box is a computer of the site, by its number.
 type box int
 
-// The boxes: two, each with a storage node and a host, and one with the witness.
+// The boxes: two, each with a storage node and a host, one with a host alone, and one with the
+// witness.
 const (
 	boxA box = iota
 	boxB
+	boxC
 	boxW
 	boxes
+
+	withNode = boxC // those before it have a storage node
+	withHost = boxW // those before it have a host
 )
 
-func (b box) String() string { return [...]string{"a", "b", "w"}[b] }
+func (b box) String() string { return [...]string{"a", "b", "c", "w"}[b] }
 
-// other is the box of the two that b is not.
-func (b box) other() box { return boxB - b }
+// other is the box with a storage node that b is not; of one without, any.
+func (b box) other() box {
+	if b < withNode {
+		return boxB - b
+	}
+	return boxA
+}
 
-// address is the box's on front or back.
+// address is the box's on front, back or logs.
 func (b box) address(network string) string {
-	return fmt.Sprintf("10.77.%d.%d", map[string]int{front: 0, back: 1}[network], int(b)+1)
+	return fmt.Sprintf("10.77.%d.%d", map[string]int{front: 0, back: 1, logs: 3}[network], int(b)+1)
 }
 
 // port names the switch's end of a box's link.
@@ -68,6 +79,9 @@ type world struct {
 // killed has left. Sockets lie in them, whose paths are to be short.
 const folderPrefix = "steadfast-vms"
 
+// clientPort is the switch's end of the client's link.
+const clientPort = "client-lan"
+
 // newWorld makes it all in parent; a folder on a disk, please.
 func newWorld(parent string) (w *world, err error) {
 	w = &world{}
@@ -79,7 +93,7 @@ func newWorld(parent string) (w *world, err error) {
 	if w.folder, err = testbed.NewFolder(parent, folderPrefix); err != nil {
 		return w, err
 	}
-	if w.net, err = testbed.NewSwitch(front, back, lan); err != nil {
+	if w.net, err = testbed.NewSwitch(front, back, logs, lan); err != nil {
 		return w, err
 	}
 	for b := range boxes {
@@ -90,7 +104,7 @@ func newWorld(parent string) (w *world, err error) {
 	if w.client, err = testbed.NewSpace(); err != nil {
 		return w, err
 	}
-	if err := w.net.Attach(w.client, lan, "c-lan", lan, netip.MustParsePrefix(clientAddress+"/24")); err != nil {
+	if err := w.net.Attach(w.client, lan, clientPort, lan, netip.MustParsePrefix(clientAddress+"/24")); err != nil {
 		return w, err
 	}
 	w.gateway, err = newGateway(w.net)
@@ -103,13 +117,17 @@ func (w *world) addBox(b box) (err error) {
 	if w.spaces[b], err = testbed.NewSpace(); err != nil {
 		return err
 	}
-	for _, network := range []string{front, back} {
+	networks := []string{front, back, logs}
+	if b >= withHost {
+		networks = networks[:2]
+	}
+	for _, network := range networks {
 		at := netip.MustParsePrefix(b.address(network) + "/24")
 		if err := w.net.Attach(w.spaces[b], network, b.port(network), network, at); err != nil {
 			return err
 		}
 	}
-	if b == boxW {
+	if b >= withHost {
 		return nil
 	}
 	const uplink = "uplink"
@@ -130,11 +148,16 @@ func (w *world) log(name string) (*os.File, error) {
 	return f, err
 }
 
-// cutOff cuts a box's links to storage and members; the guests' network stays whole.
-func (w *world) cutOff(b box) error { return w.net.Cut(testbed.Drop, b.port(front), b.port(back)) }
+// cutOff cuts a host's box off storage, members and other hosts; the guests' network stays
+// whole.
+func (w *world) cutOff(b box) error {
+	return w.net.Cut(testbed.Drop, b.port(front), b.port(back), b.port(logs))
+}
 
-// mend undoes every cut of a box.
-func (w *world) mend(b box) error { return w.net.Mend(b.port(front), b.port(back)) }
+// mend undoes every cut of a host's box.
+func (w *world) mend(b box) error {
+	return w.net.Mend(b.port(front), b.port(back), b.port(logs))
+}
 
 // Close takes the world down. Its processes must have ended.
 func (w *world) Close() error {
