@@ -195,7 +195,8 @@ func pair(ctx context.Context, s *suite) (tally, error) {
 }
 
 // machines has a Debian guest run on a mirrored volume, and hurts the storage and the host
-// under it. As with pair, what may never be is judged, and stalls are judged by "make e2e".
+// under it; then on two hosts at once, and hurts those. As with pair, what may never be is
+// judged, and stalls are judged by "make e2e".
 func machines(ctx context.Context, s *suite) (tally, error) {
 	if os.Geteuid() != 0 {
 		fmt.Println("SKIP machines: network namespaces, bridges and taps need root")
