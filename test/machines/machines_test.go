@@ -307,7 +307,7 @@ func TestDescendants(t *testing.T) {
 // TestChoose: names are checked, and CI has its own.
 func TestChoose(t *testing.T) {
 	for names, want := range map[string]string{
-		"ci":                 "moved killed killed-here host-killed ft-killed ft-vmm-killed ft-cut ft-frozen ft-log-cut ft-secondary-killed ft-owner-killed ft-owner-and-host ft-failover ft-cold",
+		"ci":                 "moved killed killed-here host-killed ft-killed ft-owner-and-host",
 		"host-killed,frozen": "frozen host-killed",
 		"ft-cut,moved":       "moved ft-cut ft-cold",
 	} {
