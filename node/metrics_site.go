@@ -14,7 +14,7 @@ func siteFamilies() []family {
 		{"hosts", gauge, []string{"cluster", "state"}, "Hosts of a cluster of hosts: up, lost, left (ended in order), unknown (not come yet), maintenance."},
 		{"host_lost", gauge, []string{"cluster", "host"}, "1 while the host's newest life was declared lost, and it is not in maintenance."},
 		{"machines", gauge, []string{"cluster", "state"}, "Machines of a cluster of hosts: running, stopping, waiting, stopped, panicked, failed."},
-		{"placement_decisions_total", counter, []string{"decision"}, "Decisions of this node that took effect: lost (a host), place, leave, end (a machine)."},
+		{"placement_decisions_total", counter, []string{"decision"}, "Decisions of this node that took effect: lost (a host), place, leave, end (a machine), pair, part (its secondary)."},
 	}
 }
 
