@@ -93,7 +93,7 @@ type ftResult struct {
 	// Of the time that it took.
 	executed, log            float64 // instructions, bytes of log
 	wall, primary, secondary time.Duration
-	busy                     float64 // share of the processors
+	busy, others             float64 // share of the processors, and of other people's work
 	lagNS                    float64 // that the secondary was behind, at most seen
 }
 
@@ -250,6 +250,7 @@ func (f *ftBench) tell() {
 			on, off := both(func(r ftResult) float64 { return r.busy })
 			fmt.Printf("note  ft-redis-capped: %.0f %% of this host's processors were busy, off %.0f; at most %.0f is meant\n", 100*on, 100*off, 100*ftBusy)
 		}
+		f.noteCrowd("ft-"+l.name, max(both(func(r ftResult) float64 { return r.others })))
 		if lag := ftMedian(rs[ours], func(r ftResult) float64 { return r.lagNS }); lag > 0 {
 			fmt.Printf("note  ft-%s: a second of the secondary's CPU time %.0f million instructions; it was at most %.0f ms behind\n", l.name,
 				ftMedian(rs[ours], func(r ftResult) float64 { return r.executed / 1e6 / max(r.secondary.Seconds(), 1e-3) }), lag/1e6)

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Work of the loads: some seconds of each.
@@ -73,10 +75,12 @@ func (f *ftBench) during(load func() (work, p50 float64, err error)) (r ftResult
 		}
 	}
 	wall := after.at.Sub(before.at)
+	processors := wall.Seconds() * float64(runtime.NumCPU())
+	others := after.busy - before.busy - (after.own - before.own) - (after.primary - before.primary) - (after.secondary - before.secondary)
 	return ftResult{
 		work: work, p50: p50, executed: after.executed - before.executed, log: after.log - before.log, wall: wall,
 		primary: after.primary - before.primary, secondary: after.secondary - before.secondary,
-		busy: (after.busy - before.busy).Seconds() / wall.Seconds() / float64(runtime.NumCPU()), lagNS: *lag,
+		busy: (after.busy - before.busy).Seconds() / processors, others: others.Seconds() / processors, lagNS: *lag,
 	}, nil
 }
 
@@ -85,6 +89,7 @@ type ftSpent struct {
 	at                       time.Time
 	executed, log            float64
 	primary, secondary, busy time.Duration
+	own                      time.Duration // of this process and its clients
 }
 
 func (f *ftBench) spent() (s ftSpent, err error) {
@@ -95,6 +100,13 @@ func (f *ftBench) spent() (s ftSpent, err error) {
 	s.at, s.executed = time.Now(), float64(status.Count-status.Idled)
 	if s.primary, err = cpuTime(f.primary.PID()); err != nil {
 		return s, err
+	}
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		if err := unix.Getrusage(who, &u); err != nil {
+			return s, err
+		}
+		s.own += time.Duration(u.Utime.Nano() + u.Stime.Nano())
 	}
 	if s.busy, err = busyTime(); err != nil || f.second == nil {
 		return s, err

@@ -94,7 +94,7 @@ func race(ctx context.Context, s *suite) (tally, error) {
 	all = slices.DeleteFunc(all, func(p string) bool {
 		return p == archPackage || isSim(p) || strings.HasPrefix(p, "steadfast/test/")
 	})
-	return s.goTest(ctx, append([]string{"-race", "-short", "-timeout", "8m"}, all...)...)
+	return s.goTest(ctx, append([]string{"-race", "-short", "-timeout", "12m"}, all...)...)
 }
 
 func isSim(p string) bool { return p == "steadfast/sim" || strings.HasPrefix(p, "steadfast/sim/") }
