@@ -57,7 +57,7 @@ func main() {
 	only := flag.String("only", "", "comma-separated stages; all when empty")
 	s := &suite{}
 	flag.DurationVar(&s.fuzztime, "fuzztime", time.Second, "time for each fuzz target")
-	flag.IntVar(&s.seeds, "seeds", 30, "seeds of the simulation")
+	flag.IntVar(&s.seeds, "seeds", 24, "seeds of the simulation")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	sum, err := s.all(ctx, *only)
