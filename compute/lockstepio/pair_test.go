@@ -345,13 +345,18 @@ func TestPaced(t *testing.T) {
 		}
 	})
 	w.event("0 protected")
-	most := time.Duration(0)
+	// How far it is behind when the machine stands is for the processors to say, too: core and pace
+	// are judged by lockstep.TestPace.
+	stood := 0
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		most = max(most, time.Duration(p.p.Status().LagNS))
+		p.p.mu.Lock()
+		if p.p.orders.pace == 0 && time.Duration(p.p.status.LagNS) >= w.o.Limits.LagTime {
+			stood++
+		}
+		p.p.mu.Unlock()
 	}
-	// It is still behind for a while when the machine stands.
-	if bound := w.o.Limits.LagTime; most < bound/2 || most > 10*bound {
-		t.Errorf("the secondary was %v behind, and %v is the bound", most, bound)
+	if stood == 0 {
+		t.Error("the machine never stood for its secondary")
 	}
 	close(slow)
 	w.work(3)

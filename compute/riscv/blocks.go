@@ -20,7 +20,7 @@ const (
 	// for that makes itself slow, and no instruction of it takes long.
 	chainMax = 256
 
-	hashSize = 1 << 15
+	hashSize = 1 << 18
 	jumpSize = 1 << 12
 )
 

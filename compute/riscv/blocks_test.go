@@ -10,9 +10,9 @@ import (
 // long chains there, and what blocks cost besides their instructions counts.
 func TestDecodedIsBounded(t *testing.T) {
 	const stride = 2 * hashSize // of addresses with one place
-	h, _ := newTest(t, 64<<20, Options{})
+	h, _ := newTest(t, 160<<20, Options{})
 	blocks := 0
-	for at := uint64(testBase); at+stride < testBase+64<<20; at += stride {
+	for at := uint64(testBase); at+stride < testBase+160<<20; at += stride {
 		put(h, at, asm.Jal(0, stride))
 		blocks++
 	}

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"time"
 
 	"steadfast/compute/image"
@@ -20,8 +19,8 @@ import (
 
 // The rows of fault tolerance: a Debian guest in one process, and the same guest a moment
 // later in two, of which one follows the other over TCP of this host. Each round does
-// every load once off and once on; the half that begins changes. Disks are files, the
-// network is usernet, and both are the same in both halves:
+// a load once off and once on; which is first changes. Disks are files, the network is
+// usernet, and both are the same off and on:
 //
 //	ft-mips-*      million instructions of the guest a second of the primary's CPU time
 //	ft-redis-cpu   CPU time of the primary for a request of redis-benchmark
@@ -32,7 +31,7 @@ import (
 //	               other loads on other machines
 //	ft-speed-*     what a load takes, where there are processors for both
 //
-// "us" is the primary's process; what networks and clients take is in neither half.
+// "us" is the primary's process; what networks and clients take is in neither.
 
 // ftRounds is the usual number of rounds.
 const ftRounds = 3
@@ -101,7 +100,6 @@ type ftResult struct {
 type ftBench struct {
 	*bench
 	*ftGuest
-	results map[string]*[2][]ftResult // by load; ours is on, theirs off
 }
 
 func ftRows() (rows []string) {
@@ -130,7 +128,7 @@ func (b *bench) faultTolerance() (err error) {
 		return err
 	}
 	b.rounds = max(1, int(rounds))
-	f := &ftBench{bench: b, results: map[string]*[2][]ftResult{}}
+	f := &ftBench{bench: b}
 	parts, err := ftImage(b.ctx)
 	switch {
 	case fault.Is(err, fault.Unreachable):
@@ -146,14 +144,20 @@ func (b *bench) faultTolerance() (err error) {
 	if err := f.prepare(); err != nil {
 		return err
 	}
-	for round := range b.rounds {
-		for turn := range 2 {
-			if err := f.half((turn + round + 1) % 2); err != nil {
-				return err
-			}
+	for _, l := range ftLoads() {
+		if !f.wants(l.rows...) {
+			continue
+		}
+		rs, err := f.measure(l)
+		switch {
+		case errors.Is(err, errNoCap):
+			fmt.Printf("SKIP %s: %v\n", l.rows[0], err)
+		case err != nil:
+			return fmt.Errorf("%s: %w", l.name, err)
+		default:
+			f.tell(l, rs)
 		}
 	}
-	f.tell()
 	return nil
 }
 
@@ -180,35 +184,35 @@ func ftImage(ctx context.Context) (testbed.Debian, error) {
 	return testbed.NewDebian(ctx, dir)
 }
 
-// half does each load once, on (ours) or off (theirs).
-func (f *ftBench) half(side int) error {
-	loads := slices.DeleteFunc(ftLoads(), func(l ftLoad) bool { return !f.wants(l.rows...) || l.onOnly && side == theirs })
-	if len(loads) == 0 {
-		return nil
-	}
-	if side == ours {
-		if err := f.turnOn(f.ctx); err != nil {
-			return fmt.Errorf("turning on: %w", err)
+// measure does a load off (theirs) and on (ours) in turn: what a processor is worth changes from
+// minute to minute.
+func (f *ftBench) measure(l ftLoad) (rs [2][]ftResult, err error) {
+	for round := range f.rounds {
+		for turn := range 2 {
+			side := (turn + round + 1) % 2
+			if l.onOnly && side == theirs {
+				continue
+			}
+			if err := f.turn(side == ours); err != nil {
+				return rs, err
+			}
+			r, err := l.do(f)
+			if err != nil {
+				return rs, err
+			}
+			rs[side] = append(rs[side], r)
 		}
 	}
-	for _, l := range loads {
-		r, err := l.do(f)
-		switch {
-		case errors.Is(err, errNoCap):
-			fmt.Printf("SKIP %s: %v\n", l.rows[0], err)
-			continue
-		case err != nil:
-			return fmt.Errorf("%s: %w", l.name, err)
-		}
-		if f.results[l.name] == nil {
-			f.results[l.name] = &[2][]ftResult{}
-		}
-		f.results[l.name][side] = append(f.results[l.name][side], r)
-	}
-	if side == ours {
-		if err := f.turnOff(f.ctx); err != nil {
-			return fmt.Errorf("turning off: %w", err)
-		}
+	return rs, nil
+}
+
+// turn has the machine be on one host or two.
+func (f *ftBench) turn(on bool) error {
+	switch {
+	case on && f.second == nil:
+		return f.turnOn(f.ctx)
+	case !on && f.second != nil:
+		return f.turnOff(f.ctx)
 	}
 	return nil
 }
@@ -231,31 +235,24 @@ func (r ftResult) usEach() float64  { return float64(r.primary.Microseconds()) /
 func (r ftResult) rate() float64    { return r.work / r.wall.Seconds() }
 func (r ftResult) logMbps() float64 { return r.log * 8 / 1e6 / r.wall.Seconds() }
 
-// tell prints the rows.
-func (f *ftBench) tell() {
-	for _, l := range ftLoads() {
-		rs := f.results[l.name]
-		if rs == nil {
-			continue
-		}
-		both := func(pick func(ftResult) float64) (on, off float64) {
-			return ftMedian(rs[ours], pick), ftMedian(rs[theirs], pick)
-		}
-		for _, row := range l.rows {
-			if f.wants(row) {
-				f.tellRow(l, row, both)
-			}
-		}
-		if l.name == "capped" {
-			on, off := both(func(r ftResult) float64 { return r.busy })
-			fmt.Printf("note  ft-redis-capped: %.0f %% of this host's processors were busy, off %.0f; at most %.0f is meant\n", 100*on, 100*off, 100*ftBusy)
-		}
-		f.noteCrowd("ft-"+l.name, max(both(func(r ftResult) float64 { return r.others })))
-		if lag := ftMedian(rs[ours], func(r ftResult) float64 { return r.lagNS }); lag > 0 {
-			fmt.Printf("note  ft-%s: a second of the secondary's CPU time %.0f million instructions; it was at most %.0f ms behind\n", l.name,
-				ftMedian(rs[ours], func(r ftResult) float64 { return r.executed / 1e6 / max(r.secondary.Seconds(), 1e-3) }), lag/1e6)
+// tell prints the rows of a load.
+func (f *ftBench) tell(l ftLoad, rs [2][]ftResult) {
+	both := func(pick func(ftResult) float64) (on, off float64) {
+		return ftMedian(rs[ours], pick), ftMedian(rs[theirs], pick)
+	}
+	for _, row := range l.rows {
+		if f.wants(row) {
+			f.tellRow(l, row, both)
 		}
 	}
+	if l.name == "capped" {
+		on, off := both(func(r ftResult) float64 { return r.busy })
+		fmt.Printf("note  ft-redis-capped: %.0f %% of this host's processors were busy, off %.0f; at most %.0f is meant\n", 100*on, 100*off, 100*ftBusy)
+	}
+	f.noteCrowd("ft-"+l.name, max(both(func(r ftResult) float64 { return r.others })))
+	lag, _ := both(func(r ftResult) float64 { return r.lagNS })
+	mips, _ := both(func(r ftResult) float64 { return r.executed / 1e6 / max(r.secondary.Seconds(), 1e-3) })
+	fmt.Printf("note  ft-%s: a second of the secondary's CPU time %.0f million instructions; it was at most %.0f ms behind\n", l.name, mips, lag/1e6)
 }
 
 // tellRow prints one.
