@@ -14,6 +14,7 @@ const (
 	flawLateAck        // records are acknowledged, and forgotten, while the lock is asked for
 	flawMute           // streams that may not have left are not sent
 	flawPaper          // a digest that differs is passed over
+	flawHasty          // a guest that has ended is gone before the secondary has said to know it
 	flawPatient        // a secondary that makes no progress is waited for
 )
 
@@ -21,6 +22,6 @@ const (
 func Flaws() map[string]Flaw {
 	return map[string]Flaw{
 		"output-early": flawEarly, "no-horizon": flawNoHorizon, "late-hold": flawLateHold, "no-alone": flawNoAlone, "lost-log": flawLostLog,
-		"late-ack": flawLateAck, "mute": flawMute, "paper-over": flawPaper, "patient": flawPatient,
+		"late-ack": flawLateAck, "mute": flawMute, "paper-over": flawPaper, "patient": flawPatient, "hasty": flawHasty,
 	}
 }

@@ -64,6 +64,7 @@ type Primary struct {
 	paused   bool
 	ending   bool // the guest has ended
 	drained  bool // asked to
+	ended    bool // and has: only the other one's answer is missing, or the lock's
 
 	session   bool   // there is a secondary
 	ready     bool   // it has loaded
@@ -175,7 +176,7 @@ func (p *Primary) machine(in Input) {
 		p.ending = true
 		p.tellHorizon()
 	case Drained:
-		p.finish()
+		p.end()
 	case Copied:
 		p.copied(in)
 	case Paused:
@@ -308,6 +309,10 @@ func (p *Primary) receive(l Link, m Message) {
 		p.over(Halt{WhyHandedOver, nil})
 	case Bye:
 		// It takes no lock any more, so nothing has to wait for it.
+		if p.ended && (p.state == Paired || p.state == Yielding) {
+			p.finish()
+			return
+		}
 		if m.Why == WhyDiverged && p.logs() {
 			p.do(Event{Kind: Diverged, Why: m.Why}, Keep{p.at})
 		}
@@ -428,12 +433,21 @@ func (p *Primary) over(h Halt) {
 	p.do(h)
 }
 
-// finish is the end of a guest that has ended.
-func (p *Primary) finish() {
-	if !p.drained || p.state == PrimaryOver {
+// end follows a guest that has ended, when all that came out of it is done. A secondary that can
+// take over, or is about to, is waited for: it has to know first, or the lock has to shut it out.
+func (p *Primary) end() {
+	if !p.drained || p.ended {
 		return
 	}
+	p.ended = true
 	p.append(Finished{}, 0)
+	if p.state < PairingUp || p.broken == flawHasty {
+		p.finish()
+	}
+}
+
+// finish ends this side.
+func (p *Primary) finish() {
 	p.drop(WhyFinished)
 	p.do(Finish{})
 	p.state = PrimaryOver
@@ -484,8 +498,11 @@ func (p *Primary) settle() {
 		p.change(p.partner)
 	}
 	p.setPace()
-	if p.ending && !p.drained && len(p.held) == 0 {
+	switch {
+	case p.ending && !p.drained && len(p.held) == 0:
 		p.drained = true
 		p.do(Drain{})
+	case p.ended && p.state == Alone:
+		p.finish()
 	}
 }

@@ -570,8 +570,8 @@ func TestHandOver(t *testing.T) {
 	}
 }
 
-// TestGuestEnds: what has left has ended before the lock is given back, and the secondary is
-// told.
+// TestGuestEnds: what has left has ended before the lock is given back, and the secondary has
+// said that it knows, or is shut out.
 func TestGuestEnds(t *testing.T) {
 	b := pairedPrimary(t)
 	b.step(Ran{1020, []Out{output(1001, Change)}})
@@ -585,8 +585,24 @@ func TestGuestEnds(t *testing.T) {
 		t.Fatalf("%v", out)
 	}
 	out := b.step(Drained{})
-	if r := records(out); !slices.Equal(r, []Record{Finished{}}) || len(all[Finish](out)) != 1 || len(all[ChangeLock](out)) > 0 {
+	if r := records(out); !slices.Equal(r, []Record{Finished{}}) || len(all[Finish](out)) > 0 {
 		t.Errorf("%v", out)
+	}
+	lost := *b.p
+	if out = b.hear(Bye{WhyFinished}); len(all[Finish](out)) != 1 || len(all[ChangeLock](out)) > 0 {
+		t.Errorf("the secondary knows: %v", out)
+	}
+	b.p = &lost
+	if out = b.pass(2*DefaultLimits().Silence); len(all[Finish](out)) > 0 || len(all[ChangeLock](out)) != 1 {
+		t.Errorf("nothing is heard: %v", out)
+	}
+	if out = b.step(LockChanged{lockBlock(2, ownerP, vmlock.Owner{})}); len(all[Finish](out)) != 1 {
+		t.Errorf("the secondary is shut out: %v", out)
+	}
+	b = loadingPrimary(t)
+	b.step(Ended{})
+	if out := b.step(Drained{}); len(all[Finish](out)) != 1 {
+		t.Errorf("a secondary that knows no block: %v", out)
 	}
 	b = alonePrimary(t)
 	if out := b.step(Ended{}); len(all[Drain](out)) != 1 {

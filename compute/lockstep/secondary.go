@@ -181,7 +181,7 @@ func (s *Secondary) record(r Record) {
 	case Yield:
 		s.yielded = true
 	case Finished:
-		s.over(WhyFinished, nil)
+		s.farewell(WhyFinished, nil) // the primary waits for it
 		return
 	default:
 	}

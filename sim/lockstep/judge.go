@@ -16,6 +16,7 @@ type judge struct {
 	current *nexus                           // who was told that it has the lock, last
 	rank    [3]uint64                        // generation, turn and attempt that it has it with
 	by      *proc                            // who wrote the present block
+	over    uint32                           // the life whose guest has ended, and that has no more
 	winners map[[vmlock.BlockSize]byte]*proc // who replaced a pairing's block
 	told    map[[vmlock.BlockSize]byte]*session
 

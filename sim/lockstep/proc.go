@@ -189,11 +189,18 @@ func (p *proc) effect(e lockstep.Effect) {
 	case lockstep.GoLive:
 		p.goLive(e)
 	case lockstep.Drain:
+		if p.w.cutOff && p.session != nil { // only now
+			p.w.cutOff = false
+			for _, c := range p.session.wires {
+				c.sever()
+			}
+		}
 		p.drain = true
 		p.drained()
 	case lockstep.Finish:
 		p.w.say("%v: the guest has ended", p)
 		p.w.quorum.finished = true
+		p.w.judge.over = p.m.life
 		p.ended = true
 		p.lockStep(vmlock.Release{})
 	case lockstep.Halt:
@@ -534,6 +541,9 @@ func (p *proc) execute() {
 func (p *proc) goLive(e lockstep.GoLive) {
 	p.w.counts.takeovers++
 	p.w.say("%v: goes live at %d", p, p.m.count)
+	if p.m.life == p.w.judge.over {
+		p.w.judge.fail("%v goes live, and the guest has ended", p)
+	}
 	if p.tainted {
 		if p.compared {
 			p.w.judge.fail("%v goes live, and its digest was another", p)

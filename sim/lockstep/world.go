@@ -87,6 +87,7 @@ type world struct {
 	counts  counts
 
 	attached *proc // to whom the switch sends the machine's frames
+	cutOff   bool  // both links of a pair, about when its guest has ended
 }
 
 func (w *world) say(format string, args ...any) {
