@@ -593,7 +593,7 @@ func TestGuestEnds(t *testing.T) {
 		t.Errorf("the secondary knows: %v", out)
 	}
 	b.p = &lost
-	if out = b.pass(2*DefaultLimits().Silence); len(all[Finish](out)) > 0 || len(all[ChangeLock](out)) != 1 {
+	if out = b.pass(2 * DefaultLimits().Silence); len(all[Finish](out)) > 0 || len(all[ChangeLock](out)) != 1 {
 		t.Errorf("nothing is heard: %v", out)
 	}
 	if out = b.step(LockChanged{lockBlock(2, ownerP, vmlock.Owner{})}); len(all[Finish](out)) != 1 {
