@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,6 +32,7 @@ type event struct {
 	Test        string
 	Output      string
 	FailedBuild string
+	Elapsed     float64 // seconds
 }
 
 // goTest runs go test and counts tests and subtests.
@@ -76,6 +78,7 @@ func countEvents(r io.Reader, see func(text string)) (tally, error) {
 	var sum tally
 	text := map[string]*strings.Builder{} // output by package and test
 	failedTests := map[string]int{}       // by package
+	took := map[string]float64{}          // by package, in seconds
 	scan := bufio.NewScanner(r)
 	scan.Buffer(nil, 16<<20)
 	for scan.Scan() {
@@ -87,6 +90,9 @@ func countEvents(r io.Reader, see func(text string)) (tally, error) {
 			e.Action, e.Package = "output", e.ImportPath
 		}
 		key := e.Package + " " + e.Test
+		if e.Test == "" && e.Elapsed > 0 {
+			took[e.Package] = e.Elapsed
+		}
 		switch e.Action {
 		case "output":
 			if text[key] == nil {
@@ -110,7 +116,7 @@ func countEvents(r io.Reader, see func(text string)) (tally, error) {
 			}
 			failedTests[e.Package]++
 			sum.failed++
-			fmt.Printf("FAIL %s\n", key)
+			fail("%s", strings.TrimSpace(key))
 			show(text[key])
 			if e.Test == "" { // what ended it was printed in the name of the test that ran
 				for _, k := range slices.Sorted(maps.Keys(text)) {
@@ -128,7 +134,22 @@ func countEvents(r io.Reader, see func(text string)) (tally, error) {
 		}
 		delete(text, key)
 	}
+	slowest(took)
 	return sum, scan.Err()
+}
+
+// slowest prints which packages took longest.
+func slowest(took map[string]float64) {
+	names := slices.SortedFunc(maps.Keys(took), func(a, b string) int { return cmp.Compare(took[b], took[a]) })
+	var parts []string
+	for _, n := range names[:min(len(names), 6)] {
+		if took[n] >= 10 {
+			parts = append(parts, fmt.Sprintf("%s %.0f s", strings.TrimPrefix(n, "steadfast/"), took[n]))
+		}
+	}
+	if len(parts) > 0 {
+		fmt.Println("note slowest: " + strings.Join(parts, ", "))
+	}
 }
 
 // show prints an output, indented: its end, and of a trace, which says first what runs

@@ -53,6 +53,16 @@ type suite struct {
 	closing  string // last line of a stage that has one of its own
 }
 
+// failures are all that fail printed: what a stage that runs a tool counts, that tool has shown.
+var failures []string
+
+// fail prints what has failed.
+func fail(format string, args ...any) {
+	f := fmt.Sprintf(format, args...)
+	fmt.Println("FAIL " + f)
+	failures = append(failures, f)
+}
+
 func main() {
 	only := flag.String("only", "", "comma-separated stages; all when empty")
 	s := &suite{}
@@ -63,8 +73,11 @@ func main() {
 	sum, err := s.all(ctx, *only)
 	stop()
 	if err != nil {
-		fmt.Println("test:", err)
+		fail("test: %v", err)
 		sum.failed++
+	}
+	for _, f := range failures { // once more, where it is seen
+		fmt.Println("FAILED " + f)
 	}
 	fmt.Printf("test: %d passed, %d failed, %d skipped\n", sum.passed, sum.failed, sum.skipped)
 	if *only == "sim" && s.closing != "" {
@@ -99,7 +112,7 @@ func (s *suite) all(ctx context.Context, only string) (sum tally, err error) {
 		}
 		if err != nil {
 			t.failed++
-			fmt.Printf("FAIL %s: %v\n", st.name, err)
+			fail("%s: %v", st.name, err)
 		}
 		fmt.Printf("%-12s %5d passed %4d failed %4d skipped  %5.1fs\n", st.name, t.passed, t.failed, t.skipped, time.Since(started).Seconds())
 		sum.add(t)
@@ -152,7 +165,7 @@ func (s *suite) sweep() (left int) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	for pid, cmdline := range s.carriers() {
-		fmt.Printf("FAIL left behind: process %d %q\n", pid, cmdline)
+		fail("left behind: process %d %q", pid, cmdline)
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 		left++
 	}

@@ -149,7 +149,8 @@ func fuzz(ctx context.Context, s *suite) (sum tally, err error) {
 		}
 		if err != nil && !endedByDeadline(out) {
 			sum.failed++
-			fmt.Printf("FAIL fuzz %s in %s: %v\n%s", name, dir, err, out)
+			fail("fuzz %s in %s: %v", name, dir, err)
+			fmt.Print(out)
 			continue
 		}
 		sum.passed++
