@@ -10,6 +10,7 @@ import (
 
 	"steadfast/compute/lockstep"
 	"steadfast/compute/machine"
+	"steadfast/compute/machine/machinetest"
 	"steadfast/compute/machineio"
 	"steadfast/fault"
 )
@@ -91,6 +92,17 @@ func TestFinished(t *testing.T) {
 	if !errors.As(s.err, &over) || over.Why != lockstep.WhyFinished {
 		t.Errorf("the secondary: %v", s.err)
 	}
+}
+
+// TestCopiesWaiting: a machine that waits for something is copied all the same, and not by a part
+// each time that it is woken.
+func TestCopiesWaiting(t *testing.T) {
+	w := newWorld(t, 1, patience)
+	w.full, w.kernel = bytes.Repeat([]byte{1}, 128<<20), machinetest.Patient()
+	p := w.boot()
+	w.follow(p, 1, nil)
+	w.event("0 protected")
+	p.kill()
 }
 
 // TestTurnOff: a secondary that is not wanted any more ends, and the machine goes on.

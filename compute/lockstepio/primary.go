@@ -367,7 +367,8 @@ type copying struct {
 	next   uint32
 	sent   uint64
 	total  uint64
-	told   bool // the round's end
+	told   bool             // the round's end
+	rests  lockstep.Instant // nothing is sent until then
 	paused lockstep.Instant
 }
 
@@ -378,6 +379,8 @@ const (
 	runPages   = 64   // of one message
 	queuedMax  = 4 << 20
 	queuedLeft = 256 << 10
+	restLeast  = 500 * time.Microsecond
+	restMost   = 5 * time.Millisecond
 )
 
 // copyTurn sends some pages.
@@ -398,7 +401,19 @@ func (p *Primary) copyTurn(m *machine.Machine, o orders) {
 			p.sendConfig(m, o.to)
 		}
 	}
-	if c.told || o.to.queued() > queuedMax {
+	at := now()
+	if c.told || at < c.rests {
+		return
+	}
+	// Half of the goroutine's time is the guest's, and one that waits is woken for the next pages.
+	defer func() {
+		if !c.told {
+			took := min(max(now().Sub(at), restLeast), restMost)
+			c.rests = now() + lockstep.Instant(took)
+			time.AfterFunc(took, p.live.Wake)
+		}
+	}()
+	if o.to.queued() > queuedMax {
 		return
 	}
 	if c.first {

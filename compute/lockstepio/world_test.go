@@ -211,6 +211,9 @@ type world struct {
 	san  *san
 	o    Options
 	cpus sync.WaitGroup
+	full []byte // more of the machine's memory
+	// kernel is the guest, if it is another than Obey.
+	kernel []byte
 
 	mu      sync.Mutex
 	changed sync.Cond
@@ -360,11 +363,15 @@ type host struct {
 func (w *world) boot() *host {
 	w.t.Helper()
 	m, err := machine.New(machine.Config{
-		Memory: machinetest.ObeyMemory, Disks: []machine.Disk{{Size: 1 << 20}}, Nets: []machine.Net{{MAC: [6]byte{2}}},
+		Memory: machinetest.ObeyMemory + uint64(len(w.full)), Disks: []machine.Disk{{Size: 1 << 20}}, Nets: []machine.Net{{MAC: [6]byte{2}}},
 		Seed: bytes.Repeat([]byte{1}, 32), Wall: 1_800_000_000_000_000_000,
 	})
 	must(w.t, err)
-	must(w.t, m.Load(machinetest.Obey(), nil))
+	kernel := w.kernel
+	if kernel == nil {
+		kernel = machinetest.Obey()
+	}
+	must(w.t, m.Load(kernel, w.full))
 	h := &host{w: w, ended: make(chan struct{})}
 	h.live, err = machineio.New(m, h.life())
 	must(w.t, err)
