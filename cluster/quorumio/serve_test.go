@@ -437,6 +437,9 @@ func TestEdit(t *testing.T) {
 // TestEditLarge fills the inventory to its bound, and has a member take it as a
 // snapshot.
 func TestEditLarge(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: it is much to write, and takes a minute with the race detector")
+	}
 	t.Parallel()
 	sites := three(t, 16)
 	a, b := sites[0], sites[1]
