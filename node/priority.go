@@ -16,7 +16,24 @@ const niceness = -10
 // RaisePriority asks the system to prefer this process's threads, and those that
 // they will make. A user who may not is refused, and that is no error: the node
 // works, with less margin.
-func RaisePriority() { setNiceness(niceness) }
+func RaisePriority() {
+	setNiceness(niceness)
+	preferSession()
+}
+
+// autogroupFile has the niceness of this process's session, where the kernel weighs sessions against
+// each other (sched(7), the autogroup feature).
+const autogroupFile = "/proc/self/autogroup"
+
+// preferSession asks for a niceness of this process's session, if that is its own, as a service
+// manager makes it. Where sessions are weighed, as most distributions have it, a thread's niceness
+// counts only within its session: each machine on this box, and each shell, would have as much of
+// the processors as the node.
+func preferSession() {
+	if sid, err := unix.Getsid(0); err == nil && sid == os.Getpid() {
+		_ = os.WriteFile(autogroupFile, []byte(strconv.Itoa(niceness)), 0) // it may be refused, as above
+	}
+}
 
 // DropPriority gives up what this process has from its parent for being preferred: a
 // virtual machine comes after the node that it is on, in processor time and when memory

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -40,5 +41,46 @@ func TestDropPriority(t *testing.T) {
 	}
 	if b, err := os.ReadFile("/proc/self/oom_score_adj"); preferred == nil && (err != nil || strings.TrimSpace(string(b)) != "0") {
 		t.Errorf("it has the score %q, %v", b, err)
+	}
+}
+
+// TestRaisePriority: a session of the node's own is preferred to others; one that it shares with
+// others is left as it is.
+func TestRaisePriority(t *testing.T) {
+	const role = "STEADFAST_TEST_RAISE_PRIORITY"
+	weight := func() string {
+		b, err := os.ReadFile(autogroupFile) // "/autogroup-N nice N"
+		if err != nil {
+			t.Skip("SKIP: this kernel weighs no sessions: ", err)
+		}
+		_, nice, _ := strings.Cut(strings.TrimSpace(string(b)), " nice ")
+		return nice
+	}
+	if os.Getenv(role) == "" {
+		for _, own := range []bool{true, false} {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestRaisePriority$", "-test.v")
+			cmd.Env = append(os.Environ(), role+"=1")
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: own}
+			out, err := cmd.CombinedOutput()
+			if strings.Contains(string(out), "--- SKIP") {
+				t.Skip("SKIP: this user may not be preferred: ", string(out))
+			}
+			if err != nil {
+				t.Errorf("a session of its own: %t: %v\n%s", own, err, out)
+			}
+		}
+		return
+	}
+	before := weight()
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, -1); err != nil {
+		t.Skip("SKIP: no priority to be had: ", err)
+	}
+	RaisePriority()
+	want := before
+	if sid, err := unix.Getsid(0); err == nil && sid == os.Getpid() {
+		want = "-10"
+	}
+	if after := weight(); after != want {
+		t.Errorf("its session has the niceness %s, and had %s; want %s", after, before, want)
 	}
 }

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"sync"
@@ -60,8 +61,13 @@ func (r *run) follow() end {
 		close(f.gone)
 		f.closeUnused()
 		if r.starting.Err() == nil {
+			why := inventory.PartHardware
+			if r.meeting.Err() != nil && errors.Is(err, errAlone) {
+				// Whoever places the machine waits for this word.
+				why, err = inventory.PartLostConnection, errAlone
+			}
 			r.event(EventUnprotected, true, "has no secondary here: %v", err)
-			r.say(word{kind: wordParted, why: inventory.PartHardware, detail: err.Error()})
+			r.say(word{kind: wordParted, why: why, detail: err.Error()})
 		}
 		return end{}
 	}
@@ -83,11 +89,12 @@ func (r *run) follow() end {
 // prepare opens what the machine will need if it goes on here.
 func (f *follower) prepare() (err error) {
 	r := f.r
-	if f.volumes, err = r.open(); err != nil {
+	r.tell(Starting, "opens its volumes")
+	if f.volumes, err = r.openFor(r.meeting); err != nil {
 		return err
 	}
 	for i, n := range r.m.Nets {
-		a, err := r.h.o.Attach(r.starting, r.m.Name, i, n)
+		a, err := r.h.o.Attach(r.meeting, r.m.Name, i, n)
 		if err != nil {
 			return fault.Wrap(fault.KindOf(err), err, "the network "+n.Network)
 		}
@@ -177,9 +184,9 @@ func (f *follower) await() (links [lockstep.Links]arrival, err error) {
 			if links[0].over != nil && links[1].over != nil {
 				return links, nil
 			}
-		case <-r.starting.Done():
+		case <-r.meeting.Done():
 			drop()
-			return links, fault.Wrap(fault.Canceled, context.Cause(r.starting), "a secondary")
+			return links, fault.Wrap(fault.Canceled, context.Cause(r.meeting), "a secondary")
 		case <-patience.C:
 			drop()
 			return links, fault.New(fault.Unreachable, "the machine's host has not connected for %v", r.h.o.Times.Links)

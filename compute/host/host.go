@@ -319,6 +319,8 @@ func (h *Host) reconcile(v *inventory.View, boot uint32) {
 			if d := p.Parted; p.Second == nil && d != nil && d.Why != inventory.PartUser {
 				w.parted = d.Detail
 			}
+		} else {
+			w.alone = !v.Standing(p.Host, p.Boot) && !unread(v, "life/"+p.Host)
 		}
 		r := h.runs[name]
 		if r != nil && r.present(p, h.o.Name) {

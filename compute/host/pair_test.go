@@ -214,6 +214,45 @@ func TestLosesSecondary(t *testing.T) {
 	x.says(c, "SECTOR0 ok\n")
 }
 
+// TestLosesPrimaryBeforeTheyMeet: a secondary whose machine's host is lost before it has connected, or
+// whose volumes are away as well, says at once that it cannot go on: who places the machine waits for that.
+func TestLosesPrimaryBeforeTheyMeet(t *testing.T) {
+	for name, away := range map[string]bool{"waits for links": false, "waits for volumes": true} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, true, machinetest.Obey())
+			l := &lines{w: w, cut: true}
+			t.Cleanup(l.tasks.Wait)
+			with := func(o *Options) { o.Dial, o.Box = l.of(o.Name), o.Name }
+			w.host("h1", with)
+			y := w.host("h2", with)
+			w.start()
+			w.place("h1", 1)
+			w.hosts["h1"].attach()
+			if away {
+				y.way.fail(fault.New(fault.Unreachable, "no storage"))
+			}
+			w.change(t, func(v *inventory.View) ([]quorum.Edit, error) { return v.SetFT(vm, inventory.FTOn, 1) })
+			w.change(t, func(v *inventory.View) ([]quorum.Edit, error) { return v.Pair(vm, 1, "h2", 1, 1) })
+			phase := Waiting
+			if away {
+				phase = Starting
+			}
+			until(t, "the secondary waits", func() bool {
+				m, err := y.Machine(t.Context(), vm)
+				return err == nil && m.Phase == phase && strings.Contains(m.Step, "waits for")
+			})
+			w.hosts["h1"].member.cut() // it does not know that it is lost
+			t.Cleanup(w.hosts["h1"].member.mend)
+			w.change(t, func(v *inventory.View) ([]quorum.Edit, error) { return v.HostLost("h1", 1, 2) })
+			p := w.on("h1")
+			if d := p.Parted; d == nil || d.Why != inventory.PartLostConnection || !strings.Contains(d.Detail, "before it had connected") {
+				t.Errorf("parted as %+v", d)
+			}
+			until(t, "nothing is left of the secondary", func() bool { return len(y.Known()) == 0 })
+		})
+	}
+}
+
 // TestTurnedOff: a machine that is to have no secondary, or another one, has it so, and people's
 // wish is no trouble.
 func TestTurnedOff(t *testing.T) {

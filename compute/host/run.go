@@ -23,6 +23,7 @@ var (
 	errOver    = fault.New(fault.Canceled, "the machine is not this host's any more")
 	errClosed  = fault.New(fault.Canceled, "this host's process ends")
 	errEvicted = fault.New(fault.Fenced, "this host was declared lost")
+	errAlone   = fault.New(fault.Unreachable, "the machine's host was lost before it had connected")
 )
 
 // wants is what the inventory wants of a run.
@@ -32,6 +33,8 @@ type wants struct {
 	leave  bool   // stop, because the host is to have no machines
 	resets uint64 // the machine's count
 	pair   pairing
+	// alone: of a secondary, the life of the host that it is to follow is over.
+	alone bool
 	// parted is what became of the last secondary, when there is to be another; empty: people
 	// wanted it so.
 	parted string
@@ -56,9 +59,13 @@ type run struct {
 	cancel   context.CancelCauseFunc
 	starting context.Context
 	stop     context.CancelCauseFunc
-	notice   chan struct{} // wants may have changed
-	done     chan struct{}
-	console  *standalone.Console
+	// meeting ends, too, when a secondary has nobody to wait for. It counts until both links are
+	// there: before that the secondary can take nothing over.
+	meeting context.Context
+	give    context.CancelCauseFunc
+	notice  chan struct{} // wants may have changed
+	done    chan struct{}
+	console *standalone.Console
 
 	// again is when people were told last that the guest restarts, unsaid how often it has
 	// since then; partedText what they were told last of the end of a pair, and partedAt when. Of
@@ -103,9 +110,8 @@ func newRun(h *Host, m *inventory.Machine, group string, me vmlock.Owner, p *inv
 	}
 	r.ctx, r.cancel = context.WithCancelCause(context.Background())
 	r.starting, r.stop = context.WithCancelCause(r.ctx)
-	if w.stop {
-		r.stop(errStopped)
-	}
+	r.meeting, r.give = context.WithCancelCause(r.starting)
+	r.heed(w)
 	r.told.phase, r.told.since, r.told.full = Starting, time.Now(), map[int]string{}
 	h.tasks.Go(r.main)
 	return r
@@ -120,10 +126,18 @@ func (r *run) want(w wants) {
 	if !changed {
 		return
 	}
+	r.heed(w)
+	r.notify()
+}
+
+// heed ends what is not to begin any more.
+func (r *run) heed(w wants) {
 	if w.stop {
 		r.stop(errStopped)
 	}
-	r.notify()
+	if w.alone {
+		r.give(errAlone)
+	}
 }
 
 func (r *run) notify() {

@@ -340,6 +340,35 @@ func TestMend(t *testing.T) {
 	}
 }
 
+// TestMendShut: the address of an alias that is shut stays where a Sweeper has put it, which is nowhere,
+// until the alias is open again.
+func TestMendShut(t *testing.T) {
+	w := newWorld(t)
+	h := openAt(t, w.a, Options{Grant: 5 * time.Second})
+	serve(t, w.a)
+	address := alias4.Address.Addr()
+	hold(t, h, alias4)
+	if err := h.Shut(address); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeAddress(h.links, address); err != nil {
+		t.Fatal(err)
+	}
+	if mended, err := h.Mend(address); mended || err != nil {
+		t.Errorf("one that is shut: mended %v, %v", mended, err)
+	}
+	if err := absent(h.links, address); err != nil {
+		t.Errorf("its address is there: %v", err)
+	}
+	if err := h.Reopen(address, 0); err != nil {
+		t.Fatal(err)
+	}
+	if mended, err := h.Mend(address); !mended || err != nil {
+		t.Errorf("one that is open again: mended %v, %v", mended, err)
+	}
+	exchange(t, dial(t, w.client, alias4))
+}
+
 // TestInterfaceGone takes the whole interface away, and gives another one.
 func TestInterfaceGone(t *testing.T) {
 	w := newWorld(t)

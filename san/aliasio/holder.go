@@ -251,8 +251,10 @@ func (h *Holder) Release(address netip.Addr) error {
 
 // Mend adds the address of a held alias again when somebody took it away, and
 // announces it: the kernel takes IPv6 addresses when a cable is pulled, and
-// programs that configure networks take what they do not know. It tells whether
-// there was something to mend. Call it once a second, and when a link comes up.
+// programs that configure networks take what they do not know. That of an alias that
+// is shut stays away until it is open again: a Sweeper takes it, so that who is on
+// this node, too, finds the alias where it is now. It tells whether there was something
+// to mend. Call it once a second, and when a link comes up.
 func (h *Holder) Mend(address netip.Addr) (bool, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -272,6 +274,9 @@ func (h *Holder) Mend(address netip.Addr) (bool, error) {
 	if link.Attrs().Index != it.link.Attrs().Index {
 		// The gate's chain on its egress went with the old one.
 		return false, fault.New(fault.Fenced, "interface %s was replaced by another: hold %v anew", it.Interface, address)
+	}
+	if Now() >= it.ends {
+		return false, nil
 	}
 	if err := addAddress(h.links, link, it.Address); err != nil {
 		return false, err

@@ -32,7 +32,7 @@ func (w *watch) Close() error {
 	return w.capture.Close()
 }
 
-// onTwo has the machine be protected, on two of three hosts, and the client have a connection
+// onTwo has the machine be protected, on two of the hosts, and the client have a connection
 // whose every segment is seen.
 func (t *trial) onTwo(ctx context.Context) error {
 	if t.watch == nil {
@@ -40,8 +40,8 @@ func (t *trial) onTwo(ctx context.Context) error {
 			return err
 		}
 		ports := map[string]box{clientPort: boxes}
-		for b := range withHost {
-			ports[b.port(lan)] = b
+		for i := range t.hosts {
+			ports[box(i).port(lan)] = box(i)
 		}
 		w := &watch{}
 		var err error
@@ -238,13 +238,13 @@ func turnsText(turns []turn) string {
 func (t *trial) oneLives(ctx context.Context, n *pair) error {
 	for end := time.Now().Add(gonePatience); ; pause(ctx, pollEvery) {
 		wrong := ""
-		for b := range withHost {
+		for i, d := range t.hosts {
 			want := 0
-			if b == n.p || b == n.s {
+			if b := box(i); b == n.p || b == n.s {
 				want = 1
 			}
-			if got := len(machinesOf(t.hosts[b].PID())); got != want {
-				wrong += fmt.Sprintf(" %d on %s where %d belong;", got, t.hosts[b].Name, want)
+			if got := len(machinesOf(d.PID())); got != want {
+				wrong += fmt.Sprintf(" %d on %s where %d belong;", got, d.Name, want)
 			}
 		}
 		if wrong == "" {

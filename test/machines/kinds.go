@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"steadfast/test/testbed"
@@ -19,6 +20,8 @@ type kind struct {
 	// ci: CI runs it. fio: it cannot be tried without fio in the guest. ft: the machine is to
 	// live on two hosts. once: it is tried in the last round only.
 	ci, fio, ft, once bool
+	// form is the site that it is tried on.
+	form form
 	// do returns what is to be said when all was good.
 	do func(ctx context.Context, t *trial, k kind) (said string, err error)
 }
@@ -26,10 +29,13 @@ type kind struct {
 // overhead is what a machine may add to the stall of the pair.
 const overhead = 200 * time.Millisecond
 
-// kinds are all, in their order: first those that leave the machine as it is, last those of a
-// machine on two hosts.
-func kinds() []kind {
-	return append([]kind{
+// kinds are all, in their order: first those that leave the machine as it is, then those of a
+// machine on two hosts, last those of a site of two boxes.
+func kinds() []kind { return slices.Concat(plainKinds(), ftKinds(), boxKinds()) }
+
+// plainKinds are what is done to a machine on one host.
+func plainKinds() []kind {
+	return onThree([]kind{
 		{name: "moved", does: "the group is moved to the other node", limit: 300*time.Millisecond + overhead, ci: true, do: storage(false, moved)},
 		{name: "drained", does: "the owner is drained", limit: 300*time.Millisecond + overhead, do: storage(false, drained)},
 		{name: "killed", does: "kill -9 of the owner, on the other box than the machine", limit: time.Second + overhead, ci: true, do: storage(false, killed)},
@@ -41,11 +47,19 @@ func kinds() []kind {
 		{name: "full", once: true, does: "the pools get full under the guest, and a drive is added", do: full},
 		{name: "host-killed", does: "kill -9 of the machine's host", ci: true, do: hostKilled},
 		{name: "host-frozen", does: "the host and the machine are stopped with 32 writes under way, and woken when the machine runs elsewhere", fio: true, do: hostFrozen},
-		{name: "box-killed", does: "the owner and the host on one box are killed together", do: boxKilled},
+		{name: "owner-and-host", does: "the owner and the machine's host are killed together, on one box", do: ownerAndHost},
 		{name: "power", once: true, does: "all processes of the site are killed, and started again", do: power},
 		{name: "panic", once: true, does: "the guest's kernel panics: nobody restarts it, until it is reset", do: panics},
 		{name: "shutdown", once: true, does: "the guest powers off: nobody starts it again", do: shutdown},
-	}, ftKinds()...)
+	})
+}
+
+// onThree has kinds be tried on a site with a third host.
+func onThree(list []kind) []kind {
+	for i := range list {
+		list[i].form = threeHosts
+	}
+	return list
 }
 
 // storage is a kind that only hurts storage: the guest sees a pause and nothing else. The owner

@@ -41,7 +41,7 @@ const (
 
 // ftKinds are what is done to a machine on two hosts, with a third one at hand.
 func ftKinds() []kind {
-	return []kind{
+	return onThree([]kind{
 		ft("ft-killed", "kill -9 of the host that the machine lives on, and all that it started", limitKilled, blow{
 			takeover: true, steer: anywhere, do: killPrimary, undo: startAll,
 		}),
@@ -73,7 +73,7 @@ func ftKinds() []kind {
 		{name: "ft-panic", once: true, does: "the kernel of a machine on two hosts panics: that is no failover", ft: true, do: ftEnds(panics)},
 		{name: "ft-shutdown", once: true, does: "a machine on two hosts powers off: that is no failover", ft: true, do: ftEnds(shutdown)},
 		{name: coldName, once: true, does: "everything is killed, and started again: all that was ever acknowledged is read back", ft: true, do: ftCold},
-	}
+	})
 }
 
 // coldName is the last kind, which is tried after any other of a machine on two hosts.
@@ -84,14 +84,6 @@ var inCI = []string{"ft-killed", "ft-owner-and-host"}
 
 func ft(name, does string, limit time.Duration, b blow) kind {
 	return kind{name: name, does: does, limit: limit, ci: slices.Contains(inCI, name), ft: true, do: b.strike}
-}
-
-// sample is what was measured of one round. What is 0 was not.
-type sample struct {
-	live      time.Duration // until the other host spoke as the machine
-	stall     time.Duration // the longest that a request took that met with it
-	protected time.Duration // until the machine was protected again
-	copy      time.Duration // the longest that a later request took, until then
 }
 
 // metWithin is how long after a blow without a takeover the requests are sent that meet with it:
@@ -143,6 +135,7 @@ func (b blow) strike(ctx context.Context, t *trial, k kind) (said string, err er
 	if err != nil {
 		return "", err
 	}
+	x.load = loadNow()
 	t.run.measured(k, x)
 	said = fmt.Sprintf("%s (limit %.1f s), before %.2f s; %d answers, all read back, on one connection; %d segments, %d bytes again and the same, %d twice; turn %d.%d to %d.%d",
 		x, k.limit.Seconds(), before.Seconds(), read, n.segments, n.again, n.twice, was.lock.Generation, was.lock.Turn, now.lock.Generation, now.lock.Turn)
@@ -163,18 +156,6 @@ func (t *trial) told(k kind, struck time.Time) {
 		return
 	}
 	t.watch.tell(log, struck)
-}
-
-// String tells what was measured.
-func (x sample) String() string {
-	text := fmt.Sprintf("stall %.3f s", x.stall.Seconds())
-	if x.live > 0 {
-		text = fmt.Sprintf("live after %.3f s, ", x.live.Seconds()) + text
-	}
-	if x.protected > 0 {
-		text += fmt.Sprintf(", protected again after %.1f s with up to %.2f s a request", x.protected.Seconds(), x.copy.Seconds())
-	}
-	return text
 }
 
 // measure waits for what is to come of a blow, and returns the pair that there is then.
@@ -242,8 +223,8 @@ func startAll(ctx context.Context, t *trial, _ *pair) error { return t.start(ctx
 // mendAll mends all links.
 func mendAll(_ context.Context, t *trial, _ *pair) error {
 	var err error
-	for b := range withHost {
-		err = errors.Join(err, t.world.mend(b))
+	for i := range t.hosts {
+		err = errors.Join(err, t.world.mend(box(i)))
 	}
 	return err
 }

@@ -157,7 +157,7 @@ func lost(ctx context.Context, t *trial, box bool) (string, error) {
 
 func hostKilled(ctx context.Context, t *trial, _ kind) (string, error) { return lost(ctx, t, false) }
 
-func boxKilled(ctx context.Context, t *trial, _ kind) (string, error) { return lost(ctx, t, true) }
+func ownerAndHost(ctx context.Context, t *trial, _ kind) (string, error) { return lost(ctx, t, true) }
 
 // fioFlood has 32 writes under way all the time, each with bytes of its own.
 const fioFlood = "fio --name=f --filename=/dev/vdb --rw=randwrite --bs=4k --ioengine=libaio --iodepth=32 --direct=1 --time_based --runtime=3600 --refill_buffers --randrepeat=0"

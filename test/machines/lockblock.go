@@ -22,8 +22,8 @@ import (
 )
 
 // lockReader reads the machine's lock block from its home volume, as the storage has it: a nexus
-// of its own, which only reads. It comes in by the spare host's name and proof, which
-// nobody but a storage node can make for it.
+// of its own, which only reads. It comes in by a storage node's name and proof: a node reaches the
+// volumes of datastores, to write into machines what people give it, and holds nothing there.
 type lockReader struct {
 	space *testbed.Space
 	cfg   initiator.Config
@@ -43,7 +43,7 @@ func (s *site) newLockReader(ctx context.Context) (*lockReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	auth, err := accessOf(s.nodes[boxA], s.hosts[boxC])
+	auth, err := accessOf(s.nodes[boxB])
 	if err != nil {
 		return nil, err
 	}
@@ -64,18 +64,14 @@ func (s *site) newLockReader(ctx context.Context) (*lockReader, error) {
 	return nil, fmt.Errorf("no volume has a lock block: %w", err)
 }
 
-// accessOf is what a host proves to the storage: of the cluster's key, which a storage node has,
-// and of who the host is. See node/reach_access.go.
-func accessOf(node, host *testbed.Daemon) (*iscsi.Credentials, error) {
-	signer, err := identity.Load(filepath.Join(node.Data(), "cluster"))
+// accessOf is what a storage node proves to another: of the cluster's key, which it has, and of who it
+// is. See node/reach_access.go.
+func accessOf(node *testbed.Daemon) (*iscsi.Credentials, error) {
+	id, err := identity.Load(filepath.Join(node.Data(), "cluster"))
 	if err != nil {
 		return nil, err
 	}
-	id, err := identity.Load(filepath.Join(host.Data(), "cluster"))
-	if err != nil {
-		return nil, err
-	}
-	key, err := signer.DerivedKey("steadfast host access 1")
+	key, err := id.DerivedKey("steadfast host access 1")
 	if err != nil {
 		return nil, err
 	}

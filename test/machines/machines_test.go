@@ -310,6 +310,8 @@ func TestChoose(t *testing.T) {
 		"ci":                 "moved killed killed-here host-killed ft-killed ft-owner-and-host",
 		"host-killed,frozen": "frozen host-killed",
 		"ft-cut,moved":       "moved ft-cut ft-cold",
+		"box":                "box-killed box-cut box-apart box-power box-stale",
+		"box-cut,ft-killed":  "ft-killed ft-cold box-cut",
 	} {
 		list, err := choose(names)
 		var got []string

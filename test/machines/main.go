@@ -1,10 +1,10 @@
 // Machines hurts what machines stand on, and judges what they, and who uses them, see of it: two
 // boxes, each with a storage node and a host, one with a host alone, a witness, and a client whose
-// kernel's TCP ends in the guest. A Debian guest on a mirrored volume serves Redis, which answers
+// kernel's TCP ends in the guest. Some kinds have a site of their own, of two boxes and a witness. A Debian guest on a mirrored volume serves Redis, which answers
 // when its file is flushed, and verifies a second disk by fio.
 //
 //	-kind   what is done: one kind, several with commas, "all", "ft" for those of a machine on two
-//	        hosts, or "ci" for what CI runs
+//	        hosts, "box" for those of two boxes, or "ci" for what CI runs
 //	-rounds how often
 //	-list   only print the kinds
 //	-fio    have fio verify a disk in the guest, too
@@ -13,7 +13,7 @@
 // Of storage hurt the guest must see nothing but a pause: no error, its client's connection kept,
 // nothing lost. A host hurt restarts the machine, once, with all that was acknowledged, and never
 // do two of them live; a machine on two hosts goes on, on its client's connection, and what it
-// says on the wire is one story. The boxes are network namespaces, with taps and bridges; they and a folder
+// says on the wire is one story, also when the box that dies is half of all there is. The boxes are network namespaces, with taps and bridges; they and a folder
 // go with the process, whatever way that ends. The customer's switch and DHCP server are not hurt.
 //
 // It ends with "e2e: N passed, N failed, N skipped".
@@ -53,7 +53,7 @@ type run struct {
 
 func main() {
 	r := &run{samples: map[string][]sample{}}
-	names := flag.String("kind", "all", "kinds, with commas; all, ft, or ci; -list tells them")
+	names := flag.String("kind", "all", "kinds, with commas; all, ft, box, or ci; -list tells them")
 	flag.IntVar(&r.rounds, "rounds", 1, "how often each is tried")
 	list := flag.Bool("list", false, "only print the kinds")
 	flag.BoolVar(&r.fio, "fio", true, "have fio verify a disk in the guest, too")
@@ -65,7 +65,7 @@ func main() {
 	flag.Parse()
 	if *list {
 		for _, k := range kinds() {
-			fmt.Printf("%-14s %s\n", k.name, k.does)
+			fmt.Printf("%-19s %s\n", k.name, k.does)
 		}
 		return
 	}
@@ -91,7 +91,7 @@ func main() {
 }
 
 // choose finds kinds by name, in the order in which they are listed. Those of a machine on two
-// hosts end with a cold start.
+// hosts of three end with a cold start.
 func choose(names string) (chosen []kind, err error) {
 	all := kinds()
 	switch names {
@@ -99,6 +99,8 @@ func choose(names string) (chosen []kind, err error) {
 		return all, nil
 	case "ft":
 		return ftKinds(), nil
+	case "box":
+		return boxKinds(), nil
 	case "ci":
 		return slices.DeleteFunc(all, func(k kind) bool { return !k.ci }), nil
 	}
@@ -108,7 +110,7 @@ func choose(names string) (chosen []kind, err error) {
 		if i < 0 {
 			return nil, fmt.Errorf("no kind %q; -list tells them", name)
 		}
-		if all[i].ft {
+		if all[i].ft && all[i].form == threeHosts {
 			asked = append(asked, coldName)
 		}
 	}
@@ -134,27 +136,41 @@ func (r *run) image() testbed.Image {
 	return testbed.Image{Name: "machines", Profile: "minimal", Size: "512M", Packages: []string{"redis-server", "redis-tools"}}
 }
 
-// main runs the chosen kinds.
-func (r *run) main(ctx context.Context, chosen []kind) (err error) {
+// main runs the chosen kinds, those of one form of a site after those of the other.
+func (r *run) main(ctx context.Context, chosen []kind) error {
 	if why := missing(); why != "" {
 		r.skip("machines", why)
 		return nil
 	}
-	if r.bin, err = testbed.Binary(); err != nil {
-		return err
-	}
-	w, err := newWorld(r.parent)
+	bin, err := testbed.Binary()
 	if err != nil {
 		return err
 	}
+	for _, f := range []form{threeHosts, twoBoxes} {
+		list := slices.DeleteFunc(slices.Clone(chosen), func(k kind) bool { return k.form != f })
+		if len(list) > 0 && ctx.Err() == nil {
+			err = errors.Join(err, r.site(ctx, bin, f, list))
+		}
+	}
+	r.summary(os.Stdout, chosen)
+	return err
+}
+
+// site makes a world of a form, and runs kinds in it.
+func (r *run) site(ctx context.Context, bin string, f form, chosen []kind) (err error) {
+	w, err := newWorld(r.parent, f)
+	if err != nil {
+		return err
+	}
+	failed := r.failed
 	defer func() {
-		if r.failed > 0 || err != nil || r.keepLogs {
+		if r.failed > failed || err != nil || r.keepLogs {
 			r.logs(w)
 		}
 		err = errors.Join(err, w.Close())
 	}()
 	// Somebody may build anew while this runs.
-	if r.bin, err = pin(r.bin, w); err != nil {
+	if r.bin, err = pin(bin, w); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -197,7 +213,6 @@ func (r *run) hurt(ctx context.Context, w *world, store string, chosen []kind) (
 		t.tail()
 		return err
 	}
-	defer r.summary(chosen)
 	for round := range r.rounds {
 		for _, k := range chosen {
 			if k.once && round < r.rounds-1 {
@@ -237,37 +252,6 @@ func (r *run) one(ctx context.Context, t *trial, k kind) error {
 	return nil
 }
 
-// measured keeps what was measured of a round.
-func (r *run) measured(k kind, x sample) { r.samples[k.name] = append(r.samples[k.name], x) }
-
-// summary prints of each kind the middle and the worst of its rounds.
-func (r *run) summary(chosen []kind) {
-	for _, k := range chosen {
-		list := r.samples[k.name]
-		if len(list) == 0 {
-			continue
-		}
-		text := ""
-		for _, m := range []struct {
-			what string
-			of   func(sample) time.Duration
-		}{
-			{"live", func(x sample) time.Duration { return x.live }},
-			{"stall", func(x sample) time.Duration { return x.stall }},
-			{"protected", func(x sample) time.Duration { return x.protected }},
-			{"copy", func(x sample) time.Duration { return x.copy }},
-		} {
-			values := make([]time.Duration, len(list))
-			for i, x := range list {
-				values[i] = m.of(x)
-			}
-			slices.Sort(values)
-			text += fmt.Sprintf("; %s p50 %.3f max %.3f s", m.what, values[len(values)/2].Seconds(), values[len(values)-1].Seconds())
-		}
-		fmt.Printf("sum  %s  %d rounds%s\n", k.name, len(list), text)
-	}
-}
-
 // tooLong is the error of a kind that took longer than is promised, and was good.
 type tooLong struct{ said string }
 
@@ -282,11 +266,11 @@ func (r *run) skip(name, why string) {
 
 // logs keeps the logs of a world that is about to go.
 func (r *run) logs(w *world) {
-	err := os.RemoveAll(r.logsKept)
-	err = errors.Join(err, os.MkdirAll(r.logsKept, 0o755))
+	to := filepath.Join(r.logsKept, w.form.String())
+	err := errors.Join(os.RemoveAll(to), os.MkdirAll(to, 0o755))
 	found, _ := filepath.Glob(w.path("*.log"))
 	for _, log := range found {
-		if out, e := exec.Command("cp", log, r.logsKept).CombinedOutput(); e != nil {
+		if out, e := exec.Command("cp", log, to).CombinedOutput(); e != nil {
 			err = errors.Join(err, fmt.Errorf("%w: %s", e, out))
 		}
 	}
@@ -294,5 +278,5 @@ func (r *run) logs(w *world) {
 		fmt.Println("     logs:", err)
 		return
 	}
-	fmt.Println("     logs are in " + r.logsKept)
+	fmt.Println("     logs are in " + to)
 }

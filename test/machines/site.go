@@ -28,26 +28,26 @@ const (
 	poolBytes = 1280 << 20
 )
 
-// site is two storage nodes, three hosts and a witness of this tree: processes on the boxes.
+// site is two storage nodes, two or three hosts and a witness of this tree: processes on the boxes.
 type site struct {
 	world   *world
 	bin     string
 	nodes   [withNode]*testbed.Daemon // by box
-	hosts   [withHost]*testbed.Daemon // by box
+	hosts   []*testbed.Daemon         // by box
 	witness *testbed.Daemon
 }
 
 // newSite prepares the processes; Up starts them.
 func newSite(w *world, bin string) (*site, error) {
-	s := &site{world: w, bin: bin}
+	s := &site{world: w, bin: bin, hosts: make([]*testbed.Daemon, w.form)}
 	var err error
 	for b := range withNode {
 		if s.nodes[b], err = s.node(b, b.String(), nodeSettings); err != nil {
 			return nil, err
 		}
 	}
-	for b := range withHost {
-		if s.hosts[b], err = s.node(b, "h"+b.String(), hostSettings); err != nil {
+	for i := range s.hosts {
+		if s.hosts[i], err = s.node(box(i), "h"+box(i).String(), hostSettings); err != nil {
 			return nil, err
 		}
 	}
@@ -88,7 +88,7 @@ func hostSettings(b box, d *testbed.Daemon) string {
 
 // all are the site's processes.
 func (s *site) all() []*testbed.Daemon {
-	return append(append(s.nodes[:], s.witness), s.hosts[:]...)
+	return append(append(s.nodes[:], s.witness), s.hosts...)
 }
 
 // start starts those that do not run, at the same time: they wait for one another.
@@ -177,7 +177,10 @@ func (s *site) datacenter(ctx context.Context) error {
 	for b, d := range s.hosts {
 		all = append(all, []string{"host", "add", d.Name, "--cluster", "c1", "--logging", box(b).address(logs) + loggingPort})
 	}
-	for _, args := range append(all, []string{"host", "maintenance", s.hosts[boxC].Name}) {
+	if s.world.hasHost(boxC) {
+		all = append(all, []string{"host", "maintenance", s.hosts[boxC].Name})
+	}
+	for _, args := range all {
 		if _, err := s.nodes[boxA].CLI(ctx, args...); err != nil {
 			return err
 		}
@@ -185,8 +188,11 @@ func (s *site) datacenter(ctx context.Context) error {
 	return nil
 }
 
-// spare has the host without a storage node take machines, or not.
+// spare has the host without a storage node, if there is one, take machines, or not.
 func (s *site) spare(ctx context.Context, takes bool) error {
+	if !s.world.hasHost(boxC) {
+		return nil
+	}
 	args := []string{"host", "maintenance", s.hosts[boxC].Name}
 	if takes {
 		args = append(args, "--off")
@@ -256,8 +262,8 @@ func pause(ctx context.Context, d time.Duration) {
 
 // boxOf finds a node's or a host's box by its name.
 func (s *site) boxOf(name string) (box, bool) {
-	for b := range withHost {
-		if s.hosts[b].Name == name || b < withNode && s.nodes[b].Name == name {
+	for i, d := range s.hosts {
+		if b := box(i); d.Name == name || b < withNode && s.nodes[b].Name == name {
 			return b, true
 		}
 	}
@@ -274,21 +280,29 @@ func (s *site) machine(ctx context.Context) (*steadfastv1.Machine, error) {
 		if !d.Runs() {
 			continue
 		}
-		ask, cancel := context.WithTimeout(ctx, machineAskPatience)
-		r, err := steadfastv1connect.NewMachineServiceClient(d.API(), "http://node").ListMachines(ask, &steadfastv1.ListMachinesRequest{})
-		cancel()
-		if err != nil {
-			failure = errors.Join(failure, fmt.Errorf("%s: %w", d.Name, err))
-			continue
+		m, err := machineBy(ctx, d)
+		if err == nil {
+			return m, nil
 		}
-		for _, m := range r.Machines {
-			if m.Name == machineName {
-				return m, nil
-			}
-		}
-		failure = errors.Join(failure, fmt.Errorf("%s knows no machine %s", d.Name, machineName))
+		failure = errors.Join(failure, err)
 	}
 	return nil, failure
+}
+
+// machineBy asks one node how the machine is.
+func machineBy(ctx context.Context, d *testbed.Daemon) (*steadfastv1.Machine, error) {
+	ctx, cancel := context.WithTimeout(ctx, machineAskPatience)
+	defer cancel()
+	r, err := steadfastv1connect.NewMachineServiceClient(d.API(), "http://node").ListMachines(ctx, &steadfastv1.ListMachinesRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.Name, err)
+	}
+	for _, m := range r.Machines {
+		if m.Name == machineName {
+			return m, nil
+		}
+	}
+	return nil, fmt.Errorf("%s knows no machine %s", d.Name, machineName)
 }
 
 // status is how the machine does on its host: "vm show".

@@ -169,8 +169,8 @@ func (t *trial) try(ctx context.Context, k kind) (said string, err error) {
 // and the machine as after a boot.
 func (t *trial) repair(ctx context.Context) error {
 	err := t.unwatched()
-	for b := range withHost {
-		err = errors.Join(err, t.world.mend(b))
+	for i := range t.hosts {
+		err = errors.Join(err, t.world.mend(box(i)))
 	}
 	for _, d := range t.all() {
 		if d.Runs() {

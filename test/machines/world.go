@@ -33,8 +33,8 @@ const (
 // A box is a computer of the site, by its number.
 type box int
 
-// The boxes: two, each with a storage node and a host, one with a host alone, and one with the
-// witness.
+// The boxes: two, each with a storage node and a host, one with a host alone, which a site of
+// two boxes does not have, and one with the witness.
 const (
 	boxA box = iota
 	boxB
@@ -43,8 +43,32 @@ const (
 	boxes
 
 	withNode = boxC // those before it have a storage node
-	withHost = boxW // those before it have a host
 )
+
+// A form of a site is how many of its boxes have a host: those before it do.
+type form box
+
+// The forms: with a third host at hand, and two boxes and no more.
+const (
+	threeHosts = form(boxW)
+	twoBoxes   = form(boxC)
+)
+
+func (f form) String() string {
+	if f == twoBoxes {
+		return "two-boxes"
+	}
+	return "three-hosts"
+}
+
+// all are the boxes of a site.
+func (f form) all() []box {
+	list := make([]box, 0, boxes)
+	for b := range box(f) {
+		list = append(list, b)
+	}
+	return append(list, boxW)
+}
 
 func (b box) String() string { return [...]string{"a", "b", "c", "w"}[b] }
 
@@ -67,6 +91,7 @@ func (b box) port(network string) string { return b.String() + "-" + network }
 // world is the boxes, a client, and the customer's switch and DHCP server: network namespaces
 // and a folder of files. It goes with this process.
 type world struct {
+	form
 	folder  *testbed.Folder
 	net     *testbed.Switch
 	spaces  [boxes]*testbed.Space
@@ -83,8 +108,8 @@ const folderPrefix = "steadfast-vms"
 const clientPort = "client-lan"
 
 // newWorld makes it all in parent; a folder on a disk, please.
-func newWorld(parent string) (w *world, err error) {
-	w = &world{}
+func newWorld(parent string, f form) (w *world, err error) {
+	w = &world{form: f}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.Close())
@@ -96,7 +121,7 @@ func newWorld(parent string) (w *world, err error) {
 	if w.net, err = testbed.NewSwitch(front, back, logs, lan); err != nil {
 		return w, err
 	}
-	for b := range boxes {
+	for _, b := range w.all() {
 		if err := w.addBox(b); err != nil {
 			return w, err
 		}
@@ -118,7 +143,7 @@ func (w *world) addBox(b box) (err error) {
 		return err
 	}
 	networks := []string{front, back, logs}
-	if b >= withHost {
+	if !w.hasHost(b) {
 		networks = networks[:2]
 	}
 	for _, network := range networks {
@@ -127,7 +152,7 @@ func (w *world) addBox(b box) (err error) {
 			return err
 		}
 	}
-	if b >= withHost {
+	if !w.hasHost(b) {
 		return nil
 	}
 	const uplink = "uplink"
@@ -136,6 +161,9 @@ func (w *world) addBox(b box) (err error) {
 	}
 	return w.spaces[b].AddBridge(lan, uplink)
 }
+
+// hasHost tells whether a box has a host.
+func (w *world) hasHost(b box) bool { return b < box(w.form) }
 
 func (w *world) path(name string) string { return filepath.Join(w.folder.Path, name) }
 
@@ -154,9 +182,14 @@ func (w *world) cutOff(b box) error {
 	return w.net.Cut(testbed.Drop, b.port(front), b.port(back), b.port(logs))
 }
 
+// unplug takes all links of a host's box down.
+func (w *world) unplug(b box) error {
+	return w.net.Cut(testbed.Unplug, b.port(lan), b.port(logs), b.port(back), b.port(front))
+}
+
 // mend undoes every cut of a host's box.
 func (w *world) mend(b box) error {
-	return w.net.Mend(b.port(front), b.port(back), b.port(logs))
+	return w.net.Mend(b.port(front), b.port(back), b.port(logs), b.port(lan))
 }
 
 // Close takes the world down. Its processes must have ended.
