@@ -138,3 +138,59 @@ func TestHostUnit(t *testing.T) {
 		}
 	}
 }
+
+// TestPackageLists: what nfpm.yaml takes from the tree is there, and each unit is named by the
+// scripts that run at removal and purge.
+func TestPackageLists(t *testing.T) {
+	list := read(t, "nfpm.yaml")
+	checked := 0
+	for _, m := range regexp.MustCompile(`(?m)src: "?([^",$]+)"?,|: (packaging/debian/\w+)$`).FindAllStringSubmatch(list, -1) {
+		path := m[1] + m[2]
+		checked++
+		if files, err := filepath.Glob(filepath.Join("..", path)); err != nil || len(files) == 0 {
+			t.Errorf("there is no %s: %v", path, err)
+		}
+	}
+	if checked < 12 {
+		t.Errorf("%d files were found", checked)
+	}
+	units, err := filepath.Glob("*.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, unit := range units {
+		for _, script := range []string{"postinst", "prerm", "postrm"} {
+			if !strings.Contains(read(t, filepath.Join("debian", script)), " "+unit) {
+				t.Errorf("%s does not know %s", script, unit)
+			}
+		}
+	}
+	// A purge takes no data: nothing is removed by a folder.
+	if regexp.MustCompile(`(?m)^\s*rm -[a-z]*r`).MatchString(read(t, "debian/postrm")) {
+		t.Error("postrm removes folders")
+	}
+}
+
+// TestScripts: the shell takes the maintainer's scripts, and they do nothing at what dpkg does
+// not ask for.
+func TestScripts(t *testing.T) {
+	for _, script := range []string{"postinst", "prerm", "postrm"} {
+		run(t, "", "sh", "-n", filepath.Join("debian", script))
+	}
+	for _, script := range []string{"postinst", "prerm"} {
+		if out, err := exec.Command("sh", filepath.Join("debian", script), "nonsense").CombinedOutput(); err == nil {
+			t.Errorf("%s nonsense: %s", script, out)
+		}
+	}
+}
+
+// TestFirewall: nft takes the rules, twice as well as once, and they leave other tables alone.
+func TestFirewall(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("nft needs root, also to check rules")
+	}
+	run(t, "apt-get install nftables", "nft", "--check", "--file", "steadfast.nft")
+	if regexp.MustCompile(`(?m)^\s*flush ruleset`).MatchString(read(t, "steadfast.nft")) {
+		t.Error("the rules flush the node's own table")
+	}
+}

@@ -67,7 +67,7 @@ without encryption or authentication: on another than a loopback address only wi
 		return netswitch.Client{Socket: path}, err
 	}
 	c.AddCommand(a.switchShow(client), group("forward", "Change what is carried to machines while the switch runs",
-		a.switchForwardAdd(client), a.switchForwardRemove(client)), a.switchReserve(client), a.switchUnreserve(client))
+		a.switchForwardAdd(client), a.switchForwardRemove(client)), a.switchReserve(client), a.switchUnreserve(client), a.switchAlias())
 	return c
 }
 
