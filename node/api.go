@@ -37,6 +37,7 @@ func (n *Node) handle(mux *http.ServeMux) {
 	mux.Handle(steadfastv1connect.NewDatacenterServiceHandler(datacenterService{n}, opts...))
 	mux.Handle(steadfastv1connect.NewMachineServiceHandler(machineService{n: n}, opts...))
 	mux.Handle(steadfastv1connect.NewFaultToleranceServiceHandler(ftService{n}, opts...))
+	mux.Handle(steadfastv1connect.NewSiteServiceHandler(siteService{n}, opts...))
 }
 
 // faults turns the errors of every call into the API's.
@@ -84,6 +85,8 @@ func (n *Node) Status() *steadfastv1.Status {
 			out.Problem = "pool " + d.Name + " cannot be opened: " + d.Problem
 		}
 	}
+	n.whereabouts(out)
+	out.Alone = n.aloneHere()
 	total := n.units.total()
 	out.Counters = &steadfastv1.Counters{
 		Reads: total.Reads, Writes: total.Writes, ReadBytes: total.ReadBytes, WrittenBytes: total.WrittenBytes,
@@ -94,11 +97,19 @@ func (n *Node) Status() *steadfastv1.Status {
 
 // WatchEvents implements the API's call.
 func (s nodeService) WatchEvents(ctx context.Context, req *steadfastv1.WatchEventsRequest, out *connect.ServerStream[steadfastv1.WatchEventsResponse]) error {
+	return s.n.watchEvents(ctx, req, func(r *steadfastv1.WatchEventsResponse) error { return out.Send(r) })
+}
+
+// watchEvents gives send this node's events.
+func (n *Node) watchEvents(ctx context.Context, req *steadfastv1.WatchEventsRequest, send func(*steadfastv1.WatchEventsResponse) error) error {
 	last := req.After
+	if req.Life != 0 && req.Life != n.life() {
+		last = 0
+	}
 	for {
-		list, grown := s.n.events.after(last)
+		list, grown := n.events.after(last)
 		for _, e := range list {
-			if err := out.Send(&steadfastv1.WatchEventsResponse{Event: e}); err != nil {
+			if err := send(&steadfastv1.WatchEventsResponse{Event: e, Life: n.life()}); err != nil {
 				return err
 			}
 			last = e.Sequence
@@ -110,9 +121,14 @@ func (s nodeService) WatchEvents(ctx context.Context, req *steadfastv1.WatchEven
 		case <-grown:
 		case <-ctx.Done():
 			return nil
+		case <-n.ctx.Done():
+			return nil
 		}
 	}
 }
+
+// life numbers this life of the process, for those who count its events.
+func (n *Node) life() uint64 { return uint64(n.started.UnixNano()) }
 
 // sessionService implements the API's SessionService.
 type sessionService struct{ n *Node }

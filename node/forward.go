@@ -64,6 +64,7 @@ func elsewhere(ctx context.Context, node quorum.Member) error {
 // streaming are the calls that answer with a stream: they are not passed on.
 var streaming = []string{
 	steadfastv1connect.NodeServiceWatchEventsProcedure, steadfastv1connect.SnapshotServiceListChangesProcedure,
+	steadfastv1connect.SiteServiceWatchSiteEventsProcedure, steadfastv1connect.SiteServiceCollectSupportProcedure,
 	steadfastv1connect.GroupServiceVerifyGroupProcedure,
 	// These pass on by themselves what they stream.
 	steadfastv1connect.MachineServiceWriteMachineProcedure, steadfastv1connect.MachineServiceReadMachineProcedure,

@@ -81,9 +81,13 @@ func (c *cards) plug(ctx context.Context, socket, machine string, card int) (hos
 	}
 	s := up.State()
 	if !s.Attached {
+		why := "it has not answered yet"
+		if s.Err != nil {
+			why = s.Err.Error()
+		}
 		c.publish(&steadfastv1.Event{
 			Severity: severityWarning, Kind: host.EventNetwork, Machine: machine,
-			Text: fmt.Sprintf("machine %q: network card %d waits for the switch at %s: %v", machine, card, socket, s.Err),
+			Text: fmt.Sprintf("machine %q: network card %d waits for the switch at %s: %s", machine, card, socket, why),
 		})
 	}
 	return host.Attachment{Wire: up, MTU: mtuOf(s.MTU)}, nil

@@ -14,6 +14,8 @@ func siteFamilies() []family {
 		{"hosts", gauge, []string{"cluster", "state"}, "Hosts of a cluster of hosts: up, lost, left (ended in order), unknown (not come yet), maintenance."},
 		{"host_lost", gauge, []string{"cluster", "host"}, "1 while the host's newest life was declared lost, and it is not in maintenance."},
 		{"machines", gauge, []string{"cluster", "state"}, "Machines of a cluster of hosts: running, stopping, waiting, stopped, panicked, failed."},
+		{"machine_protected", gauge, []string{"cluster", "machine"}, "1 while the machine runs on two hosts, so that the death of one is not noticed. Only of machines whose fault tolerance is turned on."},
+		{"machine_unprotected", gauge, []string{"cluster", "machine", "why"}, "1 with why the machine is not protected: Starting, Need Secondary VM, Disabled, VM not Running. Only of machines whose fault tolerance is turned on."},
 		{"placement_decisions_total", counter, []string{"decision"}, "Decisions of this node that took effect: lost (a host), place, leave, end (a machine), pair, part (its secondary)."},
 	}
 }
@@ -72,6 +74,12 @@ func collectSite(put putMetric, v *inventory.View, decisions map[string]uint64) 
 	}
 	for _, m := range v.Machines {
 		machines[[2]string{m.Cluster, machineState(v, m)}]++
+		if is := inventory.ProtectionOf(m, v.Placements[m.Name]); is.On {
+			put("machine_protected", flag(is.Protected), m.Cluster, m.Name)
+			if !is.Protected {
+				put("machine_unprotected", 1, m.Cluster, m.Name, is.Why)
+			}
+		}
 	}
 	for cluster := range v.Clusters {
 		for _, state := range hostStates {

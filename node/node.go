@@ -1,10 +1,12 @@
-// Package node assembles a storage node from its parts, starts and stops them
-// in an order that is safe for those who have disks on it, and serves the API
-// by which it is administered.
+// Package node assembles a member from its parts, starts and stops them in an order
+// that is safe for those who have disks on it, and serves the API by which it is
+// administered. It is the one place where both halves meet: a member is a storage node, a
+// host that runs machines, or a witness that only votes, as its configuration says. On one
+// box they are processes of their own.
 //
 // # Start
 //
-// The data directory is locked, the control state read, the pools opened, the
+// Of a storage node: the data directory is locked, the control state read, the pools opened, the
 // logical units and targets set up, then the API served, and last of all the
 // portals opened: an initiator that can connect finds everything there. While
 // a pool of the control state cannot be opened (its drives come up late, say)
@@ -29,7 +31,9 @@
 // and forward.go passes the call on, once.
 //
 // Storage nodes also decide where machines run, and which hosts are lost (placement.go):
-// all of them at once, by edits that name the revision that they were decided at.
+// all of them at once, by edits that name the revision that they were decided at. A host
+// follows what is decided: hosting*.go gives package compute/host the cluster's volumes,
+// networks and links, and reach*.go has the targets let each member at just what it runs.
 //
 // # Where things are
 //
@@ -37,8 +41,12 @@
 //	pools, units, access             pools that come and go; plain volumes as units
 //	cluster, mirrored, verify        membership; volumes of groups; comparing copies
 //	api*, convert, names, forward    the API, a file a service or a part of one
-//	placement, heard, guards         which host a machine runs on; what machines stand on
-//	events, metrics*                 what is told to people and to Prometheus
+//	placement, heard                 which host a machine runs on; what storage nodes hear of hosts
+//	guards                           what machines stand on is not taken away under them
+//	hosting*                         of a host: its machines, their networks, links of pairs, its end
+//	reach*                           members as initiators: what each sees, what it proves, how it gets there
+//	events*, metrics*                what is told to people and to Prometheus
+//	api_site, api_support            the whole site on a page (overview judges it); bundles for who helps (support)
 //	check                            an offline check of a pool
 //	memory, priority                 the process itself
 //	handed                           aliases whose sockets another process has
@@ -90,6 +98,9 @@ type Options struct {
 	Version string // of the program, for people
 	// Log receives the node's log; nil: slog.Default().
 	Log *slog.Logger
+	// Recent returns the newest part of what was logged, for who is asked for help; nil: it is not
+	// kept.
+	Recent func() []byte
 	// Getenv finds the service manager (sd_notify); nil: there is none.
 	Getenv func(string) string
 	// Exit asks the process to end, as a signal would; nil: it is not to be asked.
@@ -104,6 +115,7 @@ type Node struct {
 	cfg     config.Config
 	version string
 	log     *slog.Logger
+	recent  func() []byte
 	exit    func()
 	guard   string
 	notify  notifier
@@ -148,7 +160,7 @@ type Node struct {
 func Start(ctx context.Context, o Options) (*Node, error) {
 	n := &Node{
 		ballast: make([]byte, ballastBytes),
-		cfg:     o.Config, version: o.Version, log: o.Log, exit: o.Exit, guard: o.Guard, started: time.Now(),
+		cfg:     o.Config, version: o.Version, log: o.Log, recent: o.Recent, exit: o.Exit, guard: o.Guard, started: time.Now(),
 		poolQ: make(chan poolEvent, 1024),
 		pools: map[string]*pool{}, open: map[string]*openVolume{}, auths: map[string]iscsi.Auth{}, phase: "starting",
 	}

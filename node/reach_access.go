@@ -6,9 +6,11 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
+	"steadfast/cluster/identity"
 	"steadfast/cluster/inventory"
 	"steadfast/cluster/quorum"
 	"steadfast/fault"
@@ -36,13 +38,33 @@ type membersAccess struct {
 // makes it of the cluster's key and of who the member is, so it is kept nowhere.
 // Fails with fault.Denied on who has no such key.
 func (c *cluster) secretOf(m *quorum.Record) (string, error) {
-	key, err := c.id.DerivedKey(accessPurpose)
+	return accessSecret(c.id, identityOf(m))
+}
+
+func accessSecret(signer *identity.Identity, member string) (string, error) {
+	key, err := signer.DerivedKey(accessPurpose)
 	if err != nil {
 		return "", err
 	}
 	h := hmac.New(sha256.New, key)
-	_, _ = h.Write([]byte(identityOf(m))) // it never fails
+	_, _ = h.Write([]byte(member)) // it never fails
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)), nil
+}
+
+// AccessOf is what the storage node of a data directory proves to groups' targets: a demonstration
+// on one computer reads volumes beside it. Fails with fault.NotFound where no member of a cluster
+// is, and with fault.Denied on who has no such key.
+func AccessOf(dataDir string) (*iscsi.Credentials, error) {
+	id, err := identity.Load(filepath.Join(dataDir, "cluster"))
+	if err != nil {
+		return nil, err
+	}
+	me := id.Self()
+	secret, err := accessSecret(id, identityOf(&quorum.Record{Name: me.Name, ID: me.ID, Key: me.Key}))
+	if err != nil {
+		return nil, err
+	}
+	return &iscsi.Credentials{Name: memberPrefix(id.Cluster()) + string(me.Name), Secret: []byte(secret)}, nil
 }
 
 // memberAuth is what a member must prove: its name and its secret, by CHAP one way. The

@@ -1,13 +1,8 @@
 package main
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"os/signal"
-	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -15,90 +10,84 @@ import (
 	"steadfast/node/size"
 )
 
+// Exit statuses of "status --check", as monitoring systems have them.
+const (
+	exitExposed exitStatus = 1
+	exitDown    exitStatus = 2
+)
+
 // statusCommand is "steadfast status".
 func (a *app) statusCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "status", Short: "Show how the node is", Example: "  steadfast status --output json", Args: exactly(0),
+	var check bool
+	c := &cobra.Command{
+		Use: "status", Short: "Show how everything is, and what is not redundant", Args: exactly(0),
+		Long: `Show the site on a page, as the node that is asked sees it: boxes with their
+members, the quorum, resource groups, virtual machines, pools, and at its end what
+does not work or would not survive the next failure, with what to do. Of a node in
+no cluster, show the node. It answers without a quorum, too, with what it knows.
+
+With --check print only the end of it, and exit with status 0 when all is
+redundant, 1 when something is not, 2 when something does not work.`,
+		Example: `  steadfast status
+  steadfast status --check
+  steadfast status --output json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			r, err := a.node().GetStatus(cmd.Context(), &steadfastv1.GetStatusRequest{})
+			r, err := a.sites().GetSite(cmd.Context(), &steadfastv1.GetSiteRequest{})
 			if err != nil {
 				return err
 			}
-			s := r.Status
-			return a.show(s, func(w io.Writer) {
-				row(w, "node", s.NodeId)
-				row(w, "version", s.Version)
-				row(w, "state", s.State)
-				if s.Problem != "" {
-					row(w, "problem", s.Problem)
-				}
-				row(w, "started", when(s.Started))
-				for _, p := range s.Portals {
-					row(w, "portal", fmt.Sprintf("%s,%d", p.Address, p.Group))
-				}
-				for _, p := range s.Pools {
-					row(w, "pool", fmt.Sprintf("%s: %s, %s of %s used (%s), %d drives", p.Name, p.State,
-						size.Format(p.UsedBytes), size.Format(p.CapacityBytes), share(p.UsedBytes, p.CapacityBytes), len(p.Drives)))
-				}
-				row(w, "volumes", s.Volumes)
-				row(w, "targets", s.Targets)
-				row(w, "initiators", s.Initiators)
-				row(w, "sessions", s.Sessions)
-				if c := s.Counters; c != nil {
-					row(w, "reads", fmt.Sprintf("%d, %s", c.Reads, size.Format(int64(c.ReadBytes))))
-					row(w, "writes", fmt.Sprintf("%d, %s", c.Writes, size.Format(int64(c.WrittenBytes))))
-					row(w, "errors", c.Errors)
-				}
-			})
+			switch {
+			case a.output == "json":
+				err = a.printJSON(toJSON(r.Site.ProtoReflect()))
+			case check:
+				_, err = io.WriteString(a.out, risksText(r.Site.GetRisks()))
+			default:
+				_, err = io.WriteString(a.out, siteText(r.Site))
+			}
+			if err != nil || !check {
+				return err
+			}
+			return checked(r.Site.GetRisks())
 		},
 	}
-}
-
-// eventsCommand is "steadfast events".
-func (a *app) eventsCommand() *cobra.Command {
-	var follow bool
-	c := &cobra.Command{
-		Use: "events", Short: "Show what happened on the node", Args: exactly(0),
-		Long: `Show the last events, oldest first. With --follow, go on with new ones until
-Ctrl-C. All events are in the node's log, too.`,
-		Example: `  steadfast events
-  steadfast events --follow --output json`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
-			defer stop()
-			stream, err := a.node().WatchEvents(ctx, &steadfastv1.WatchEventsRequest{KeptOnly: !follow})
-			if err != nil {
-				return a.answer(err)
-			}
-			defer stream.Close()
-			for stream.Receive() {
-				if err := a.printEvent(stream.Msg().Event); err != nil {
-					return err
-				}
-			}
-			if ctx.Err() != nil {
-				return nil // Ctrl-C is how it ends
-			}
-			return a.answer(stream.Err())
-		},
-	}
-	c.Flags().BoolVarP(&follow, "follow", "f", false, "wait for new events")
+	c.Flags().BoolVar(&check, "check", false, "exit with status 1 when something is not redundant, 2 when it does not work")
 	return c
 }
 
-// printEvent prints an event as a line, of JSON or of text.
-func (a *app) printEvent(e *steadfastv1.Event) error {
-	if e == nil {
-		return errors.New("the node sent an empty event")
+// checked is the exit status for risks; nil: there are none.
+func checked(risks []*steadfastv1.Risk) error {
+	switch {
+	case len(risks) == 0:
+		return nil
+	case risks[0].Level == "down": // what is worst comes first
+		return exitDown
 	}
-	if a.output == "json" {
-		b, err := json.Marshal(toJSON(e.ProtoReflect()))
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(a.out, "%s\n", b)
-		return err
+	return exitExposed
+}
+
+// nodeRows are the lines about a node in no cluster.
+func nodeRows(w io.Writer, s *steadfastv1.Status) {
+	row(w, "node", s.NodeId)
+	row(w, "version", s.Version)
+	row(w, "state", s.State)
+	if s.Problem != "" {
+		row(w, "problem", s.Problem)
 	}
-	_, err := fmt.Fprintf(a.out, "%s  %-7s  %-20s  %s\n", when(e.Time), e.Severity, e.Kind, strings.ReplaceAll(e.Text, "\n", "; "))
-	return err
+	row(w, "started", when(s.Started))
+	for _, p := range s.Portals {
+		row(w, "portal", fmt.Sprintf("%s,%d", p.Address, p.Group))
+	}
+	for _, p := range s.Pools {
+		row(w, "pool", fmt.Sprintf("%s: %s, %s of %s used (%s), %d drives", p.Name, p.State,
+			size.Format(p.UsedBytes), size.Format(p.CapacityBytes), share(p.UsedBytes, p.CapacityBytes), len(p.Drives)))
+	}
+	row(w, "volumes", s.Volumes)
+	row(w, "targets", s.Targets)
+	row(w, "initiators", s.Initiators)
+	row(w, "sessions", s.Sessions)
+	if c := s.Counters; c != nil {
+		row(w, "reads", fmt.Sprintf("%d, %s", c.Reads, size.Format(int64(c.ReadBytes))))
+		row(w, "writes", fmt.Sprintf("%d, %s", c.Writes, size.Format(int64(c.WrittenBytes))))
+		row(w, "errors", c.Errors)
+	}
 }

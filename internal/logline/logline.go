@@ -1,15 +1,20 @@
 // Package logline writes a log without ever making its writer wait: a log that hangs
 // (a drive that stalls, a terminal that is held, a reader of a pipe that stopped) must
 // not hold up who answers disks. Lines wait in memory, up to a bound; what does not
-// fit is dropped, and how many lines that were is said as soon as something can be.
+// fit is dropped, and how many lines that were is said as soon as something can be. The newest
+// lines are kept in memory, for whoever asks the process itself.
 package logline
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"sync"
 	"time"
 )
+
+// recentMax is how much of what was written last is kept, in bytes.
+const recentMax = 512 << 10
 
 // queueMax is how much waits, in bytes: some thousand lines.
 const queueMax = 1 << 20
@@ -20,6 +25,7 @@ type Writer struct {
 
 	mu      sync.Mutex
 	queue   []byte
+	recent  []byte        // what came last, whole lines
 	dropped int           // lines, since the last that was kept
 	wake    chan struct{} // something is queued
 	closed  bool
@@ -38,6 +44,7 @@ func New(to io.Writer) *Writer {
 func (w *Writer) Write(line []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.keep(line)
 	if w.closed || len(w.queue)+len(line) > queueMax {
 		w.dropped++
 		return len(line), nil
@@ -46,6 +53,24 @@ func (w *Writer) Write(line []byte) (int, error) {
 	w.queue = append(w.queue, line...)
 	w.signal()
 	return len(line), nil
+}
+
+// keep keeps a line for Recent. Under mu.
+func (w *Writer) keep(line []byte) {
+	if len(w.recent)+len(line) > recentMax {
+		// A quarter goes at once, so that not every line moves all of it.
+		old := w.recent[min(len(w.recent), recentMax/4):]
+		_, old, _ = bytes.Cut(old, []byte("\n"))
+		w.recent = append(w.recent[:0], old...)
+	}
+	w.recent = append(w.recent, line[:min(len(line), recentMax/4)]...)
+}
+
+// Recent returns the newest lines, those too that could not be written.
+func (w *Writer) Recent() []byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return bytes.Clone(w.recent)
 }
 
 // tell queues a line about those that were dropped. Under mu.

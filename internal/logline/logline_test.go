@@ -83,3 +83,32 @@ func TestHangingLog(t *testing.T) {
 		t.Errorf("%d lines and %d missing, of %d", got, missing, written)
 	}
 }
+
+// TestRecent holds that the newest lines are kept, whole, within the bound, those too that hang.
+func TestRecent(t *testing.T) {
+	var g gate
+	g.held.Lock() // nothing can be written
+	w := New(&g)
+	if got := w.Recent(); len(got) != 0 {
+		t.Errorf("of nothing: %q", got)
+	}
+	line := strings.Repeat("x", 1000)
+	const lines = 3 * recentMax / 1000
+	for i := range lines {
+		if _, err := fmt.Fprintf(w, "%06d %s\n", i, line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := w.Recent()
+	if len(got) > recentMax || len(got) < recentMax/2 {
+		t.Errorf("%d bytes of at most %d", len(got), recentMax)
+	}
+	all := strings.Split(strings.TrimSuffix(string(got), "\n"), "\n")
+	for i, l := range all {
+		if want := fmt.Sprintf("%06d %s", lines-len(all)+i, line); l != want {
+			t.Fatalf("line %d of %d is %.40q; want %.40q", i, len(all), l, want)
+		}
+	}
+	g.held.Unlock()
+	w.Close(time.Minute)
+}

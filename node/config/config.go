@@ -75,6 +75,9 @@ type Cluster struct {
 	// addresses, and hands over the connections that come in; see package
 	// node/handed. For a trial without root.
 	HandedAliases bool `toml:"handed_aliases"`
+	// Box names what dies with this member, as a rack; empty: this computer. Of a host it is
+	// Host.Box as well.
+	Box string `toml:"box"`
 }
 
 // Stores tells whether the node is a storage node: one with pools and portals.
@@ -205,6 +208,9 @@ func (c *Config) complete(text []byte) error {
 	if err := c.completeHost(text); err != nil {
 		return err
 	}
+	if err := c.completeBox(text); err != nil {
+		return err
+	}
 	for _, p := range []*string{&c.DataDir, &c.Discovery.SecretFile} {
 		if *p == "" {
 			continue
@@ -240,7 +246,7 @@ func known() []string {
 	return []string{
 		"data_dir", "socket", "metrics_address", "cache_size", "drain_timeout", "level", "format", "address", "group", "log", "portal",
 		"discovery", "limits", "chap_user", "chap_secret_file", "sessions", "queue_depth", "memory",
-		"cluster", "witness", "host", "listen", "alias_port", "handed_aliases", "cpus", "network", "name", "switch", "bridge", "user",
+		"cluster", "witness", "host", "listen", "alias_port", "handed_aliases", "box", "cpus", "network", "name", "switch", "bridge", "user",
 	}
 }
 

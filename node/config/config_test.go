@@ -77,6 +77,7 @@ user = true
 	}
 	want := config.Default()
 	want.Cluster.Host = true
+	want.Cluster.Box = "rack1"
 	want.Host = config.Host{Memory: 4 << 30, CPUs: 3, Box: "rack1"}
 	want.Networks = []config.Network{{Name: "lan", Switch: "/run/switch.sock"}, {Name: "dmz", Bridge: "br0"}, {Name: "out", User: true}}
 	if d := cmp.Diff(want, got); d != "" {
@@ -108,6 +109,8 @@ func TestErrors(t *testing.T) {
 		{host + "[limits]\nmemory = 5\n[host]\nmemory = 5\n", "line 6: memory: 5 B is too little for a machine"},
 		{host + "[host]\ncpus = -1\n", "line 4: cpus: -1 is not between"},
 		{host + "[host]\nbox = \"rack 1\"\n", "line 4: box: \"rack 1\" is no name of a box"},
+		{"[cluster]\nbox = \"rack 1\"\n", "line 2: box: \"rack 1\" is no name of a box"},
+		{host + "box = \"a\"\n[host]\nbox = \"b\"\n", "line 3: box: a here and b under [host]; say it once"},
 		{host + "[host]\ncpu = 1\n", "line 4: unknown key \"host.cpu\"; did you mean \"cpus\"?"},
 		{host + "[[network]]\nuser = true\n", "line 3: [[network]] without a name"},
 		{host + "[[network]]\nname = \"LAN\"\nuser = true\n", "line 4: name: \"LAN\" is no name of a network"},
@@ -122,6 +125,18 @@ func TestErrors(t *testing.T) {
 		_, err := config.Parse([]byte(c.text))
 		if !fault.Is(err, fault.Invalid) || !strings.HasPrefix(err.Error(), c.want) {
 			t.Errorf("%q:\n got %v\nwant %s", c.text, err, c.want)
+		}
+	}
+}
+
+// TestBox: a box is any member's, and a host's may stand in either table.
+func TestBox(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "", "[cluster]\nbox = \"rack1\"\n": "rack1", "[cluster]\nhost = true\nbox = \"rack1\"\n": "rack1", "[cluster]\nhost = true\n[host]\nbox = \"rack1\"\n": "rack1",
+	} {
+		c, err := config.Parse([]byte(text))
+		if err != nil || c.Cluster.Box != want || c.Cluster.Host && c.Host.Box != want {
+			t.Errorf("%q: %q, %q, %v", text, c.Cluster.Box, c.Host.Box, err)
 		}
 	}
 }

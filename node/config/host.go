@@ -131,3 +131,19 @@ func lineIn(text []byte, table string, nth int, key string) int {
 	}
 	return max(header, 1)
 }
+
+// completeBox checks how a member's box is called: a host's may stand in either table.
+func (c *Config) completeBox(text []byte) error {
+	line := lineIn(text, "[cluster]", 0, "box")
+	switch b := c.Cluster.Box; {
+	case b == "":
+		c.Cluster.Box = c.Host.Box
+	case len(b) > hostBoxMax || !boxName.MatchString(b):
+		return fault.New(fault.Invalid, "line %d: box: %.80q is no name of a box: letters, digits, dots and dashes, at most %d", line, b, hostBoxMax)
+	case c.Host.Box != "" && c.Host.Box != b:
+		return fault.New(fault.Invalid, "line %d: box: %s here and %s under [host]; say it once", line, b, c.Host.Box)
+	case c.Cluster.Host:
+		c.Host.Box = b
+	}
+	return nil
+}

@@ -30,15 +30,22 @@ type Status struct {
 	// "starting", "serving", "waiting" (for a pool to be opened), "stopping".
 	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	// What keeps the node from serving.
-	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
-	Started       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=started,proto3" json:"started,omitempty"`
-	Portals       []*Portal              `protobuf:"bytes,6,rep,name=portals,proto3" json:"portals,omitempty"`
-	Pools         []*Pool                `protobuf:"bytes,7,rep,name=pools,proto3" json:"pools,omitempty"`
-	Volumes       int32                  `protobuf:"varint,8,opt,name=volumes,proto3" json:"volumes,omitempty"`
-	Targets       int32                  `protobuf:"varint,9,opt,name=targets,proto3" json:"targets,omitempty"`
-	Initiators    int32                  `protobuf:"varint,10,opt,name=initiators,proto3" json:"initiators,omitempty"`
-	Sessions      int32                  `protobuf:"varint,11,opt,name=sessions,proto3" json:"sessions,omitempty"`
-	Counters      *Counters              `protobuf:"bytes,12,opt,name=counters,proto3" json:"counters,omitempty"`
+	Problem    string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	Started    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=started,proto3" json:"started,omitempty"`
+	Portals    []*Portal              `protobuf:"bytes,6,rep,name=portals,proto3" json:"portals,omitempty"`
+	Pools      []*Pool                `protobuf:"bytes,7,rep,name=pools,proto3" json:"pools,omitempty"`
+	Volumes    int32                  `protobuf:"varint,8,opt,name=volumes,proto3" json:"volumes,omitempty"`
+	Targets    int32                  `protobuf:"varint,9,opt,name=targets,proto3" json:"targets,omitempty"`
+	Initiators int32                  `protobuf:"varint,10,opt,name=initiators,proto3" json:"initiators,omitempty"`
+	Sessions   int32                  `protobuf:"varint,11,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	Counters   *Counters              `protobuf:"bytes,12,opt,name=counters,proto3" json:"counters,omitempty"`
+	// What dies with it, as a person has called it; empty: nobody has.
+	Box string `protobuf:"bytes,13,opt,name=box,proto3" json:"box,omitempty"`
+	// The computer that it runs on: its machine-id and its name.
+	Computer string `protobuf:"bytes,14,opt,name=computer,proto3" json:"computer,omitempty"`
+	Hostname string `protobuf:"bytes,15,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	// Volumes that this node alone has: they are in no resource group. At most 32 of them.
+	Alone         []string `protobuf:"bytes,16,rep,name=alone,proto3" json:"alone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -157,6 +164,34 @@ func (x *Status) GetCounters() *Counters {
 	return nil
 }
 
+func (x *Status) GetBox() string {
+	if x != nil {
+		return x.Box
+	}
+	return ""
+}
+
+func (x *Status) GetComputer() string {
+	if x != nil {
+		return x.Computer
+	}
+	return ""
+}
+
+func (x *Status) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *Status) GetAlone() []string {
+	if x != nil {
+		return x.Alone
+	}
+	return nil
+}
+
 // Counters are totals over all volumes since the node started.
 type Counters struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -269,7 +304,9 @@ type Event struct {
 	// The resource group that it is about.
 	Group string `protobuf:"bytes,10,opt,name=group,proto3" json:"group,omitempty"`
 	// The virtual machine that it is about.
-	Machine       string `protobuf:"bytes,11,opt,name=machine,proto3" json:"machine,omitempty"`
+	Machine string `protobuf:"bytes,11,opt,name=machine,proto3" json:"machine,omitempty"`
+	// The member that tells it; empty: it is in no cluster, or was asked itself.
+	Member        string `protobuf:"bytes,12,opt,name=member,proto3" json:"member,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -381,6 +418,13 @@ func (x *Event) GetMachine() string {
 	return ""
 }
 
+func (x *Event) GetMember() string {
+	if x != nil {
+		return x.Member
+	}
+	return ""
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -466,7 +510,10 @@ type WatchEventsRequest struct {
 	// Only events after this sequence number.
 	After uint64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
 	// End after the events kept instead of waiting for new ones.
-	KeptOnly      bool `protobuf:"varint,2,opt,name=kept_only,json=keptOnly,proto3" json:"kept_only,omitempty"`
+	KeptOnly bool `protobuf:"varint,2,opt,name=kept_only,json=keptOnly,proto3" json:"kept_only,omitempty"`
+	// The life of the process that the sequence number is of. In another one all events are
+	// newer; 0: the present one.
+	Life          uint64 `protobuf:"varint,3,opt,name=life,proto3" json:"life,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -515,9 +562,18 @@ func (x *WatchEventsRequest) GetKeptOnly() bool {
 	return false
 }
 
+func (x *WatchEventsRequest) GetLife() uint64 {
+	if x != nil {
+		return x.Life
+	}
+	return 0
+}
+
 type WatchEventsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Event         *Event                 `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Event *Event                 `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	// The life of the process: sequence numbers begin anew with each.
+	Life          uint64 `protobuf:"varint,2,opt,name=life,proto3" json:"life,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -559,11 +615,18 @@ func (x *WatchEventsResponse) GetEvent() *Event {
 	return nil
 }
 
+func (x *WatchEventsResponse) GetLife() uint64 {
+	if x != nil {
+		return x.Life
+	}
+	return 0
+}
+
 var File_steadfast_v1_node_proto protoreflect.FileDescriptor
 
 const file_steadfast_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x17steadfast/v1/node.proto\x12\fsteadfast.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17steadfast/v1/pool.proto\x1a\x19steadfast/v1/target.proto\"\x9f\x03\n" +
+	"\x17steadfast/v1/node.proto\x12\fsteadfast.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17steadfast/v1/pool.proto\x1a\x19steadfast/v1/target.proto\"\xff\x03\n" +
 	"\x06Status\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -579,7 +642,11 @@ const file_steadfast_v1_node_proto_rawDesc = "" +
 	" \x01(\x05R\n" +
 	"initiators\x12\x1a\n" +
 	"\bsessions\x18\v \x01(\x05R\bsessions\x122\n" +
-	"\bcounters\x18\f \x01(\v2\x16.steadfast.v1.CountersR\bcounters\"\xec\x01\n" +
+	"\bcounters\x18\f \x01(\v2\x16.steadfast.v1.CountersR\bcounters\x12\x10\n" +
+	"\x03box\x18\r \x01(\tR\x03box\x12\x1a\n" +
+	"\bcomputer\x18\x0e \x01(\tR\bcomputer\x12\x1a\n" +
+	"\bhostname\x18\x0f \x01(\tR\bhostname\x12\x14\n" +
+	"\x05alone\x18\x10 \x03(\tR\x05alone\"\xec\x01\n" +
 	"\bCounters\x12\x14\n" +
 	"\x05reads\x18\x01 \x01(\x04R\x05reads\x12\x16\n" +
 	"\x06writes\x18\x02 \x01(\x04R\x06writes\x12\x1d\n" +
@@ -588,7 +655,7 @@ const file_steadfast_v1_node_proto_rawDesc = "" +
 	"\rwritten_bytes\x18\x04 \x01(\x04R\fwrittenBytes\x12)\n" +
 	"\x10read_nanoseconds\x18\x05 \x01(\x04R\x0freadNanoseconds\x12+\n" +
 	"\x11write_nanoseconds\x18\x06 \x01(\x04R\x10writeNanoseconds\x12\x16\n" +
-	"\x06errors\x18\a \x01(\x04R\x06errors\"\xac\x02\n" +
+	"\x06errors\x18\a \x01(\x04R\x06errors\"\xc4\x02\n" +
 	"\x05Event\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1a\n" +
@@ -601,15 +668,18 @@ const file_steadfast_v1_node_proto_rawDesc = "" +
 	"\x04text\x18\t \x01(\tR\x04text\x12\x14\n" +
 	"\x05group\x18\n" +
 	" \x01(\tR\x05group\x12\x18\n" +
-	"\amachine\x18\v \x01(\tR\amachine\"\x12\n" +
+	"\amachine\x18\v \x01(\tR\amachine\x12\x16\n" +
+	"\x06member\x18\f \x01(\tR\x06member\"\x12\n" +
 	"\x10GetStatusRequest\"A\n" +
 	"\x11GetStatusResponse\x12,\n" +
-	"\x06status\x18\x01 \x01(\v2\x14.steadfast.v1.StatusR\x06status\"G\n" +
+	"\x06status\x18\x01 \x01(\v2\x14.steadfast.v1.StatusR\x06status\"[\n" +
 	"\x12WatchEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x1b\n" +
-	"\tkept_only\x18\x02 \x01(\bR\bkeptOnly\"@\n" +
+	"\tkept_only\x18\x02 \x01(\bR\bkeptOnly\x12\x12\n" +
+	"\x04life\x18\x03 \x01(\x04R\x04life\"T\n" +
 	"\x13WatchEventsResponse\x12)\n" +
-	"\x05event\x18\x01 \x01(\v2\x13.steadfast.v1.EventR\x05event2\xb1\x01\n" +
+	"\x05event\x18\x01 \x01(\v2\x13.steadfast.v1.EventR\x05event\x12\x12\n" +
+	"\x04life\x18\x02 \x01(\x04R\x04life2\xb1\x01\n" +
 	"\vNodeService\x12L\n" +
 	"\tGetStatus\x12\x1e.steadfast.v1.GetStatusRequest\x1a\x1f.steadfast.v1.GetStatusResponse\x12T\n" +
 	"\vWatchEvents\x12 .steadfast.v1.WatchEventsRequest\x1a!.steadfast.v1.WatchEventsResponse0\x01B(Z&steadfast/api/steadfast/v1;steadfastv1b\x06proto3"
