@@ -14,7 +14,7 @@ FUZZTIME ?= 30s
 SEEDS    ?= 500
 
 .DEFAULT_GOAL := help
-.PHONY: help build up test check format lint sim e2e e2e-guest conformance isa-check machine-check nightly bench scale fuzz generate clean
+.PHONY: help build up down demo test check format lint sim e2e e2e-guest conformance isa-check machine-check nightly bench scale fuzz deb walk generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,9 +23,16 @@ build: ## build bin/steadfast
 	@mkdir -p $(BIN)
 	$(GO) build -trimpath -o $(BIN)/ ./cmd/steadfast
 
-up: build ## two storage nodes, a witness, two hosts and a Debian machine with Redis on loopback, no root; Ctrl-C ends them
+up: build ## two storage nodes, a witness, three hosts and a fault-tolerant Debian machine with Redis on loopback, no root; Ctrl-C or make down ends them
 	@test/need image || true
 	@$(BIN)/steadfast up
+
+down: build ## end what make up runs, and remove its data (bin/steadfast down --keep-data keeps them)
+	@$(BIN)/steadfast down --yes
+
+demo: build ## some minutes: what make up makes, in a temporary directory; hosts, nodes, witness and boxes killed under a checked load; removed. ROUNDS=n
+	@test/need image || true
+	@$(BIN)/steadfast demo --own --rounds $(or $(ROUNDS),1)
 
 test: ## everything CI runs: vet, format, archtest, unit, race, short fuzz and sim, conformance, e2e with tools, a pair, a guest, machines
 	@test/need test conformance e2e pair image || true
@@ -44,9 +51,9 @@ lint: ## golangci-lint with .golangci.yml
 sim: ## the simulated worlds: SEEDS histories of the store (default 500), 50 times as many of the pair, 5 times of its device servers on real pools
 	$(GO) run ./test/suite -only sim -seeds $(SEEDS)
 
-e2e: build ## our initiator, libiscsi tools, qemu-img and a QEMU guest against a node; then machines on three boxes, root, a quarter of an hour (MACHINES=kind: those alone). PEER=tgt tries the first on tgt. ROUNDS=n KIND=k hurts a pair, KIND=ft or ft-... a machine on two hosts
+e2e: build ## our initiator, libiscsi tools, qemu-img and a QEMU guest against a node; then machines on three boxes, root, a quarter of an hour (MACHINES=kind: those alone). PEER=tgt tries the first on tgt. ROUNDS=n KIND=k hurts a pair, KIND=ft or ft-... a machine on two hosts, KIND=box or box-... a site of two boxes
 	@test/need e2e guest pair image $(if $(PEER),peer) $(if $(filter multipath,$(CLIENT)),multipath) || true
-	@$(if $(filter ft%,$(KIND)),$(GO) run ./test/machines -fio=false -rounds $(or $(ROUNDS),1) -kind $(KIND),$(if $(ROUNDS)$(KIND),$(GO) run ./test/pair -rounds $(or $(ROUNDS),1) -kind $(or $(KIND),all) $(if $(CLIENT),-client $(CLIENT)),$(if $(MACHINES),$(GO) run ./test/machines -kind $(MACHINES),$(GO) run ./test/initiator $(if $(PEER),-peer $(PEER)) && $(GO) run ./test/e2e $(if $(PEER),-peer $(PEER),&& $(GO) run ./test/machines))))
+	@$(if $(filter ft% box%,$(KIND)),$(GO) run ./test/machines -fio=false -rounds $(or $(ROUNDS),1) -kind $(KIND),$(if $(ROUNDS)$(KIND),$(GO) run ./test/pair -rounds $(or $(ROUNDS),1) -kind $(or $(KIND),all) $(if $(CLIENT),-client $(CLIENT)),$(if $(MACHINES),$(GO) run ./test/machines -kind $(MACHINES),$(GO) run ./test/initiator $(if $(PEER),-peer $(PEER)) && $(GO) run ./test/e2e $(if $(PEER),-peer $(PEER),&& $(GO) run ./test/machines))))
 
 e2e-guest: build ## SLOW (minutes): the Linux kernel initiator in an emulated guest: CHAP, ext4, fio, node restarts; PEER=tgt
 	@test/need guest $(if $(PEER),peer) || true
@@ -78,10 +85,17 @@ scale: build ## SLOW (half an hour), root for a part: 1,000 sessions and volumes
 fuzz: ## every fuzz target for FUZZTIME (default 30s) each
 	@$(GO) run ./test/suite -only fuzz -fuzztime $(FUZZTIME)
 
+deb: ## the Debian package, dist/steadfast_VERSION_ARCH.deb; VERSION (the last tag, or the commit), GOARCH
+	@GO="$(GO)" VERSION="$(VERSION)" packaging/deb dist
+
+walk: build deb ## SLOW (half an hour), root: the package installed and purged, and every command of docs/walk.md; ONLY=deb,hand,machines
+	@test/need walk image || true
+	@$(GO) run ./test/walk $(if $(ONLY),-only $(ONLY))
+
 generate: ## regenerate api/ from its .proto files
 	@mkdir -p $(BIN)/tools
 	@$(GO) build -modfile=tools/go.mod -o $(BIN)/tools/ google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go
 	@PATH="$(CURDIR)/$(BIN)/tools:$$PATH" $(BUF) generate
 
 clean: ## remove what was built and fetched; volumes in ./steadfast-data stay
-	rm -rf $(BIN) .cache
+	rm -rf $(BIN) .cache dist

@@ -90,6 +90,10 @@ func (a *app) datacenters() steadfastv1connect.DatacenterServiceClient {
 	return steadfastv1connect.NewDatacenterServiceClient(a.transport(), baseURL, a.options())
 }
 
+func (a *app) sites() steadfastv1connect.SiteServiceClient {
+	return steadfastv1connect.NewSiteServiceClient(a.transport(), baseURL, a.options())
+}
+
 // answers gives errors of calls their kinds again.
 type answers struct{ a *app }
 

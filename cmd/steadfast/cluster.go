@@ -347,7 +347,7 @@ coming back until it is resumed. Without a name it is the node that is asked.`,
 
 // witnessCommand is "steadfast witness".
 func (a *app) witnessCommand() *cobra.Command {
-	var dir, metrics string
+	var dir, metrics, box string
 	c := &cobra.Command{
 		Use: "witness --data-dir DIR", Short: "Run a witness: the third vote, on any small box", Args: exactly(0),
 		Long: `Run the witness of a cluster until SIGTERM or SIGINT. It holds no data and
@@ -356,7 +356,7 @@ serves none: it only votes. It joins by a token, over its own socket.`,
   steadfast --socket /run/steadfast/witness.sock cluster join - --name w --address 10.0.0.3:7400`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := config.Default()
-			cfg.DataDir, cfg.Socket, cfg.Cluster.Witness = dir, a.socketPath(), true
+			cfg.DataDir, cfg.Socket, cfg.Cluster.Witness, cfg.Cluster.Box = dir, a.socketPath(), true, box
 			if metrics != "" {
 				if err := cfg.Metrics.UnmarshalText([]byte(metrics)); err != nil {
 					return fault.Wrap(fault.Invalid, err, "--metrics-address")
@@ -367,5 +367,6 @@ serves none: it only votes. It joins by a token, over its own socket.`,
 	}
 	c.Flags().StringVar(&dir, "data-dir", "/var/lib/steadfast-witness", "where it keeps its membership")
 	c.Flags().StringVar(&metrics, "metrics-address", "", "serve Prometheus metrics here, too, like 127.0.0.1:9620")
+	c.Flags().StringVar(&box, "box", "", "what dies with it, as others that have the same, like rack1 (default: this computer)")
 	return c
 }

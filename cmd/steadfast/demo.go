@@ -22,11 +22,6 @@ const (
 	takeoverTime = time.Minute // to wait for a takeover on a slow machine
 )
 
-// demoCommand is "steadfast demo".
-func (a *app) demoCommand() *cobra.Command {
-	return group("demo", "Show what the pair survives, on loopback", a.demoKillOwner())
-}
-
 func (a *app) demoKillOwner() *cobra.Command {
 	var dir string
 	var kills int

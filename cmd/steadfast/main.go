@@ -1,6 +1,15 @@
-// Command steadfast is the whole product in one binary: the node, and the
-// command line that administers it over its API. This package parses, calls
-// and prints; package node decides.
+// Command steadfast is the whole product in one binary: storage node, host and witness, and
+// the command line that administers them over their API. This package parses, calls and
+// prints, a file a verb; package node decides.
+//
+//	node, witness                      the daemon; guard and the vmm of each machine are this program, too
+//	pool, drive, volume, snapshot,
+//	target, initiator, session         storage of one node
+//	cluster, group                     members, and what they mirror
+//	datacenter, host, vm, ft, image    machines, and who runs them
+//	status, events, version            what there is, and what happens
+//	machine, switch                    a machine without a cluster; a switch without root
+//	up*, demo                          all of it on loopback, and its end
 package main
 
 import (
@@ -68,12 +77,13 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "steadfast",
-		Short: "Storage nodes that act as one iSCSI SAN",
-		Long: `Steadfast serves thin, checksummed volumes over iSCSI.
+		Short: "Storage that survives a node, machines that survive a host",
+		Long: `Steadfast serves thin, checksummed volumes over iSCSI, mirrored on two nodes, and runs
+virtual machines on them, on two hosts at once where they have fault tolerance.
 
 "steadfast node" is the daemon; every other command talks to it over its
-socket. "steadfast up" starts two nodes, a witness and two hosts with a machine on
-loopback, for a first look.`,
+socket. "steadfast up" starts two nodes, a witness and three hosts with a fault-tolerant
+machine on loopback, for a first look; "steadfast demo" kills them, "steadfast down" ends it.`,
 		Example: `  steadfast pool create tank /dev/disk/by-id/nvme-XYZ
   steadfast volume create vm1 --size 100G
   steadfast initiator add iqn.1993-08.org.debian:01:host1 --chap-user host1
@@ -97,11 +107,11 @@ loopback, for a first look.`,
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "table or json")
 	a.complete(root, "output", func(context.Context) []string { return []string{"table", "json"} })
 	root.AddCommand(
-		a.nodeCommand(), a.upCommand(), a.statusCommand(), a.eventsCommand(), a.versionCommand(),
+		a.nodeCommand(), a.upCommand(), a.downCommand(), a.statusCommand(), a.eventsCommand(), a.bundleCommand(), a.versionCommand(),
 		a.poolCommand(), a.driveCommand(), a.volumeCommand(), a.snapshotCommand(),
 		a.targetCommand(), a.initiatorCommand(), a.sessionCommand(),
 		a.clusterCommand(), a.groupCommand(), a.witnessCommand(), a.guardCommand(), a.demoCommand(), a.imageCommand(),
-		a.machineCommand(), a.vmmCommand(), a.switchCommand(),
+		a.machineCommand(), a.vmmCommand(), a.switchCommand(), a.manCommand(),
 		a.datacenterCommand(), a.datastoreCommand(), a.hostCommand(), a.vmCommand(), a.ftCommand(),
 	)
 	return root

@@ -248,6 +248,9 @@ func TestFaults(t *testing.T) {
 			t.Errorf("%s: no row %s", k, row)
 		}
 	}
+	if rows := regexp.MustCompile(`(?m)^\| \[[a-z-]+\]\(#[a-z-]+\) \| \d+ \|`).FindAllString(page, -1); len(rows) != len(fault.Kinds()) {
+		t.Errorf("%d rows of %d kinds: one is of no kind, or twice", len(rows), len(fault.Kinds()))
+	}
 }
 
 // TestUnreachable: without a node every call says so, with its status.

@@ -71,7 +71,7 @@ func (a *app) serve(ctx context.Context, cfg config.Config) error {
 	}
 	log := logline.New(a.errs)
 	defer log.Close(logPatience)
-	n, err := node.Start(ctx, node.Options{Config: cfg, Version: version, Log: newLogger(log, cfg.Log), Getenv: a.getenv, Exit: exit, Guard: self})
+	n, err := node.Start(ctx, node.Options{Config: cfg, Version: version, Log: newLogger(log, cfg.Log), Recent: log.Recent, Getenv: a.getenv, Exit: exit, Guard: self})
 	if err != nil {
 		return err
 	}

@@ -37,24 +37,28 @@ type upOptions struct {
 	restart time.Duration
 }
 
+// restartAfter is what a service manager would let pass, too.
+const restartAfter = 3 * time.Second
+
 // upCommand is "steadfast up".
 func (a *app) upCommand() *cobra.Command {
 	var single bool
 	var noVM bool
-	o := upOptions{restart: 3 * time.Second}
+	o := upOptions{restart: restartAfter}
 	poolSize, volumeSize := sizeFlag(4<<30), sizeFlag(1<<30)
 	c := &cobra.Command{
-		Use: "up", Short: "Start a pair, two hosts and a machine on loopback for a first look, without root", Args: exactly(0),
-		Long: `Start two storage nodes, a witness and two hosts on 127.0.0.1, each a process of its
+		Use: "up", Short: "Start a pair, three hosts and a fault-tolerant machine on loopback, without root", Args: exactly(0),
+		Long: `Start two storage nodes, a witness and three hosts on 127.0.0.1, each a process of its
 own with its data under the data directory. What is not there yet is made (pools, a
-quorum, a resource group, a mirrored volume, a cluster of hosts, and on it a Debian
-machine with Redis), and each command for that is shown. Then blocks are written
-and read back over iSCSI, every one verified, and a line a second shows how that
-goes, until Ctrl-C ends everything.
+quorum, a resource group, a mirrored volume, a cluster of hosts with high availability,
+and on it a Debian machine with Redis, with fault tolerance), and each command for that is
+shown. Then blocks are written and read back over iSCSI, every one verified, and a line a
+second shows how that goes, until Ctrl-C or "steadfast down" ends everything.
 
 Kill a node with kill -9 and watch: the other one takes over, and Redis goes on. Kill the
-machine's host: the machine is started again on the other one. The dead process is
-started again after a few seconds, as a service manager would.
+machine's host: its secondary goes on, on the same connections, and the machine gets
+another secondary. The dead process is started again after a few seconds, as a service
+manager would. "steadfast demo" does all of that under a load that is checked.
 
 A switch runs, too ("steadfast switch"), which stands for the one that you have. It is no
 part of what is kept available.

@@ -4,14 +4,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // greet says what there is and what to try.
 func (p *pair) greet() {
 	p.screen.say(`
-Steadfast is up: nodes a and b and witness w, group %s at %s%s; data in %s.
+Steadfast is up after %.0f s: nodes a and b and witness w, group %s at %s%s; data in %s.
 ANYONE who can reach %s may read and write its volumes: for a first look only.
-`, upGroup, p.portal, p.greetHosts(), p.dir, p.portal)
+`, time.Since(p.began).Seconds(), upGroup, p.portal, p.greetHosts(), p.dir, p.portal)
 	if p.lun >= 0 {
 		p.screen.say("Volume %q is yours to use:\n\n  iscsi://%s/%s/%d\n", upVolume, p.portal, p.target, p.lun)
 	}
@@ -29,5 +30,5 @@ ANYONE who can reach %s may read and write its volumes: for a first look only.
   kill -9 $(cat %[3]s)      # node a dies; the other one goes on
   %[5]s demo kill-owner --data %[4]s`, p.socket("a"), upGroup, filepath.Join(p.dir, "a", "lock"), p.dir, os.Args[0])
 	p.greetGuest()
-	p.screen.say("Ctrl-C ends it; the data stays.\n\n")
+	p.screen.say("Ctrl-C ends it, and the data stays; %s down --data %s ends it and removes the data.\n\n", os.Args[0], p.dir)
 }

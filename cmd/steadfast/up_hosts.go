@@ -47,15 +47,24 @@ const (
 // hostTime is how long hosts may take to be up on a slow machine.
 const hostTime = time.Minute
 
-// upHosts are the hosts.
-var upHosts = [2]string{"h1", "h2"}
+// upHosts are the hosts, and upBoxes the boxes that they would stand in: the first two with a
+// storage node each, the third with the witness.
+var (
+	upHosts = [3]string{"h1", "h2", "h3"}
+	upBoxes = [3]string{"box-a", "box-b", "box-w"}
+)
 
-// guest is a machine with what it needs besides the pair: a switch and two hosts.
+// loggingLink is what the address of a host's logging link is kept by, beside the members'.
+func loggingLink(host string) string { return host + ".logging" }
+
+// guest is a machine with what it needs besides the pair: a switch and three hosts.
 type guest struct {
 	at    netip.AddrPort // where its Redis is reached
 	runs  bool           // it is to run
 	ready bool           // it has answered
 	probe *probe
+	// joined are the hosts that this run has made members.
+	joined []string
 }
 
 // openGuest finds where the machine's Redis is to be reached; nil with the reason said when
@@ -79,12 +88,8 @@ func (p *pair) guestLacks() string {
 	if err != nil {
 		return "how much memory is free is not known: " + err.Error()
 	}
-	left := freeMemory(string(text))
-	if most := node.MemoryMax(); most > 0 {
-		left = min(left, most)
-	}
-	if left < guestMemoryMin {
-		return fmt.Sprintf("%s of memory are free, and they need %s; end other programs, or give this one more", size.Format(left), size.Format(guestMemoryMin))
+	if why := memoryLacks(string(text), node.MemoryMax()); why != "" {
+		return why
 	}
 	if p.wasMade() {
 		return "" // all else is there
@@ -105,6 +110,19 @@ func (p *pair) guestLacks() string {
 	return ""
 }
 
+// memoryLacks says what memory is wanting, by /proc/meminfo and the limit of this process's
+// control group, in bytes; 0: there is none.
+func memoryLacks(meminfo string, limit int64) string {
+	left, whose := freeMemory(meminfo), "end other programs, or use a computer with more"
+	if limit > 0 && limit < left {
+		left, whose = limit, "this program's control group or container allows no more: raise its memory limit"
+	}
+	if left >= guestMemoryMin {
+		return ""
+	}
+	return fmt.Sprintf("%s of memory are free, and they need %s; %s", size.Format(left), size.Format(guestMemoryMin), whose)
+}
+
 // freeMemory is what /proc/meminfo says is free for new programs, in bytes. proc(5).
 func freeMemory(meminfo string) int64 {
 	for line := range strings.Lines(meminfo) {
@@ -119,7 +137,7 @@ func freeMemory(meminfo string) int64 {
 // bringUpGuest starts switch and hosts, and makes the machine. Without it the pair goes on:
 // what is wrong is said, and an error is that ctx has ended.
 func (p *pair) bringUpGuest(ctx context.Context) error {
-	for _, do := range []func(context.Context) error{p.startSwitch, p.startHosts, p.makeSite, p.awaitHosts, p.makeMachine, p.startMachine, p.awaitMachine} {
+	for _, do := range []func(context.Context) error{p.startSwitch, p.startHosts, p.makeSite, p.awaitHosts, p.makeMachine, p.startMachine, p.awaitMachine, p.protectMachine} {
 		err := do(ctx)
 		if ctx.Err() != nil {
 			return fault.Wrap(fault.Canceled, context.Cause(ctx), "the machine")
@@ -141,7 +159,9 @@ func (p *pair) startSwitch(ctx context.Context) error {
 		"switch", "--socket", p.switchSocket(), "--reserve", upMAC + "=" + upAddress,
 		"--forward", p.vm.at.String() + ":" + upAddress + ":" + strconv.Itoa(upService),
 	}
+	p.heading("Your network: a switch, as there is no root to use a real one")
 	c := p.start("the switch", upSwitch, args...)
+	p.showHeading()
 	p.screen.say("%s %s\n  stands for your network's switch and router: no demo kills it, and nothing here keeps it available", os.Args[0], strings.Join(args, " "))
 	client := netswitch.Client{Socket: p.switchSocket()}
 	return p.awaitChild(ctx, c, func(ctx context.Context) bool {
@@ -152,13 +172,14 @@ func (p *pair) startSwitch(ctx context.Context) error {
 
 // startHosts starts the hosts, and makes members of them.
 func (p *pair) startHosts(ctx context.Context) error {
+	p.heading("Three hosts: h1 in the box of node a, h2 in that of node b, h3 in that of the witness")
 	var started []*child
-	for _, h := range upHosts {
+	for i, h := range upHosts {
 		if err := os.MkdirAll(p.path(h), 0o700); err != nil {
 			return fault.Wrap(fault.Denied, err, "cannot make a host's directory")
 		}
 		text := fmt.Appendf(nil, "# Written by steadfast up.\ndata_dir = %q\nsocket = %q\n[cluster]\nhost = true\nalias_port = %d\n[host]\nmemory = %q\nbox = %q\n[[network]]\nname = %q\nswitch = %q\n",
-			p.path(h), p.socket(h), p.portal.Port(), upHostMemory, h, upNetwork, p.switchSocket())
+			p.path(h), p.socket(h), p.portal.Port(), upHostMemory, upBoxes[i], upNetwork, p.switchSocket())
 		if err := os.WriteFile(p.path(h+".toml"), text, 0o600); err != nil {
 			return fault.Wrap(fault.Denied, err, "cannot write a host's configuration")
 		}
@@ -168,19 +189,25 @@ func (p *pair) startHosts(ctx context.Context) error {
 		if err := p.awaitMember(ctx, c); err != nil {
 			return err
 		}
-		if err := p.makeMember(ctx, c.member, "host"); err != nil {
+		joined, err := p.makeMember(ctx, c.member, "host")
+		if err != nil {
 			return err
+		}
+		if joined {
+			p.vm.joined = append(p.vm.joined, c.member)
 		}
 	}
 	return nil
 }
 
 // makeSite makes datacenter, cluster and datastore, and has the hosts run the cluster's
-// machines; once: what the user does to them stays.
+// machines; once: what the user does to them stays. A host that is new to what an earlier
+// version made comes to it.
 func (p *pair) makeSite(ctx context.Context) error {
 	if p.wasMade() {
-		return nil
+		return p.addHosts(ctx, p.vm.joined)
 	}
+	p.heading("A datacenter, and in it a cluster of hosts with high availability")
 	api := p.at(nodes[0]).datacenters()
 	centers, err := api.ListDatacenters(ctx, &steadfastv1.ListDatacentersRequest{})
 	if err != nil {
@@ -194,11 +221,6 @@ func (p *pair) makeSite(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	hosts, err := api.ListHosts(ctx, &steadfastv1.ListHostsRequest{})
-	if err != nil {
-		return err
-	}
-	there := namesOf(hosts.Hosts)
 	for _, s := range []struct {
 		made bool
 		args []string
@@ -206,13 +228,29 @@ func (p *pair) makeSite(ctx context.Context) error {
 		{slices.Contains(namesOf(centers.Datacenters), upDatacenter), []string{"datacenter", "create", upDatacenter}},
 		{slices.Contains(namesOf(clusters.Clusters), upCluster), []string{"cluster", "create", upCluster, "--datacenter", upDatacenter, "--ha"}},
 		{slices.Contains(namesOf(stores.Datastores), upDatastore), []string{"datastore", "add", upDatastore, "--group", upGroup, "--datacenter", upDatacenter}},
-		{slices.Contains(there, upHosts[0]), []string{"host", "add", upHosts[0], "--cluster", upCluster}},
-		{slices.Contains(there, upHosts[1]), []string{"host", "add", upHosts[1], "--cluster", upCluster}},
 	} {
 		if s.made {
 			continue
 		}
 		if err := p.step(ctx, nodes[0], nil, s.args...); err != nil {
+			return err
+		}
+	}
+	return p.addHosts(ctx, upHosts[:])
+}
+
+// addHosts has hosts run the cluster's machines, each with its links: machines move by the link
+// that it is managed by, and fault tolerance logs by one of its own.
+func (p *pair) addHosts(ctx context.Context, names []string) error {
+	r, err := p.at(nodes[0]).datacenters().ListHosts(ctx, &steadfastv1.ListHostsRequest{})
+	if err != nil {
+		return err
+	}
+	for _, h := range names {
+		if slices.Contains(namesOf(r.Hosts), h) {
+			continue
+		}
+		if err := p.step(ctx, nodes[0], nil, "host", "add", h, "--cluster", upCluster, "--migration", p.members[h], "--logging", p.members[loggingLink(h)]); err != nil {
 			return err
 		}
 	}

@@ -52,13 +52,15 @@ type pair struct {
 	load     *trial.Load
 	aliases  map[string]string // aliases that cannot be held, with the reason that was told
 	vm       *guest            // nil: there are no hosts
+	began    time.Time
+	next     string // the heading of what is done next
 }
 
 // openPair takes a directory for a pair. Nothing runs yet.
 func (a *app) openPair(o upOptions) (*pair, error) {
 	p := &pair{
 		site: site{a, filepath.Clean(o.dir)}, options: o, screen: newScreen(a.out),
-		lun: -1, aliases: map[string]string{},
+		lun: -1, aliases: map[string]string{}, began: time.Now(),
 	}
 	if _, err := os.Stat(p.path("control.db")); err == nil {
 		return nil, fault.New(fault.Exists, "%s holds the single node of an earlier version, or of --single; go on with it by \"steadfast up --single --data %s\", or name another directory with --data", p.dir, p.dir)
@@ -69,7 +71,10 @@ func (a *app) openPair(o upOptions) (*pair, error) {
 	var err error
 	p.lock, err = lockFileIn(p.dir, lockFile)
 	if fault.Is(err, fault.Busy) {
-		return nil, fault.Wrap(fault.Busy, err, "another \"steadfast up\" runs on "+p.dir+"; end it, or name another directory with --data")
+		return nil, fault.Wrap(fault.Busy, err, fmt.Sprintf("another \"steadfast up\" runs on %s; end it by \"steadfast down --keep-data --data %s\", or name another directory with --data", p.dir, p.dir))
+	}
+	if err == nil {
+		err = signLock(p.lock)
 	}
 	if err == nil {
 		err = p.prepare()
@@ -123,6 +128,17 @@ func (p *pair) memberNames() []string {
 	return names
 }
 
+// placed are what has an address: the members, and the hosts' logging links.
+func (p *pair) placed() []string {
+	names := p.memberNames()
+	if p.vm != nil {
+		for _, h := range upHosts {
+			names = append(names, loggingLink(h))
+		}
+	}
+	return names
+}
+
 // place finds where the members reach one another: what a cluster has once, it
 // keeps.
 func (p *pair) place(nth int) error {
@@ -137,12 +153,12 @@ func (p *pair) place(nth int) error {
 			return fault.New(fault.Corrupt, "%s is not readable (%v); begin anew in another directory with --data", p.path(membersFile), err)
 		}
 	}
-	for _, name := range p.memberNames() {
+	for _, name := range p.placed() {
 		if address := p.members[name]; address != "" && !free(address) {
 			return fault.New(fault.Busy, "%s is in use, and is where member %s of the cluster in %s is reached; stop what uses it (ss -ltnp), or begin anew in another directory with --data", address, name, p.dir)
 		}
 	}
-	if err := placeNew(p.members, p.memberNames(), nth); err != nil {
+	if err := placeNew(p.members, p.placed(), nth); err != nil {
 		return err
 	}
 	return writeJSON(p.path(membersFile), p.members)
@@ -156,11 +172,18 @@ func (p *pair) bringUp(ctx context.Context) error {
 	if err := p.setUp(ctx); err != nil {
 		return err
 	}
-	if err := writeJSON(p.path(runningFile), running{PID: os.Getpid(), Portal: p.portal.String(), Target: p.target, LUN: p.checked}); err != nil {
+	now := running{PID: os.Getpid(), Portal: p.portal.String(), Target: p.target, LUN: p.checked}
+	if err := writeJSON(p.path(runningFile), now); err != nil {
 		return err
 	}
 	if p.vm != nil {
 		if err := p.bringUpGuest(ctx); err != nil {
+			return err
+		}
+	}
+	if p.vm != nil && p.vm.ready {
+		now.Redis = p.vm.at.String()
+		if err := writeJSON(p.path(runningFile), now); err != nil {
 			return err
 		}
 	}
@@ -192,14 +215,14 @@ func (p *pair) startAll(ctx context.Context) error {
 			return fault.Wrap(fault.Denied, err, "cannot make a node's directory")
 		}
 		// Portals of their own the nodes have none: the alias is held by this process.
-		text := fmt.Appendf(nil, "# Written by steadfast up.\ndata_dir = %q\nsocket = %q\ncache_size = \"64M\"\ndrain_timeout = \"2s\"\nportal = []\n[cluster]\nhanded_aliases = true\nalias_port = %d\n",
-			p.path(n), p.socket(n), p.portal.Port())
+		text := fmt.Appendf(nil, "# Written by steadfast up.\ndata_dir = %q\nsocket = %q\ncache_size = \"64M\"\ndrain_timeout = \"2s\"\nportal = []\n[cluster]\nhanded_aliases = true\nalias_port = %d\nbox = %q\n",
+			p.path(n), p.socket(n), p.portal.Port(), "box-"+n)
 		if err := os.WriteFile(p.path(n+".toml"), text, 0o600); err != nil {
 			return fault.Wrap(fault.Denied, err, "cannot write a node's configuration")
 		}
 		p.start("node "+n, n, "node", "--config", p.path(n+".toml"))
 	}
-	p.start("witness "+upWitness, upWitness, "witness", "--data-dir", p.path(upWitness), "--socket", p.socket(upWitness))
+	p.start("witness "+upWitness, upWitness, "witness", "--data-dir", p.path(upWitness), "--socket", p.socket(upWitness), "--box", "box-"+upWitness)
 	for _, c := range p.children {
 		if err := p.awaitMember(ctx, c); err != nil {
 			return err

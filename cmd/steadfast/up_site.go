@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -45,6 +46,8 @@ type running struct {
 	Portal string `json:"portal"`
 	Target string `json:"target"`
 	LUN    int    `json:"lun"` // of the verified volume
+	// Redis is where the machine's Redis is reached, once it has answered.
+	Redis string `json:"redis,omitempty"`
 }
 
 // site is a pair's directory, as somebody beside it sees it.
@@ -195,6 +198,15 @@ func lockFileIn(dir, name string) (*os.File, error) {
 		return nil, errors.Join(fault.Wrap(kind, err, path+" is held"), f.Close())
 	}
 	return f, nil
+}
+
+// signLock writes into a lock whose it is, so that who finds it held knows whom to ask to end.
+func signLock(f *os.File) error {
+	err := f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
+	}
+	return fault.Wrap(fault.Failed, err, "cannot write "+f.Name())
 }
 
 // writeJSON writes a small file, whole or not at all.

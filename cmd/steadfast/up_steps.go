@@ -41,6 +41,7 @@ func (p *pair) command(ctx context.Context, member string, in io.Reader, shown s
 // run runs a command, and returns what it printed. What it says of its progress goes
 // to notes.
 func (p *pair) run(ctx context.Context, in io.Reader, notes io.Writer, shown string, args []string) (string, error) {
+	p.showHeading()
 	p.screen.say("$ %s %s%s", os.Args[0], strings.Join(args, " "), shown)
 	var out bytes.Buffer
 	sub := &app{in: new(bytes.Reader), out: &out, errs: notes, getenv: p.a.getenv, output: "table"}
@@ -61,6 +62,17 @@ func (p *pair) run(ctx context.Context, in io.Reader, notes io.Writer, shown str
 	return text, nil
 }
 
+// heading names what is done next. It is shown when something is: what is there already needs
+// no words.
+func (p *pair) heading(text string) { p.next = text }
+
+func (p *pair) showHeading() {
+	if p.next != "" {
+		p.screen.say("\n%s", p.next)
+	}
+	p.next = ""
+}
+
 // verb are the words of a command that say what is done.
 func verb(args []string) []string {
 	if len(args) > 2 && args[0] == "--socket" {
@@ -70,6 +82,7 @@ func verb(args []string) []string {
 }
 
 func (p *pair) makePools(ctx context.Context) error {
+	p.heading("Two storage nodes: a pool on each")
 	for _, n := range nodes {
 		r, err := p.at(n).pools().ListPools(ctx, &steadfastv1.ListPoolsRequest{})
 		if err != nil {
@@ -90,24 +103,26 @@ func (p *pair) makePools(ctx context.Context) error {
 }
 
 func (p *pair) makeCluster(ctx context.Context) error {
+	p.heading("A cluster: the two nodes and a witness decide together who may act")
 	for _, m := range []struct{ name, role string }{{nodes[0], ""}, {nodes[1], "node"}, {upWitness, "witness"}} {
-		if err := p.makeMember(ctx, m.name, m.role); err != nil {
+		if _, err := p.makeMember(ctx, m.name, m.role); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// makeMember makes a member of who is none yet; the first has no role to be given.
-func (p *pair) makeMember(ctx context.Context, name, role string) error {
-	_, err := p.at(name).clusters().GetCluster(ctx, &steadfastv1.GetClusterRequest{})
+// makeMember makes a member of who is none yet, and tells whether it did; the first has no
+// role to be given.
+func (p *pair) makeMember(ctx context.Context, name, role string) (made bool, err error) {
+	_, err = p.at(name).clusters().GetCluster(ctx, &steadfastv1.GetClusterRequest{})
 	switch {
 	case err == nil || !fault.Is(err, fault.NotFound):
-		return err
+		return false, err
 	case role == "":
-		return p.step(ctx, name, nil, "cluster", "init", "--name", name, "--address", p.members[name])
+		return true, p.step(ctx, name, nil, "cluster", "init", "--name", name, "--address", p.members[name])
 	}
-	return p.join(ctx, name, role)
+	return true, p.join(ctx, name, role)
 }
 
 // join makes a member of another than the first. The token is a secret, and is
@@ -122,6 +137,7 @@ func (p *pair) join(ctx context.Context, m, role string) error {
 }
 
 func (p *pair) makeGroup(ctx context.Context) error {
+	p.heading("An HA pair: a resource group on both nodes, with an alias IP that goes where it is served")
 	r, err := p.at(nodes[0]).groups().ListGroups(ctx, &steadfastv1.ListGroupsRequest{})
 	if err != nil {
 		return err
@@ -138,10 +154,13 @@ func (p *pair) makeGroup(ctx context.Context) error {
 		return err
 	}
 	p.target = g.Target
-	if fresh {
-		_, err = p.awaitGroup(ctx, "in sync", syncTime, inSync)
+	if !fresh {
+		return nil
 	}
-	return err
+	if _, err = p.awaitGroup(ctx, "in sync", syncTime, inSync); err != nil {
+		return err
+	}
+	return p.step(ctx, nodes[0], nil, "group", "show", upGroup)
 }
 
 // makeVolumes makes the volume that is verified; and the user's, unless he has had it
@@ -154,6 +173,7 @@ func (p *pair) makeVolumes(ctx context.Context) error {
 	if slices.Contains(g.Volumes, upChecked) {
 		return nil
 	}
+	p.heading("Volumes in it: each write is on both nodes before it is answered")
 	for _, v := range []struct {
 		name string
 		size int64

@@ -43,7 +43,7 @@ func TestPlace(t *testing.T) {
 	}
 	// Hosts come to what there is.
 	p.vm = &guest{}
-	if err := p.place(420); err != nil || len(p.members) != 5 || p.members["a"] != first["a"] || p.members["h1"] == p.members["h2"] {
+	if err := p.place(420); err != nil || len(p.members) != 9 || p.members["a"] != first["a"] || p.members["h1"] == p.members["h2"] || p.members["h3"] == p.members["h3.logging"] {
 		t.Errorf("with hosts: %v, %v", p.members, err)
 	}
 	p.members["h2"] = l.Addr().String()

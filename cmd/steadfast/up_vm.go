@@ -52,6 +52,8 @@ type made struct {
 	Machine string `json:"machine"`
 	// Stopped: the end of a run has stopped it, and not the user.
 	Stopped bool `json:"stopped"`
+	// FT: its fault tolerance was turned on; whether it stays on is the user's matter.
+	FT bool `json:"ft"`
 }
 
 // wasMade tells whether the machine was made, by this run or an earlier one.
@@ -60,11 +62,20 @@ func (p *pair) wasMade() bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// wasStopped tells whether the end of a run has stopped the machine.
-func (p *pair) wasStopped() bool {
-	var m made
-	b, err := os.ReadFile(p.path(madeFile))
-	return err == nil && json.Unmarshal(b, &m) == nil && m.Stopped
+// readMade reads it; what is not there, or not readable, tells nothing.
+func (p *pair) readMade() (m made) {
+	if b, err := os.ReadFile(p.path(madeFile)); err != nil || json.Unmarshal(b, &m) != nil {
+		return made{}
+	}
+	return m
+}
+
+// noteMade changes it.
+func (p *pair) noteMade(change func(*made)) error {
+	m := p.readMade()
+	m.Machine = upMachine
+	change(&m)
+	return writeJSON(p.path(madeFile), m)
 }
 
 // images is the folder of images.
@@ -88,10 +99,11 @@ func (p *pair) makeMachine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(p.path(madeFile), made{Machine: upMachine})
+	return p.noteMade(func(*made) {})
 }
 
 func (p *pair) makeNewMachine(ctx context.Context) error {
+	p.heading("A Debian machine with Redis, whose disk is in the group")
 	if err := p.buildImage(ctx); err != nil {
 		return err
 	}
@@ -121,6 +133,7 @@ func (p *pair) buildImage(ctx context.Context) error {
 	if err := os.WriteFile(options, []byte(redisOptions), 0o644); err != nil {
 		return fault.Wrap(fault.Denied, err, "cannot write Redis' options")
 	}
+	p.showHeading()
 	p.screen.say("the image of machine %q is built now, which takes minutes unless the cache has it", upMachine)
 	args := []string{
 		"image", "build", upImage, "--store", p.images(), "--profile", "minimal", "--size", upImageSize,
@@ -129,13 +142,16 @@ func (p *pair) buildImage(ctx context.Context) error {
 	if p.options.cache != "" {
 		args = append(args, "--cache", filepath.Clean(p.options.cache))
 	}
-	_, err := p.run(ctx, nil, p.notes(), "", args)
-	return err
+	if _, err := p.run(ctx, nil, p.notes(), "", args); err != nil {
+		// What cannot be built here may be built elsewhere, or from another mirror.
+		return fault.Wrap(fault.KindOf(err), err, "the image cannot be built; type that command yourself, with --mirror URL if the mirror is what is wrong, and then \"steadfast up\" again")
+	}
+	return nil
 }
 
 // machine returns the machine as the node sees it that knows its newest placement: one that
 // was just started knows only what there was. nil: there is none.
-func (p *pair) machine(ctx context.Context) (*steadfastv1.Machine, error) {
+func (s site) machine(ctx context.Context) (*steadfastv1.Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, groupTime)
 	defer cancel()
 	var seen [len(nodes)]*steadfastv1.Machine
@@ -143,7 +159,7 @@ func (p *pair) machine(ctx context.Context) (*steadfastv1.Machine, error) {
 	var asked sync.WaitGroup
 	for i, n := range nodes {
 		asked.Go(func() {
-			r, err := p.at(n).vms().ListMachines(ctx, &steadfastv1.ListMachinesRequest{})
+			r, err := s.at(n).vms().ListMachines(ctx, &steadfastv1.ListMachinesRequest{})
 			if err != nil {
 				errs[i] = err
 				return
@@ -185,7 +201,7 @@ func (p *pair) startMachine(ctx context.Context) error {
 		p.screen.say("machine %q was deleted; to have it again: %s %s", upMachine, client, strings.Join(p.createArgs(), " "))
 	case m.Desired == desiredRunning:
 		p.vm.runs = true
-	case p.wasStopped() || m.State == "failed":
+	case p.readMade().Stopped || m.State == "failed":
 		p.screen.say("machine %s", machineText(m))
 		if err := p.step(ctx, nodes[0], nil, "vm", "start", upMachine); err != nil {
 			return err
@@ -194,7 +210,7 @@ func (p *pair) startMachine(ctx context.Context) error {
 	default:
 		p.screen.say("machine %s; to start it: %s vm start %s", machineText(m), client, upMachine)
 	}
-	return writeJSON(p.path(madeFile), made{Machine: upMachine})
+	return p.noteMade(func(m *made) { m.Stopped = false })
 }
 
 // awaitMachine waits until the machine's Redis answers, if it is to. One whose host is lost
@@ -245,6 +261,80 @@ func (p *pair) awaitAnswer(ctx context.Context) (ended *steadfastv1.Machine, err
 	return ended, err
 }
 
+// protectTime is how long a machine may take to be protected on a slow machine.
+const protectTime = 3 * time.Minute
+
+// protectMachine turns the machine's fault tolerance on, once, and waits until it is protected.
+// A machine that cannot be runs on without: what is wrong is said.
+func (p *pair) protectMachine(ctx context.Context) error {
+	if !p.vm.ready {
+		return nil
+	}
+	err := p.protect(ctx)
+	if err != nil && ctx.Err() == nil {
+		p.screen.say("\nNOT PROTECTED: %v\nThe machine goes on without a secondary; see \"%s --socket %s ft status %s --check\"", err, os.Args[0], p.socket(nodes[0]), upMachine)
+		return nil
+	}
+	return err
+}
+
+func (p *pair) protect(ctx context.Context) error {
+	m, err := p.machine(ctx)
+	if err != nil || m == nil {
+		return err
+	}
+	client := []string{"--socket", p.socket(nodes[0])}
+	switch on := m.Protection != nil; {
+	case !on && p.readMade().FT:
+		return nil // the user has turned it off
+	case on && m.Protection.Disabled:
+		return nil
+	case on:
+		return p.awaitProtected(ctx)
+	default:
+		p.heading("Turn On Fault Tolerance: a second host runs the machine in lockstep")
+		if _, err = p.run(ctx, nil, p.notes(), "", append(client, "ft", "on", upMachine, "--wait", "--timeout", protectTime.String())); err == nil {
+			err = p.noteMade(func(m *made) { m.FT = true })
+		}
+		for _, look := range [][]string{{"ft", "status", upMachine}, {"host", "list"}} {
+			if err == nil {
+				err = p.step(ctx, nodes[0], nil, look...)
+			}
+		}
+		if err == nil {
+			err = p.showSessions(ctx)
+		}
+	}
+	return err
+}
+
+// showSessions shows that the machine's hosts are logged in to its volumes: at the node that serves
+// the group.
+func (p *pair) showSessions(ctx context.Context) error {
+	g, err := p.group(ctx)
+	if err != nil {
+		return err
+	}
+	p.heading("The machine's hosts have logged in to the volumes by themselves, at the alias IP; the third does when it is needed")
+	return p.step(ctx, g.Owner, nil, "session", "list")
+}
+
+// awaitProtected waits until a machine whose fault tolerance is on is protected.
+func (p *pair) awaitProtected(ctx context.Context) error {
+	var last *steadfastv1.Machine
+	err := p.await(ctx, protectTime, func(ctx context.Context) bool {
+		m, err := p.machine(ctx)
+		if err == nil && m != nil {
+			last = m
+		}
+		return err == nil && m != nil && isProtected(m)
+	}, func() string { return "machine " + machineText(last) + protectionText(last) })
+	if err == nil {
+		p.screen.say("machine %s%s", machineText(last), protectionText(last))
+	}
+	return err
+}
+
 // stopMachine stops the machine in order before its host ends, unless it is not to run. The
 // next run starts it again.
 func (p *pair) stopMachine() {
@@ -258,7 +348,7 @@ func (p *pair) stopMachine() {
 		return
 	}
 	// Before it is stopped: a run that is killed now has stopped it as well.
-	err := writeJSON(p.path(madeFile), made{Machine: upMachine, Stopped: true})
+	err := p.noteMade(func(m *made) { m.Stopped = true })
 	if err == nil {
 		_, err = p.run(ctx, nil, io.Discard, "", []string{"--socket", p.socket(nodes[0]), "vm", "stop", upMachine, "--wait", "--timeout", stopTime.String()})
 	}
@@ -293,7 +383,20 @@ func (p *pair) guestLine(ctx context.Context) string {
 	case m.Desired != desiredRunning:
 		return "  " + machineText(m)
 	}
-	return "  " + machineText(m) + ", " + p.vm.probe.line(time.Now())
+	return "  " + machineText(m) + protectionText(m) + ", " + p.vm.probe.line(time.Now())
+}
+
+// protectionText says in a few words how fault tolerance has a machine; "" where it is off.
+func protectionText(m *steadfastv1.Machine) string {
+	p := m.Protection
+	if p == nil {
+		return ""
+	}
+	text := ", " + ftStatusText(p)
+	if p.SecondaryHost != "" {
+		text += " (secondary " + p.SecondaryHost + ")"
+	}
+	return text
 }
 
 // greetHosts are the hosts' words in what is said when all is up.
@@ -301,7 +404,7 @@ func (p *pair) greetHosts() string {
 	if p.vm == nil {
 		return ""
 	}
-	return "; hosts " + strings.Join(upHosts[:], " and ") + " of cluster " + upCluster
+	return "; hosts " + strings.Join(upHosts[:], ", ") + " of cluster " + upCluster
 }
 
 // greetGuest says what can be tried with the machine.
@@ -309,12 +412,13 @@ func (p *pair) greetGuest() {
 	if p.vm == nil || !p.vm.ready {
 		return
 	}
-	lock := filepath.Join(p.dir, upHosts[0], "lock")
-	p.screen.say(`  %[1]s --socket %[2]s vm list
-  %[1]s --socket %[2]s vm console %[3]s      # root, without a password; Ctrl-A d leaves
-  kill -9 $(cat %[4]s)     # if it runs on h1: it is started again on h2, once in 10 minutes
-  %[1]s switch show --socket %[5]s     # stands for YOUR switch: do not kill it to see a takeover`,
-		os.Args[0], p.socket(nodes[0]), upMachine, lock, p.switchSocket())
+	p.screen.say(`  %[1]s --socket %[2]s vm console %[3]s      # its console: root, without a password; Ctrl-A d leaves
+  %[1]s --socket %[2]s ft status %[3]s       # where it runs, and its secondary
+  kill -9 $(cat %[4]s/HOST/lock)      # the machine's host: its secondary goes on, and connections stay
+  %[1]s --socket %[2]s ft test-failover %[3]s
+  %[1]s switch show --socket %[5]s     # stands for YOUR switch: do not kill it to see a takeover
+  %[1]s demo --data %[4]s        # kills hosts, nodes, witness and whole boxes under a checked load`,
+		os.Args[0], p.socket(nodes[0]), upMachine, p.dir, p.switchSocket())
 }
 
 // notes takes what a command says of its progress: lines over one another on a terminal, and

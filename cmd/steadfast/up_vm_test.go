@@ -59,6 +59,25 @@ func TestFreeMemory(t *testing.T) {
 	}
 }
 
+// TestMemoryLacks: what is short says what to do, by whose bound it is.
+func TestMemoryLacks(t *testing.T) {
+	const text = "MemAvailable:    8388608 kB\n"
+	for _, c := range []struct {
+		meminfo string
+		limit   int64
+		want    string
+	}{
+		{text, 0, ""},
+		{text, 4 << 30, ""},
+		{text, 1 << 30, "1 GiB of memory are free, and they need 3 GiB; this program's control group or container allows no more: raise its memory limit"},
+		{"MemAvailable: 2097152 kB\n", 4 << 30, "2 GiB of memory are free, and they need 3 GiB; end other programs, or use a computer with more"},
+	} {
+		if got := memoryLacks(c.meminfo, c.limit); got != c.want {
+			t.Errorf("%q, %d: %q; want %q", c.meminfo, c.limit, got, c.want)
+		}
+	}
+}
+
 // TestGuestLacks: what keeps a machine from being made is said; what was made once is only
 // in want of memory.
 func TestGuestLacks(t *testing.T) {
@@ -92,14 +111,14 @@ func TestGuestLacks(t *testing.T) {
 // TestEndOrder: hosts first, whose machines need their disks, then the copy that is not the
 // newest; the switch last.
 func TestEndOrder(t *testing.T) {
-	for owner, want := range map[string]string{"": "h1 h2 a b w switch", "b": "h1 h2 a b w switch", "a": "h1 h2 b a w switch"} {
+	for owner, want := range map[string]string{"": "h1 h2 h3 a b w switch", "b": "h1 h2 h3 a b w switch", "a": "h1 h2 h3 b a w switch"} {
 		for range 2 { // it changes nothing
 			if got := strings.Join(endOrder(owner), " "); got != want {
 				t.Errorf("owner %q: %s", owner, got)
 			}
 		}
 	}
-	if !slices.Equal(upHosts[:], []string{"h1", "h2"}) {
+	if !slices.Equal(upHosts[:], []string{"h1", "h2", "h3"}) {
 		t.Errorf("hosts %v", upHosts)
 	}
 }
@@ -132,6 +151,15 @@ func TestMachineText(t *testing.T) {
 		"redis is stopping on h2 (the user)": {Name: "redis", State: "stopping", Host: "h2", Detail: "the user"},
 	} {
 		if got := machineText(m); got != want {
+			t.Errorf("%q; want %q", got, want)
+		}
+	}
+	for want, p := range map[string]*steadfastv1.Protection{
+		"":                                   nil,
+		", Protected (secondary h3)":         {Protected: true, SecondaryHost: "h3"},
+		", Not Protected: Need Secondary VM": {Why: "Need Secondary VM"},
+	} {
+		if got := protectionText(&steadfastv1.Machine{Protection: p}); got != want {
 			t.Errorf("%q; want %q", got, want)
 		}
 	}

@@ -15,7 +15,7 @@ func TestErrorsNameCommands(t *testing.T) {
 	named := regexp.MustCompile(`\\"steadfast ([^"\\]*)(?:\\"|" *\+|")`)
 	fill := regexp.MustCompile(`%[a-z]`)
 	checked := 0
-	for _, pattern := range []string{"vm*.go", "ft*.go", "../../cluster/placement/*.go", "../../node/api_*.go", "../../node/reach*.go", "../../node/hosting*.go", "../../cluster/inventory/*.go", "../../compute/host/*.go", "../../compute/vmhome/*.go", "../../compute/vmlock/*.go"} {
+	for _, pattern := range []string{"vm*.go", "ft*.go", "status*.go", "../../node/overview/*.go", "../../cluster/placement/*.go", "../../node/api_*.go", "../../node/reach*.go", "../../node/hosting*.go", "../../cluster/inventory/*.go", "../../compute/host/*.go", "../../compute/vmhome/*.go", "../../compute/vmlock/*.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil || len(files) == 0 {
 			t.Fatal(pattern, files, err)
