@@ -1,8 +1,10 @@
 // Package sim runs the product on one seed: simulated drives and clocks under
 // the real code, histories of operations drawn from the seed, and judges that
-// know what may be seen. So far it has the store's world.
+// know what may be seen. This package has the store's world; sim/pair has that of two
+// nodes and a witness, sim/hostlock that of hosts at a machine's lock, and sim/lockstep
+// that of a machine on two hosts.
 //
-// There are three families of histories, each in its file. A crash history
+// There are three families of the store's histories, each in its file. A crash history
 // (crash.go) cuts power or kills the process at write boundaries, during
 // recovery too, and holds what is there against the model in package
 // storetest. A corruption history (corrupt.go) flips, loses, misdirects and

@@ -9,7 +9,7 @@
 //	     +-------------|-----------|-------------------------+               |
 //	                   +------ machine --- home, disks ----------------------+
 //	                               ^
-//	                           placement: host, its life, generation
+//	                           placement: host, its life, generation; the secondary's
 //
 // A View is the documents at one revision of the quorum's inventory. Each of its
 // methods that changes something returns the edits, or says what stands against
@@ -35,6 +35,12 @@
 //	vm start: Run+1, running --> Place --> (host lost: Place, generation+1) --> End
 //	vm stop:  stopped ----------------------------------------------------------^
 //	vm stop --force:  off ------------------------------------------------------^
+//
+// Machine.FT is whether a machine is to live on two hosts. Its Placement then names the
+// host of its secondary, in which of its lives, and whether that can go on (Pair,
+// Protected); why it has none any more (Part); and when it took over, which makes its host the
+// placement's (TookOver). These are books of what the hosts and the lock have decided: who is
+// late in keeping them delays the next secondary, and harms nothing. See ProtectionOf.
 //
 // # Versions
 //

@@ -1,5 +1,6 @@
-// Package placement decides which host a machine runs on, when a host counts as
-// lost, and when a machine is started again. Pure: a View of the inventory, what
+// Package placement decides which host a machine runs on, which one has its
+// secondary, when a host counts as lost, and when a machine is started again. It also
+// says what fault tolerance takes (prerequisites.go). Pure: a View of the inventory, what
 // the nodes heard from hosts, and the time are inputs; decisions come out, which
 // Edits turns into changes of the inventory.
 //
@@ -48,11 +49,26 @@
 // A whole box that dies, storage and host, is no case of its own here: its host
 // is lost, and what the storage's other node serves is started elsewhere.
 //
+// # Secondaries
+//
+// A machine with fault tolerance that runs is given a secondary (Pair) on another host
+// of another box, with the same build, the machine's networks and memory for it. When its
+// host is lost while the secondary's stands, nothing is decided here: the two and the lock
+// have decided already (compute/lockstep), and the secondary's host says what came of it. Only
+// when that is lost, too, it is a restart as above. A host on which a pair has ended is tried
+// again after holdOff, and so is every host after triesMax pairs that never were ready.
+//
+//	         Pair            the machine's host says that it can go on
+//	none ----------> second ------------------------------------------> protected
+//	  ^                |                                                  |
+//	  +---- Part ------+--------- Part, or the secondary took over -------+
+//
 // # Maintenance
 //
 // A host in maintenance gets no machines. Those on it are asked to shut down, one
 // decision each, as far as other hosts have the memory for them, and are
-// then started there. That is no failure and costs no restart.
+// then started there. That is no failure and costs no restart. One that is protected is
+// handed over to its secondary instead, and a secondary there is made elsewhere, or ends.
 package placement
 
 import (

@@ -333,3 +333,11 @@ func FuzzMachine(f *testing.F) {
 		}
 	})
 }
+
+// save is commit and show of one change.
+func (s *store) save(c change) error {
+	if err := s.commit([]change{c}); err != nil {
+		return err
+	}
+	return s.show(c)
+}

@@ -235,14 +235,6 @@ func (s *store) begin() error {
 	return nil
 }
 
-// save is commit and show of one change.
-func (s *store) save(c change) error {
-	if err := s.commit([]change{c}); err != nil {
-		return err
-	}
-	return s.show(c)
-}
-
 // commit makes changes stable, in one write; none, when they have a commit index
 // only. After an error nobody knows what is stable: the member must end.
 func (s *store) commit(changes []change) error {

@@ -319,9 +319,6 @@ func (b *Builder) finish(ctx context.Context, spec Spec, built, dir string) (*Ma
 	return man, m.become(dir)
 }
 
-// Discard is a Say that says nothing.
-func Discard(string, ...any) {}
-
 // SayTo is a Say that writes lines.
 func SayTo(w io.Writer) func(string, ...any) {
 	return func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }

@@ -93,7 +93,7 @@ func Steadfast() Rules {
 			"proxy." + "golang.org", "sum." + "golang.org", "deb." + "debian.org",
 			"registry." + "npmjs", "pypi" + ".org", "/" + "work/",
 		},
-		SkipDirs: []string{".git", ".cache", "bin", "node_modules", "steadfast-data"},
+		SkipDirs: []string{".git", ".cache", "bin", "dist", "node_modules", "steadfast-data"},
 	}
 }
 

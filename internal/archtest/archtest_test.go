@@ -1,8 +1,13 @@
 package archtest
 
 import (
+	"fmt"
+	"io/fs"
 	"os"
+	"path"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"testing/fstest"
 )
@@ -81,4 +86,181 @@ func TestUnreadable(t *testing.T) {
 	if _, err := Check(fstest.MapFS{"node/a.go": {Data: []byte("package")}}, Steadfast()); err == nil {
 		t.Error("a broken file passed")
 	}
+}
+
+// TestPage: docs/ARCHITECTURE.md has a row for each package, and says of each whether it is pure.
+func TestPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	packages, err := packagesOf(os.DirFS("../.."), Steadfast().SkipDirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range onPage(string(page), packages, Steadfast().Pure) {
+		t.Error(d)
+	}
+}
+
+// TestPageCanFail: what a page may say wrongly is found.
+func TestPageCanFail(t *testing.T) {
+	packages, pure := []string{"a", "b", "c/d", "c/e"}, []string{"b"}
+	for _, tc := range []struct {
+		name, page string
+		want       int
+	}{
+		{"all is there", "| `a` | | |\n| `b` | | yes |\n| `c/...` | | |\n", 0},
+		{"two in a row", "| `a`, `c/d`, `c/e` | `x` | |\n| `b` | | yes |\n", 0},
+		{"one is missing", "| `a` | | |\n| `b` | | yes |\n| `c/d` | | |\n", 1},
+		{"one is gone", "| `a` | | |\n| `b` | | yes |\n| `c/...` | | |\n| `f` | | |\n", 1},
+		{"not pure", "| `a` | | yes |\n| `b` | | yes |\n| `c/...` | | |\n", 1},
+		{"pure", "| `a` | | |\n| `b` | | |\n| `c/...` | | |\n", 1},
+		{"twice", "| `a` | | |\n| `b` | | yes |\n| `c/...` | | |\n| `a` | | |\n", 1},
+	} {
+		if got := onPage(tc.page, packages, pure); len(got) != tc.want {
+			t.Errorf("%s: %q", tc.name, got)
+		}
+	}
+}
+
+// packagesOf returns the folders with Go code other than tests.
+func packagesOf(tree fs.FS, skip []string) (list []string, err error) {
+	err = fs.WalkDir(tree, ".", func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (slices.Contains(skip, d.Name()) || d.Name() == "testdata"):
+			return fs.SkipDir
+		case !d.IsDir() && strings.HasSuffix(name, ".go") && !strings.HasSuffix(name, "_test.go"):
+			if dir := path.Dir(name); !slices.Contains(list, dir) {
+				list = append(list, dir)
+			}
+		}
+		return nil
+	})
+	return list, err
+}
+
+// onPage returns how the table of packages on a page differs from what there is. A row begins
+// with packages in backticks, of which "x/..." is all below x, and ends with "yes" if they are pure.
+func onPage(page string, packages, pure []string) (differ []string) {
+	seen := map[string]bool{}
+	for line := range strings.Lines(page) {
+		cells := strings.Split(strings.TrimSpace(line), "|")
+		if len(cells) != 5 || !strings.HasPrefix(cells[1], " `") {
+			continue
+		}
+		for _, name := range strings.Split(strings.ReplaceAll(cells[1], "`", ""), ",") {
+			below, all := strings.CutSuffix(strings.TrimSpace(name), "/...")
+			found := false
+			for _, p := range packages {
+				if p != below && (!all || !strings.HasPrefix(p, below+"/")) {
+					continue
+				}
+				if found = true; seen[p] {
+					differ = append(differ, p+" has two rows")
+				}
+				seen[p] = true
+				if yes := strings.TrimSpace(cells[3]) == "yes"; yes != slices.Contains(pure, p) {
+					differ = append(differ, fmt.Sprintf("%s: the page says pure: %t, and the rules say another thing", p, yes))
+				}
+			}
+			if !found {
+				differ = append(differ, "there is no package "+below)
+			}
+		}
+	}
+	for _, p := range packages {
+		if !seen[p] {
+			differ = append(differ, p+" has no row on the page; add one")
+		}
+	}
+	return differ
+}
+
+// TestLinks: what the Markdown pages of the repository link to is there: files, and headings.
+func TestLinks(t *testing.T) {
+	dead, pages, err := deadLinks(os.DirFS("../.."), Steadfast().SkipDirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range dead {
+		t.Error(d)
+	}
+	index := pages["docs/adr/README.md"]
+	for name := range pages {
+		if dir, file := path.Split(name); dir == "docs/adr/" && file != "README.md" && !strings.Contains(index, "]("+file+")") {
+			t.Errorf("%s has no row in docs/adr/README.md; add one", name)
+		}
+	}
+}
+
+// TestLinksCanFail: a link that leads nowhere is found.
+func TestLinksCanFail(t *testing.T) {
+	tree := fstest.MapFS{
+		"a.md":   {Data: []byte("# A `b`, and C-d\n\n[x](#a-b-and-c-d) [x](d/b.md#e) [x](d) [x](https://x)\n\n    [x](none)\n")},
+		"d/b.md": {Data: []byte("# E\n\n# E\n[x](../a.md) [x](#e-1) [x](none.md) [x](../a.md#b) [x](#e-2) `[x](none)`\n```\n# F\n[x](none)\n```\n[x](#f)")},
+	}
+	dead, _, err := deadLinks(tree, nil)
+	if err != nil || len(dead) != 4 {
+		t.Errorf("%q, %v", dead, err)
+	}
+}
+
+var (
+	linkOf    = regexp.MustCompile(`\]\(([^()\s]+)\)`)
+	headingOf = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	fences    = regexp.MustCompile("(?ms)^```.*?^```|^(?:    |\t).*?$")
+	codeOf    = regexp.MustCompile("`[^`\n]*`")
+	wordOf    = regexp.MustCompile(`[^\p{L}\p{N}\s_-]`)
+)
+
+// deadLinks returns the relative links of all Markdown pages that lead nowhere, and the pages.
+func deadLinks(tree fs.FS, skip []string) (dead []string, pages map[string]string, err error) {
+	pages, headings := map[string]string{}, map[string]map[string]bool{}
+	err = fs.WalkDir(tree, ".", func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (slices.Contains(skip, d.Name()) || d.Name() == "testdata"):
+			return fs.SkipDir
+		case d.IsDir() || !strings.HasSuffix(name, ".md"):
+			return nil
+		}
+		text, err := fs.ReadFile(tree, name)
+		pages[name], headings[name] = string(text), anchors(string(text))
+		return err
+	})
+	for name, text := range pages {
+		for _, l := range linkOf.FindAllStringSubmatch(codeOf.ReplaceAllString(fences.ReplaceAllString(text, ""), ""), -1) {
+			if strings.Contains(l[1], "://") || strings.HasPrefix(l[1], "mailto:") {
+				continue
+			}
+			file, heading, deep := strings.Cut(l[1], "#")
+			to := name
+			if file != "" {
+				to = path.Join(path.Dir(name), file)
+			}
+			if _, e := fs.Stat(tree, to); e != nil {
+				dead = append(dead, name+": there is no "+to)
+			} else if deep && !headings[to][heading] {
+				dead = append(dead, name+": "+to+" has no heading #"+heading)
+			}
+		}
+	}
+	return dead, pages, err
+}
+
+// anchors are the names by which a page's headings are linked to, as forges make them.
+func anchors(page string) map[string]bool {
+	seen := map[string]bool{}
+	for _, h := range headingOf.FindAllStringSubmatch(fences.ReplaceAllString(page, ""), -1) {
+		name := strings.ReplaceAll(wordOf.ReplaceAllString(strings.ToLower(strings.TrimSpace(h[1])), ""), " ", "-")
+		for n, base := 1, name; seen[name]; n++ {
+			name = fmt.Sprintf("%s-%d", base, n)
+		}
+		seen[name] = true
+	}
+	return seen
 }
