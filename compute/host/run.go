@@ -183,9 +183,9 @@ func endOf(err error) end { return end{outcome: placement.Failed, detail: err.Er
 
 // main is a run's goroutine.
 func (r *run) main() {
+	defer r.h.wake() // when it is done: else it would be looked at too early, and not again
 	defer close(r.done)
 	defer r.cancel(nil)
-	defer r.h.wake()
 	if r.before != nil {
 		<-r.before.done // two lives of a machine at once would be fenced, but why
 		r.before = nil

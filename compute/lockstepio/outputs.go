@@ -53,15 +53,25 @@ const stripePages = 1024
 func stripes(m *machine.Machine) uint32 { return (m.RAM().Pages() + stripePages - 1) / stripePages }
 
 // stripe is a digest of one stripe of the memory, from 1, as it is: a machine's own digest
-// goes by what was stored to, and memory can change by itself.
+// goes by what was stored to, and memory can change by itself. It is of a machine whose own was
+// just taken. Pages of zeros add nothing, and so those are not looked at that are not there.
 func stripe(m *machine.Machine, n uint32) machine.Hash {
-	var h xxh3.Hasher
 	first := (n - 1) * stripePages
-	for page := first; page < min(first+stripePages, m.RAM().Pages()); page++ {
-		_, _ = h.Write(m.RAM().Data(page)) // never fails
+	resident := make([]bool, min(stripePages, m.RAM().Pages()-first))
+	m.RAM().Resident(first, resident)
+	var h xxh3.Hasher
+	for i, is := range resident {
+		page := first + uint32(i)
+		if m.Zeros(page) && (!is || string(m.RAM().Data(page)) == string(zeros[:])) {
+			continue
+		}
+		_, _ = h.Write(binary.LittleEndian.AppendUint32(nil, page)) // never fails
+		_, _ = h.Write(m.RAM().Data(page))
 	}
 	return machine.Hash(h.Sum128().Bytes())
 }
+
+var zeros [pageBytes]byte
 
 // Announcement is a frame by which switches learn where a network card is now: a RARP
 // request of its own address (RFC 903), as is usual for machines that move.

@@ -447,16 +447,14 @@ func (p *Primary) sendConfig(m *machine.Machine, to *link) {
 	}
 }
 
-// zeros is a page that is not sent in the first round.
-var zeros [pageBytes]byte
-
-// sendAll sends pages from one on that are not zeros, and returns how far it came.
+// sendAll sends pages from one on that were not zeros when the copy began, and returns how far it
+// came. What was stored to since then a later round sends.
 func (p *Primary) sendAll(m *machine.Machine, to *link, from uint32) uint32 {
 	end := min(from+copyPages, m.RAM().Pages())
 	was := p.copy.sent
 	for from < end && p.copy.sent-was < copyBytes {
 		n := uint32(0)
-		for from+n < end && n < runPages && string(m.RAM().Data(from+n)) != string(zeros[:]) {
+		for from+n < end && n < runPages && !m.Zeros(from+n) {
 			n++
 		}
 		if n == 0 {

@@ -121,6 +121,11 @@ func (m *Machine) Changed() []uint32 {
 	return list
 }
 
+// Zeros tells whether a page of the memory, by its number, was all zeros when Hash, Copy or Changed
+// last looked: one that nobody has ever stored to is told without a look at it, for which the host
+// would have to map it.
+func (m *Machine) Zeros(page uint32) bool { return m.hash.pages[page] == (xxh3.Uint128{}) }
+
 // digest joins the memory's digest and the state of everything else.
 func (m *Machine) digest(sum xxh3.Uint128) Hash {
 	var e device.Encoder

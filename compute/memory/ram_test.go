@@ -79,3 +79,17 @@ func TestBounds(t *testing.T) {
 		}
 	}
 }
+
+// TestResident: a page is there when it was stored to, past the flags, too, and not before.
+func TestResident(t *testing.T) {
+	r, err := New(0, 8*PageSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Release()
+	r.Bytes()[3*PageSize] = 1
+	is := make([]bool, 4)
+	if r.Resident(2, is); !slices.Equal(is, []bool{false, true, false, false}) {
+		t.Errorf("%v", is)
+	}
+}
