@@ -221,8 +221,12 @@ func (c *child) follows(req *request, k kit) error {
 		if err := c.takesOver(ctx, req, k); err != nil {
 			defer close(c.ended)
 			var over *lockstepio.Over
-			if errors.As(err, &over) && over.Err == nil {
-				err = fault.Wrap(fault.Canceled, over, "a secondary")
+			if errors.As(err, &over) {
+				// The end below has no reason that a program could read.
+				o.Event(lockstep.Event{Kind: lockstep.Unprotected, Why: over.Why, Err: over.Err})
+				if over.Err == nil {
+					err = fault.Wrap(fault.Canceled, over, "a secondary")
+				}
 			}
 			c.tellEnd(Status{Pair: pairStatus(s.Status())}, err)
 			return
