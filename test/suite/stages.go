@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // archPackage holds the layer rules; it runs before all other tests.
@@ -134,28 +135,38 @@ func fuzz(ctx context.Context, s *suite) (sum tally, err error) {
 		}
 		return sum, err
 	}
+	// Two at a time: what takes time is to build them.
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	slots := make(chan struct{}, 2)
 	for line := range strings.Lines(files) {
 		file, name, _ := strings.Cut(strings.TrimSpace(line), ":func ")
 		dir := "."
 		if i := strings.LastIndexByte(file, '/'); i >= 0 {
 			dir = file[:i]
 		}
-		out, err := s.output(ctx, "go", "test", "-run", "^$", "-fuzz", "^"+name+"$", "-fuzztime", s.fuzztime.String(),
-			// Where goroutines make coverage a matter of chance, every input looks new, and each
-			// would be minimized for a minute.
-			"-fuzzminimizetime", "10x", "./"+dir)
-		if ctx.Err() != nil {
-			return sum, ctx.Err()
-		}
-		if err != nil && !endedByDeadline(out) {
-			sum.failed++
-			fail("fuzz %s in %s: %v", name, dir, err)
-			fmt.Print(out)
-			continue
-		}
-		sum.passed++
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			out, err := s.output(ctx, "go", "test", "-run", "^$", "-fuzz", "^"+name+"$", "-fuzztime", s.fuzztime.String(), "-parallel", "1",
+				// Where goroutines make coverage a matter of chance, every input looks new, and each
+				// would be minimized for a minute.
+				"-fuzzminimizetime", "10x", "./"+dir)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case ctx.Err() != nil:
+			case err != nil && !endedByDeadline(out):
+				sum.failed++
+				fail("fuzz %s in %s: %v", name, dir, err)
+				fmt.Print(out)
+			default:
+				sum.passed++
+			}
+		})
 	}
-	return sum, nil
+	all.Wait()
+	return sum, ctx.Err()
 }
 
 // endedByDeadline tells whether a fuzz run says that it failed for the one reason that its
