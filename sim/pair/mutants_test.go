@@ -2,7 +2,9 @@ package pair
 
 import (
 	"maps"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 
 	"steadfast/san/mirror"
@@ -28,7 +30,10 @@ const unitsMutantSeeds = 1000
 // TestUnitsMutants does so with device servers on real pools.
 func TestUnitsMutants(t *testing.T) {
 	if testing.Short() {
-		t.Skip("short: this takes a minute")
+		t.Skip("short: this takes minutes")
+	}
+	if n, err := strconv.Atoi(os.Getenv("SIM_SEEDS")); err == nil && n < 100 {
+		t.Skip("this takes minutes; \"make sim\", or SIM_SEEDS=100 and more, has it")
 	}
 	units.mutants(t, unitsMutantSeeds, []string{
 		"state-late",      // a unit's state is saved after the answer
