@@ -309,12 +309,12 @@ func (p *Primary) receive(l Link, m Message) {
 		p.over(Halt{WhyHandedOver, nil})
 	case Bye:
 		// It takes no lock any more, so nothing has to wait for it.
+		if m.Why == WhyDiverged && p.logs() {
+			p.do(Event{Kind: Diverged, Why: m.Why}, Keep{p.at})
+		}
 		if p.ended && (p.state == Paired || p.state == Yielding) {
 			p.finish()
 			return
-		}
-		if m.Why == WhyDiverged && p.logs() {
-			p.do(Event{Kind: Diverged, Why: m.Why}, Keep{p.at})
 		}
 		p.told = false
 		p.lose(m.Why, nil)

@@ -592,6 +592,11 @@ func TestGuestEnds(t *testing.T) {
 	if out = b.hear(Bye{WhyFinished}); len(all[Finish](out)) != 1 || len(all[ChangeLock](out)) > 0 {
 		t.Errorf("the secondary knows: %v", out)
 	}
+	differs := lost
+	b.p = &differs
+	if out = b.hear(Bye{WhyDiverged}); len(all[Finish](out)) != 1 || len(all[Keep](out)) != 1 {
+		t.Errorf("the secondary is another machine: %v", out)
+	}
 	b.p = &lost
 	if out = b.pass(2 * DefaultLimits().Silence); len(all[Finish](out)) > 0 || len(all[ChangeLock](out)) != 1 {
 		t.Errorf("nothing is heard: %v", out)
