@@ -107,16 +107,15 @@ func (n *Node) collectHere(ctx context.Context, self string, send func(*steadfas
 		return send(&steadfastv1.CollectSupportResponse{Member: self, LeftOut: string(text)})
 	}
 	give := func(f support.File) error {
-		data := f.Data
-		if len(data) > supportFileMax {
-			data = data[len(data)-supportFileMax:]
-			if err := leave(f.Name + ": all but its newest 8 MiB"); err != nil {
+		data, had := clean.Clean(f.Data) // before it is cut: half of a secret would not be known
+		if had {
+			if err := leave("a secret that was in " + f.Name + ": somebody had put it where it does not belong"); err != nil {
 				return err
 			}
 		}
-		data, had := clean.Clean(data)
-		if had {
-			if err := leave("a secret that was in " + f.Name + ": somebody had put it where it does not belong"); err != nil {
+		if len(data) > supportFileMax {
+			data = data[len(data)-supportFileMax:]
+			if err := leave(f.Name + ": all but its newest 8 MiB"); err != nil {
 				return err
 			}
 		}
