@@ -18,7 +18,8 @@ import (
 
 // beginHosting begins to run the machines that are placed on this node, which is a host. It
 // waits for nothing: a host that was not added to a cluster of hosts yet, or whose cluster does
-// not answer, is there and waits. Fails with fault.Denied.
+// not answer, is there and waits. Fails with fault.Denied, and with fault.Internal where this
+// program does not say what it was built from.
 func (n *Node) beginHosting(c *cluster) (*host.Host, error) {
 	consoles, temp := filepath.Join(n.cfg.DataDir, "consoles"), filepath.Join(n.cfg.DataDir, "tmp")
 	kept := filepath.Join(n.cfg.DataDir, "diverged")
@@ -32,11 +33,15 @@ func (n *Node) beginHosting(c *cluster) (*host.Host, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Denied, err, "the machines' folders in data_dir")
 	}
+	build, err := buildOf(n.version)
+	if err != nil {
+		return nil, err
+	}
 	self := c.member.Self()
 	nets := &cards{host: string(self.Member), networks: n.cfg.Networks, log: n.log, publish: n.events.publish}
 	return host.Open(host.Options{
 		Name: string(self.Member), Member: c.member, Boot: self.Boot,
-		Program: "steadfast", Build: n.version, Memory: machinesMemory(n.cfg.Host), CPUs: machinesCPUs(n.cfg.Host),
+		Program: "steadfast", Build: build, Memory: machinesMemory(n.cfg.Host), CPUs: machinesCPUs(n.cfg.Host),
 		Box: hostBox(n.cfg.Host), Private: privateNetworks(n.cfg.Networks),
 		Open: c.openVolume, Attach: nets.attach, Dial: c.logging.dialPair, Consoles: consoles, Temp: temp, Kept: kept,
 		Log: n.log, Event: n.publishHosted,

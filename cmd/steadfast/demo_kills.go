@@ -110,7 +110,7 @@ func (d *siteDemo) steady(ctx context.Context, beyond func(*standing) bool) (*st
 		}
 	}
 	if err == nil && d.lock != nil {
-		s.lock, err = d.lock.read(ctx)
+		s.lock, err = d.lock.Read(ctx)
 	}
 	return s, err
 }
@@ -341,7 +341,7 @@ func counts(s, now *standing, members []string) error {
 	switch {
 	case now.machine.Generation != s.machine.Generation || now.machine.Restarts != s.machine.Restarts:
 		return fault.New(fault.Failed, "this does not count: the machine was started again, and did not go on (%s)", now.machine.Reason)
-	case (primary || secondary) && !newerLock(now.lock, s.lock):
+	case (primary || secondary) && !now.lock.After(s.lock):
 		return fault.New(fault.Failed, "this does not count: %s", lock)
 	case primary && now.machine.Protection.Failovers <= s.machine.Protection.Failovers:
 		return fault.New(fault.Failed, "this does not count: the secondary has not taken over; %s", lock)

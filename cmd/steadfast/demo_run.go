@@ -15,8 +15,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"steadfast/compute/vmhome/lockread"
 	"steadfast/fault"
 	"steadfast/internal/journal"
+	"steadfast/node"
 )
 
 // The load of a demonstration.
@@ -183,7 +185,7 @@ type siteDemo struct {
 	site
 	o       demoOptions
 	held    *os.File // demoFile
-	lock    *lockReader
+	lock    *lockread.Reader
 	clients []*journal.Client
 	began   time.Time
 	rows    []demoRow
@@ -214,7 +216,11 @@ func (a *app) openDemo(ctx context.Context, o demoOptions) (d *siteDemo, err err
 	if err != nil {
 		return nil, err
 	}
-	if d.lock, err = d.openLock(ctx, up, st.machine.Id); err != nil {
+	auth, err := node.AccessOf(d.path(nodes[0]))
+	if err != nil {
+		return nil, err
+	}
+	if d.lock, err = lockread.Open(ctx, lockread.Options{VM: st.machine.Id, Target: up.Target, Portal: up.Portal, Auth: auth, Tag: 'd'}); err != nil {
 		return nil, err
 	}
 	for i := range demoClients {

@@ -72,6 +72,11 @@ type Block struct {
 // Paired tells whether a partner may take the lock over.
 func (b Block) Paired() bool { return b.Partner != Owner{} }
 
+// After tells whether the block was written later than another one of the same machine.
+func (b Block) After(o Block) bool {
+	return b.Generation > o.Generation || b.Generation == o.Generation && b.Turn > o.Turn
+}
+
 // Encode returns the block's bytes:
 //
 //	0 magic, 8 version, 12 flags (1 held, 2 paired), 16 machine, 32 generation,

@@ -124,6 +124,63 @@ func TestPageCanFail(t *testing.T) {
 	}
 }
 
+// TestEvents: docs/OPERATING.md says of every kind of event what it means.
+func TestEvents(t *testing.T) {
+	page, err := os.ReadFile("../../docs/OPERATING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, told, ok := strings.Cut(string(page), "### What to look out for")
+	if !ok {
+		t.Fatal("the page has no list of events")
+	}
+	kinds, err := eventsOf(os.DirFS("../.."), []string{"node", "compute/host"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Of each way in which an event is told there is one, so that none goes unseen.
+	for _, k := range []string{"volume-created", "group-left", "pool-threshold", "machine-diverged", "logging-link", "placement-hindered", "machine-created"} {
+		if !kinds[k] {
+			t.Errorf("no event %s was found", k)
+		}
+	}
+	for k := range kinds {
+		if !strings.Contains(told, "`"+k+"`") {
+			t.Errorf("docs/OPERATING.md does not say what an event `%s` means", k)
+		}
+	}
+}
+
+// Ways in which events are told: by a function, as a field, as a constant.
+var eventWays = []*regexp.Regexp{
+	regexp.MustCompile(`\b(?:publish|publishMachine|event|eventOf)\((?:[\w.()]+, ){0,2}"([a-z]+(?:-[a-z]+)*)"`),
+	regexp.MustCompile(`\bKind(?:, out\.Severity)?(?::| =) "([a-z-]+)"`),
+	regexp.MustCompile(`\bEvent\w+ += "([a-z-]+)"`),
+}
+
+// eventsOf returns the kinds of events that the code below some folders tells.
+func eventsOf(tree fs.FS, below []string) (map[string]bool, error) {
+	kinds := map[string]bool{}
+	for _, root := range below {
+		err := fs.WalkDir(tree, root, func(name string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+				return err
+			}
+			text, err := fs.ReadFile(tree, name)
+			for _, way := range eventWays {
+				for _, m := range way.FindAllSubmatch(text, -1) {
+					kinds[string(m[1])] = true
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return kinds, nil
+}
+
 // packagesOf returns the folders with Go code other than tests.
 func packagesOf(tree fs.FS, skip []string) (list []string, err error) {
 	err = fs.WalkDir(tree, ".", func(name string, d fs.DirEntry, err error) error {

@@ -8,6 +8,7 @@ import (
 
 	steadfastv1 "steadfast/api/steadfast/v1"
 	"steadfast/api/steadfast/v1/steadfastv1connect"
+	"steadfast/compute/vmhome/lockread"
 	"steadfast/compute/vmlock"
 )
 
@@ -19,7 +20,7 @@ const protectPatience = 2 * time.Minute
 // lock block.
 type watch struct {
 	*capture
-	locks *lockReader
+	locks *lockread.Reader
 	// boot is the one life of the guest that there is to be, from turning it on.
 	boot boot
 }
@@ -125,7 +126,7 @@ func (t *trial) pair(ctx context.Context) (*pair, error) {
 	if !here || !there || n.p == n.s {
 		return nil, fmt.Errorf("the machine is on %q and its secondary on %q, which are not two hosts of ours", m.Host, m.Protection.SecondaryHost)
 	}
-	if n.lock, err = t.watch.locks.read(ctx); err != nil {
+	if n.lock, err = t.watch.locks.Read(ctx); err != nil {
 		return nil, err
 	}
 	if !n.lock.Held || !n.lock.Paired() {

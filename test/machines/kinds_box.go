@@ -512,7 +512,7 @@ func (t *trial) oneBooted(spoke []box, was, now *pair) error {
 	if !slices.EqualFunc(turns, spoke, func(u turn, b box) bool { return u.from == b }) {
 		err = errors.Join(err, fmt.Errorf("the hosts that spoke as the machine were not %v: %s", spoke, turnsText(turns)))
 	}
-	if !newer(now.lock, was.lock) {
+	if !now.lock.After(was.lock) {
 		err = errors.Join(err, fmt.Errorf("the lock block has not risen: %+v, and then %+v", was.lock, now.lock))
 	}
 	if missed, e := t.watch.missed(); e != nil || missed > 0 {

@@ -197,7 +197,7 @@ func (b blow) judge(ctx context.Context, t *trial, was, now *pair, l *loaded) (n
 		return n, 0, fmt.Errorf("the lock was not the secondary's to take: %+v, and then %+v", was.lock, now.lock)
 	case !b.takeover && !b.either && (now.p != was.p || now.lock.Owner != was.lock.Owner):
 		return n, 0, fmt.Errorf("the machine lives on %s, and did on %s: %+v, and then %+v", now.p, was.p, was.lock, now.lock)
-	case !b.same && !newer(now.lock, was.lock):
+	case !b.same && !now.lock.After(was.lock):
 		return n, 0, fmt.Errorf("this does not count, the lock block has not risen: %+v, and then %+v", was.lock, now.lock)
 	case b.same && (now.lock != was.lock || now.s != was.s):
 		return n, 0, fmt.Errorf("the pair is another one: %+v, and then %+v", was.lock, now.lock)
