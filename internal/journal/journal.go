@@ -16,12 +16,10 @@
 package journal
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"net"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 )
@@ -96,8 +94,7 @@ type Client struct {
 
 	// turn is had by who uses the connection, before mu.
 	turn sync.Mutex
-	conn net.Conn // nil: there is none
-	in   *bufio.Reader
+	conn *Conn // nil: there is none
 
 	mu      sync.Mutex
 	stop    bool
@@ -142,8 +139,8 @@ func (c *Client) dial(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.conn, c.in = conn, bufio.NewReader(conn)
-	if _, err := c.ask(ctx, "PING"); err != nil {
+	c.conn = NewConn(conn)
+	if _, err := c.conn.Ask(ctx, "PING"); err != nil {
 		c.hangUp()
 		return err
 	}
@@ -203,7 +200,7 @@ func (c *Client) append() (good bool) {
 	c.doubt++
 	c.asked = time.Now()
 	c.mu.Unlock()
-	answer, err := c.ask(c.ctx, "RPUSH", c.o.Key, entryOf(request))
+	answer, err := c.conn.Ask(c.ctx, "RPUSH", c.o.Key, Entry(request))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.waits = append(c.waits, wait{c.asked, time.Since(c.asked)})
@@ -239,18 +236,6 @@ func (c *Client) find(format string, args ...any) {
 	if len(c.stats.Findings) < findingsMax {
 		c.stats.Findings = append(c.stats.Findings, c.o.Key+": "+fmt.Sprintf(format, args...))
 	}
-}
-
-// entryOf has the request's number, and enough more that a piece of another entry shows.
-func entryOf(request int) string { return strings.Repeat(strconv.Itoa(request)+".", 3) }
-
-// requestOf reads what entryOf returns; -1 for what is none.
-func requestOf(entry string) int {
-	text, _, _ := strings.Cut(entry, ".")
-	if n, err := strconv.Atoi(text); err == nil && n >= 0 && entryOf(n) == entry {
-		return n
-	}
-	return -1
 }
 
 // Stats returns what was seen so far.
@@ -308,7 +293,7 @@ func (c *Client) Remove(ctx context.Context) error {
 			return err
 		}
 	}
-	_, err := c.ask(ctx, "DEL", c.o.Key)
+	_, err := c.conn.Ask(ctx, "DEL", c.o.Key)
 	return err
 }
 

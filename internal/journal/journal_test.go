@@ -168,20 +168,20 @@ func TestJudge(t *testing.T) {
 	}{
 		{"clean", pushed, Stats{}},
 		{"lost", func(r *redis, e string) string {
-			if e == entryOf(7) {
+			if e == Entry(7) {
 				return fmt.Sprintf(":%d\r\n", len(r.list)+1)
 			}
 			return pushed(r, e)
 		}, Stats{Lost: 1, Wrong: 1}}, // from then on the answers count one too few
 		{"duplicated", func(r *redis, e string) string {
-			if e == entryOf(7) {
+			if e == Entry(7) {
 				defer func() { r.list = append(r.list, e) }()
 			}
 			answer := pushed(r, e)
 			return answer
 		}, Stats{Duplicated: 1, Wrong: 1}}, // from then on the answers count one too many
 		{"wrong order", func(r *redis, e string) string {
-			if e == entryOf(7) {
+			if e == Entry(7) {
 				r.list = slices.Insert(r.list, len(r.list)-1, e)
 				return fmt.Sprintf(":%d\r\n", len(r.list))
 			}
@@ -189,25 +189,25 @@ func TestJudge(t *testing.T) {
 		}, Stats{Wrong: 1}},
 		{"not ours", func(r *redis, e string) string {
 			answer := pushed(r, e)
-			if e == entryOf(7) {
+			if e == Entry(7) {
 				r.list[len(r.list)-1] = "7.7."
 			}
 			return answer
 		}, Stats{Wrong: 1, Lost: 1}},
 		{"in doubt, there", func(r *redis, e string) string {
-			if answer := pushed(r, e); e != entryOf(7) {
+			if answer := pushed(r, e); e != Entry(7) {
 				return answer
 			}
 			return ""
 		}, Stats{Reconnects: 1}},
 		{"in doubt, not there", func(r *redis, e string) string {
-			if e == entryOf(7) {
+			if e == Entry(7) {
 				return ""
 			}
 			return pushed(r, e)
 		}, Stats{Reconnects: 1}},
 		{"refused", func(r *redis, e string) string {
-			if e == entryOf(7) {
+			if e == Entry(7) {
 				return "-MISCONF errors writing to the AOF file\r\n"
 			}
 			return pushed(r, e)
@@ -251,7 +251,7 @@ func TestWaited(t *testing.T) {
 	r := newRedis(t)
 	hold := make(chan struct{})
 	r.push = func(r *redis, e string) string {
-		if e == entryOf(5) {
+		if e == Entry(5) {
 			r.mu.Unlock()
 			<-hold
 			r.mu.Lock()

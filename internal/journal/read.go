@@ -2,7 +2,6 @@ package journal
 
 import (
 	"context"
-	"fmt"
 	"strconv"
 )
 
@@ -66,7 +65,7 @@ func (c *Client) ReadAll(ctx context.Context) error {
 // readOn reads to the list's end. Under turn.
 func (c *Client) readOn(ctx context.Context) error {
 	for {
-		list, err := c.entries(ctx, c.reading.entries)
+		list, err := c.conn.Range(ctx, c.o.Key, c.reading.entries, readAtOnce)
 		if err != nil {
 			return err
 		}
@@ -88,7 +87,7 @@ func (c *Client) keep(ctx context.Context) error {
 	if c.o.KeepFor == 0 {
 		return nil
 	}
-	_, err := c.ask(ctx, "EXPIRE", c.o.Key, strconv.Itoa(int(c.o.KeepFor.Seconds())))
+	_, err := c.conn.Ask(ctx, "EXPIRE", c.o.Key, strconv.Itoa(int(c.o.KeepFor.Seconds())))
 	return err
 }
 
@@ -143,45 +142,4 @@ func (c *Client) settle() {
 		}
 	}
 	c.length = r.entries
-}
-
-// entries reads some of the list, from one on. Under turn.
-func (c *Client) entries(ctx context.Context, from int) ([]string, error) {
-	defer c.bound(ctx)()
-	if err := c.send("LRANGE", c.o.Key, strconv.Itoa(from), strconv.Itoa(from+readAtOnce-1)); err != nil {
-		return nil, err
-	}
-	n, err := c.sizeOf('*', readAtOnce)
-	if err != nil {
-		return nil, err
-	}
-	list := make([]string, n)
-	for i := range list {
-		size, err := c.sizeOf('$', entryMax)
-		if err != nil {
-			return nil, err
-		}
-		b := make([]byte, size+2)
-		if err := c.fill(b); err != nil {
-			return nil, err
-		}
-		list[i] = string(b[:size])
-	}
-	return list, nil
-}
-
-// entryMax is how long an entry can be, in bytes.
-const entryMax = 1 << 10
-
-// sizeOf reads a line that says how many, or how long what follows is.
-func (c *Client) sizeOf(kind byte, most int) (int, error) {
-	line, err := c.line()
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.Atoi(line[1:])
-	if line[0] != kind || err != nil || n < 0 || n > most {
-		return 0, fmt.Errorf("an answer that is none: %q", line)
-	}
-	return n, nil
 }

@@ -1,13 +1,29 @@
 package journal
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"strconv"
 	"strings"
 	"time"
 )
+
+// Conn is a connection to a Redis, for one request at a time. What fails with another error than
+// one that Redis has answered leaves it of no use. Redis serialization protocol, version 2.
+type Conn struct {
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+// NewConn speaks on a connection, which is the Conn's from now on.
+func NewConn(conn net.Conn) *Conn { return &Conn{conn, bufio.NewReader(conn)} }
+
+// Close ends it, and what is under way.
+func (c *Conn) Close() error { return c.conn.Close() }
 
 // refusal is an error that Redis has answered: the connection is well.
 type refusal struct{ text string }
@@ -21,17 +37,16 @@ func isRefusal(err error) bool {
 	return errors.As(err, &r)
 }
 
-// bound ends what is under way on the connection when ctx ends, or after answerTime; the
-// function that is returned ends that. Under turn.
-func (c *Client) bound(ctx context.Context) func() {
-	conn := c.conn
-	_ = conn.SetDeadline(time.Now().Add(answerTime)) // one that is closed says so at once
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+// bound ends what is under way when ctx ends, or after answerTime; the function that is returned
+// ends that.
+func (c *Conn) bound(ctx context.Context) func() {
+	_ = c.conn.SetDeadline(time.Now().Add(answerTime)) // one that is closed says so at once
+	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Unix(1, 0)) })
 	return func() { stop() }
 }
 
-// ask sends a command and reads an answer of one line. Under turn.
-func (c *Client) ask(ctx context.Context, args ...string) (string, error) {
+// Ask sends a command and reads an answer of one line, without its first character.
+func (c *Conn) Ask(ctx context.Context, args ...string) (string, error) {
 	defer c.bound(ctx)()
 	if err := c.send(args...); err != nil {
 		return "", err
@@ -46,7 +61,32 @@ func (c *Client) ask(ctx context.Context, args ...string) (string, error) {
 	return line[1:], nil
 }
 
-func (c *Client) send(args ...string) error {
+// Range reads up to count entries of a list, from one on.
+func (c *Conn) Range(ctx context.Context, key string, from, count int) ([]string, error) {
+	defer c.bound(ctx)()
+	if err := c.send("LRANGE", key, strconv.Itoa(from), strconv.Itoa(from+count-1)); err != nil {
+		return nil, err
+	}
+	n, err := c.sizeOf('*', count)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]string, n)
+	for i := range list {
+		size, err := c.sizeOf('$', entryMax)
+		if err != nil {
+			return nil, err
+		}
+		b := make([]byte, size+2)
+		if _, err := io.ReadFull(c.in, b); err != nil {
+			return nil, err
+		}
+		list[i] = string(b[:size])
+	}
+	return list, nil
+}
+
+func (c *Conn) send(args ...string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%d\r\n", len(args))
 	for _, a := range args {
@@ -57,7 +97,7 @@ func (c *Client) send(args ...string) error {
 }
 
 // line reads a line of an answer, which is not empty; one of an error is returned as such.
-func (c *Client) line() (string, error) {
+func (c *Conn) line() (string, error) {
 	line, err := c.in.ReadString('\n')
 	if err != nil {
 		return "", err
@@ -72,7 +112,31 @@ func (c *Client) line() (string, error) {
 	return line, nil
 }
 
-func (c *Client) fill(b []byte) error {
-	_, err := io.ReadFull(c.in, b)
-	return err
+// entryMax is how long an entry can be, in bytes.
+const entryMax = 1 << 10
+
+// sizeOf reads a line that says how many, or how long what follows is.
+func (c *Conn) sizeOf(kind byte, most int) (int, error) {
+	line, err := c.line()
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(line[1:])
+	if line[0] != kind || err != nil || n < 0 || n > most {
+		return 0, fmt.Errorf("an answer that is none: %q", line)
+	}
+	return n, nil
+}
+
+// Entry is a request's entry in a list: its number, and enough more that a piece of another entry
+// shows.
+func Entry(request int) string { return strings.Repeat(strconv.Itoa(request)+".", 3) }
+
+// requestOf reads what Entry returns; -1 for what is none.
+func requestOf(entry string) int {
+	text, _, _ := strings.Cut(entry, ".")
+	if n, err := strconv.Atoi(text); err == nil && n >= 0 && Entry(n) == entry {
+		return n
+	}
+	return -1
 }

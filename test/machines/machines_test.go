@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"steadfast/internal/journal"
 )
 
 // fakeRedis knows RPUSH and LRANGE of one list. mute has it take an entry and not answer.
@@ -26,7 +28,7 @@ type fakeRedis struct {
 func (f *fakeRedis) client(t *testing.T, c *redisClient) *redisClient {
 	t.Helper()
 	near, far := net.Pipe()
-	c.conn, c.in = near, bufio.NewReader(near)
+	c.conn = journal.NewConn(near)
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -157,7 +159,7 @@ func TestReadBack(t *testing.T) {
 	for what, spoil := range map[string][]string{
 		"LOST: request 7 ": slices.Delete(slices.Clone(f.list), 7, 8),
 		"LOST: request 1 ": f.list[:1],
-		"LOST: request 8 was acknowledged and is not there; entry 8 is": slices.Insert(slices.Clone(f.list), 8, entryOf(7)),
+		"LOST: request 8 was acknowledged and is not there; entry 8 is": slices.Insert(slices.Clone(f.list), 8, journal.Entry(7)),
 		"entry 7 is \"7.7.7\"":                    slices.Replace(slices.Clone(f.list), 7, 8, "7.7.7"),
 		"WRONG: entry " + fmt.Sprint(len(f.list)): append(slices.Clone(f.list), "more"),
 	} {

@@ -1,18 +1,16 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
+	"steadfast/internal/journal"
 	"steadfast/test/testbed"
 )
 
@@ -23,8 +21,7 @@ type redisClient struct {
 	space   *testbed.Space
 	journal string
 
-	conn net.Conn
-	in   *bufio.Reader
+	conn *journal.Conn
 	done chan struct{} // the load has ended
 
 	mu      sync.Mutex
@@ -62,10 +59,8 @@ const (
 	redisAt = guestAddress + ":6379"
 	// readAtOnce is how many entries are read at a time.
 	readAtOnce = 1000
-	// dialPatience and answerPatience bound one attempt to connect, and one answer: TCP alone
-	// would wait for a quarter of an hour.
-	dialPatience   = 2 * time.Second
-	answerPatience = 2 * time.Minute
+	// dialPatience bounds one attempt to connect: TCP alone would wait for minutes.
+	dialPatience = 2 * time.Second
 )
 
 func newRedisClient(space *testbed.Space) *redisClient {
@@ -102,85 +97,13 @@ func (c *redisClient) dial(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.conn, c.in = conn, bufio.NewReader(conn)
+	c.conn = journal.NewConn(conn)
 	// It may be loading what it has on disk, and says so.
-	if _, err := c.ask("PING"); err != nil {
-		return errors.Join(err, conn.Close())
+	if _, err := c.conn.Ask(ctx, "PING"); err != nil {
+		return errors.Join(err, c.conn.Close())
 	}
 	return nil
 }
-
-// ask sends a command and reads an answer of one line.
-func (c *redisClient) ask(args ...string) (string, error) {
-	if err := c.send(args...); err != nil {
-		return "", err
-	}
-	line, err := c.in.ReadString('\n')
-	if err != nil {
-		return "", err
-	}
-	kind, rest := line[0], strings.TrimSuffix(line[1:], "\r\n")
-	switch kind {
-	case '+', ':':
-		return rest, nil
-	case '-':
-		return "", errors.New("an error of Redis: " + rest)
-	}
-	return "", fmt.Errorf("an answer that is none: %q", line)
-}
-
-func (c *redisClient) send(args ...string) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "*%d\r\n", len(args))
-	for _, a := range args {
-		fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(a), a)
-	}
-	if err := c.conn.SetDeadline(time.Now().Add(answerPatience)); err != nil {
-		return err
-	}
-	_, err := io.WriteString(c.conn, b.String())
-	return err
-}
-
-// entries reads up to so many of the journal, from one on.
-func (c *redisClient) entries(from, count int) ([]string, error) {
-	if err := c.send("LRANGE", c.journal, strconv.Itoa(from), strconv.Itoa(from+count-1)); err != nil {
-		return nil, err
-	}
-	n, err := c.sizeOf('*')
-	if err != nil {
-		return nil, err
-	}
-	list := make([]string, n)
-	for i := range list {
-		size, err := c.sizeOf('$')
-		if err != nil {
-			return nil, err
-		}
-		b := make([]byte, size+2)
-		if _, err := io.ReadFull(c.in, b); err != nil {
-			return nil, err
-		}
-		list[i] = string(b[:size])
-	}
-	return list, nil
-}
-
-// sizeOf reads a line that says how many, or how long what follows is.
-func (c *redisClient) sizeOf(kind byte) (int, error) {
-	line, err := c.in.ReadString('\n')
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.Atoi(strings.TrimSuffix(line[1:], "\r\n"))
-	if line[0] != kind || err != nil || n < 0 {
-		return 0, fmt.Errorf("an answer that is none: %q", line)
-	}
-	return n, nil
-}
-
-// entryOf has the request's number, and enough more that a piece of another entry shows.
-func entryOf(request int) string { return strings.Repeat(strconv.Itoa(request)+".", 3) }
 
 // begin starts the load on the connection.
 func (c *redisClient) begin() {
@@ -205,7 +128,7 @@ func (c *redisClient) load() {
 		c.doubt++
 		c.asked = time.Now()
 		c.mu.Unlock()
-		answer, err := c.ask("RPUSH", c.journal, entryOf(request))
+		answer, err := c.conn.Ask(context.Background(), "RPUSH", c.journal, journal.Entry(request))
 		c.mu.Lock()
 		w := wait{c.asked, time.Since(c.asked)}
 		c.waits = append(c.waits, w)
@@ -326,7 +249,7 @@ func (c *redisClient) readNew() (int, error) {
 	defer c.mu.Unlock()
 	from := c.read.entries
 	for {
-		list, err := c.entries(c.read.entries, readAtOnce)
+		list, err := c.conn.Range(context.Background(), c.journal, c.read.entries, readAtOnce)
 		if err != nil {
 			return 0, err
 		}
@@ -351,7 +274,7 @@ func (c *redisClient) readNew() (int, error) {
 func (c *redisClient) next(got string) error {
 	for ; c.read.requests < len(c.fates); c.read.requests++ {
 		request := c.read.requests
-		if got == entryOf(request) && c.fates[request] != fateNone {
+		if got == journal.Entry(request) && c.fates[request] != fateNone {
 			if c.fates[request] == fateOpen {
 				c.fates[request] = fateDone
 				c.doubt--
