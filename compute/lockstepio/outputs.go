@@ -73,24 +73,5 @@ func stripe(m *machine.Machine, n uint32) machine.Hash {
 
 var zeros [pageBytes]byte
 
-// Announcement is a frame by which switches learn where a network card is now: a RARP
-// request of its own address (RFC 903), as is usual for machines that move.
-func Announcement(mac [6]byte) []byte {
-	f := make([]byte, 60)
-	for i := range 6 {
-		f[i] = 0xff
-	}
-	be := binary.BigEndian
-	copy(f[6:], mac[:])
-	be.PutUint16(f[12:], 0x8035)
-	be.PutUint16(f[14:], 1)      // Ethernet
-	be.PutUint16(f[16:], 0x0800) // IPv4
-	f[18], f[19] = 6, 4
-	be.PutUint16(f[20:], 3) // who am I
-	copy(f[22:], mac[:])
-	copy(f[32:], mac[:])
-	return f
-}
-
 // pageBytes is the size of a page, in bytes.
 const pageBytes = memory.PageSize

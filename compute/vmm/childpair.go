@@ -9,6 +9,7 @@ import (
 	"steadfast/compute/lockstep"
 	"steadfast/compute/lockstepio"
 	"steadfast/compute/machine"
+	"steadfast/compute/netswitch/bridge"
 	"steadfast/compute/vmlock"
 	"steadfast/fault"
 )
@@ -254,7 +255,7 @@ func (c *child) takesOver(ctx context.Context, req *request, k kit) error {
 		return err
 	}
 	for i, n := range t.Machine.Config().Nets {
-		o.Wires[i].Send(lockstepio.Announcement(n.MAC))
+		o.Wires[i].Send(bridge.Announcement(n.MAC))
 	}
 	c.primary = p
 	c.begins(l, t.Machine, o, k)

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"steadfast/compute/lockstep"
-	"steadfast/compute/lockstepio"
 	"steadfast/compute/machine"
 	"steadfast/compute/machine/machinetest"
+	"steadfast/compute/netswitch/bridge"
 	"steadfast/compute/vmlock"
 	"steadfast/fault"
 )
@@ -132,7 +132,7 @@ func TestPairKilled(t *testing.T) {
 	w.told(t, 1, lockstep.TookOver)
 	frame := make([]byte, frameMax)
 	n, err := w.s.Wires[0].Read(frame)
-	if err != nil || !bytes.Equal(frame[:n], lockstepio.Announcement([6]byte{2})) {
+	if err != nil || !bytes.Equal(frame[:n], bridge.Announcement(bridge.MAC{2})) {
 		t.Errorf("it announced %q, %v", frame[:n], err)
 	}
 	typed(t, w.s, "y")
