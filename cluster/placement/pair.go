@@ -17,6 +17,11 @@ const holdOff = 10 * time.Second
 
 const triesMax = 2
 
+// breath is how long a machine that has lost the other side is left alone: what its clients wait
+// for comes before the next secondary, which takes a share of its processor, its drive and its
+// network.
+const breath = 300 * time.Millisecond
+
 // toldMax is of how many hosts is told why they cannot take a secondary.
 const toldMax = 3
 
@@ -85,6 +90,8 @@ func (d *decider) pair(m *inventory.Machine, p *inventory.Placement) {
 		return
 	case leaves && d.parted(p) && time.Duration(d.now-p.Parted.Since) < holdOff:
 		return // it failed just now: the machine leaves as one without a secondary does
+	case !leaves && s == nil && d.breathes(p):
+		return
 	}
 	host, why := d.second(m, p)
 	switch {
@@ -120,6 +127,16 @@ func (d *decider) isLeft(host string) bool {
 // parted tells whether a placement's last pair ended, and not by a person.
 func (d *decider) parted(p *inventory.Placement) bool {
 	return p.Parted != nil && p.Parted.Why != inventory.PartUser
+}
+
+// breathes tells whether a placement's last pair has ended just now. A time to come is another
+// node's clock, which says nothing.
+func (d *decider) breathes(p *inventory.Placement) bool {
+	if p.Parted == nil {
+		return false
+	}
+	age := time.Duration(d.now - p.Parted.Since)
+	return age >= 0 && age < breath
 }
 
 // second finds a host for a machine's secondary: the one with the most memory left, else the

@@ -36,7 +36,7 @@ type Primary struct {
 	given    uint64           // the count of the last input
 	digestAt uint64           // count
 	striped  uint32           // the last stripe that was digested
-	rests    lockstep.Instant // it is to stand still until then
+	rests    lockstep.Instant // it is to stand still until then; 0: it is not
 	unrung   int              // bytes of inputs that the core was not woken for
 
 	drain, finished chan struct{} // the core has said so
@@ -234,9 +234,13 @@ func (p *Primary) Turn(m *machine.Machine) (stand uint64, err error) {
 	if p.logs.Load() && m.Count() >= p.digestAt && m.Count() > p.given {
 		p.digest(m, true)
 	}
+	if p.rests == 0 {
+		return 0, nil
+	}
 	if at := now(); at < p.rests {
 		return uint64(p.rests.Sub(at)), nil
 	}
+	p.rests = 0
 	return 0, nil
 }
 
@@ -401,8 +405,11 @@ func (p *Primary) copyTurn(m *machine.Machine, o orders) {
 			p.sendConfig(m, o.to)
 		}
 	}
+	if c.told {
+		return
+	}
 	at := now()
-	if c.told || at < c.rests {
+	if at < c.rests {
 		return
 	}
 	// Half of the goroutine's time is the guest's, and one that waits is woken for the next pages.

@@ -27,8 +27,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"steadfast/block"
 	"steadfast/compute/device"
 	"steadfast/compute/devices"
@@ -103,7 +101,8 @@ type Live struct {
 	busy      uint64 // nanoseconds of executing since the gate was told
 	delivered uint64 // the count of the last input
 	gate      Gate
-	flushed   uint64 // bootTime when the log was last handed to its file
+	flushed   uint64 // the host's time when the log was last handed to its file
+	clock     *hostClock
 	serial    *serial
 	counters  Counters
 
@@ -137,15 +136,6 @@ func New(m *machine.Machine, o Options) (*Live, error) {
 		l.frames[i].room.L = &l.mu
 	}
 	return l, nil
-}
-
-// bootTime is CLOCK_BOOTTIME in nanoseconds.
-func bootTime() uint64 {
-	var t unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) != nil {
-		return uint64(time.Now().UnixNano()) // no Linux that this runs on
-	}
-	return uint64(t.Nano())
 }
 
 // put queues an input for the loop.
@@ -231,6 +221,7 @@ func (l *Live) Run(ctx context.Context) (end machine.End, err error) {
 	if r := l.opt.Resumed; r != nil {
 		began, guest = r.Host, r.Guest
 	}
+	l.clock = newHostClock(bootTime, began)
 	l.pacer = machine.NewPacer(began, guest, l.rate())
 	l.executed = l.m.Count() - l.m.Idled()
 	l.hashAt = l.m.Count() + l.opt.HashEvery
@@ -308,7 +299,7 @@ func (l *Live) loop(ctx context.Context) error {
 			return err
 		}
 		idle = idle && !came // it may have what it waits for
-		now := bootTime()
+		now := l.clock.now()
 		if err := l.sync(now); err != nil {
 			return err
 		}
@@ -326,14 +317,14 @@ func (l *Live) loop(ctx context.Context) error {
 			// Time has passed: as much as has, or up to what woke it. What is far beyond that
 			// nobody was there for: the pacer takes it for a stall.
 			clock := l.m.Clock()
-			to := min(l.pacer.Target(bootTime()), wake+machine.StallMin)
+			to := min(l.pacer.Target(l.clock.now()), wake+machine.StallMin)
 			stop = l.m.Run(max(clock.CountOf(to), l.m.Count()))
 		case guest > target+aheadNS:
 			l.wait(guest - target)
 			continue
 		default:
 			stop = l.m.RunBusy(l.m.Count() + l.turn())
-			took := bootTime() - now
+			took := l.clock.now() - now
 			l.busy += took
 			l.pacer.Executed(took)
 		}

@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -123,8 +125,7 @@ func sumSeeds(lines []string) (seeds, failed int) {
 	return seeds, failed
 }
 
-// fuzz runs every fuzz target of the tree for a while. go test takes one
-// target at a time.
+// fuzz runs every fuzz target of the tree for a while.
 func fuzz(ctx context.Context, s *suite) (sum tally, err error) {
 	files, err := s.output(ctx, "git", "grep", "--untracked", "-oE", "^func Fuzz[A-Za-z0-9_]*", "--", "*_test.go")
 	if err != nil {
@@ -135,38 +136,63 @@ func fuzz(ctx context.Context, s *suite) (sum tally, err error) {
 		}
 		return sum, err
 	}
-	// Two at a time: what takes time is to build them.
+	cache, err := s.output(ctx, "go", "env", "GOCACHE")
+	if err != nil {
+		return sum, err
+	}
+	var dirs []string
+	targets := map[string][]string{} // by folder
+	for line := range strings.Lines(files) {
+		file, name, _ := strings.Cut(strings.TrimSpace(line), ":func ")
+		dir := path.Dir(file)
+		if targets[dir] == nil {
+			dirs = append(dirs, dir)
+		}
+		targets[dir] = append(targets[dir], name)
+	}
+	// Two packages at a time: what takes time is to build them, by one thread at the end.
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	slots := make(chan struct{}, 2)
-	for line := range strings.Lines(files) {
-		file, name, _ := strings.Cut(strings.TrimSpace(line), ":func ")
-		dir := "."
-		if i := strings.LastIndexByte(file, '/'); i >= 0 {
-			dir = file[:i]
-		}
+	for n, dir := range dirs {
 		slots <- struct{}{}
 		all.Go(func() {
 			defer func() { <-slots }()
-			out, err := s.output(ctx, "go", "test", "-run", "^$", "-fuzz", "^"+name+"$", "-fuzztime", s.fuzztime.String(), "-parallel", "1",
-				// Where goroutines make coverage a matter of chance, every input looks new, and each
-				// would be minimized for a minute.
-				"-fuzzminimizetime", "10x", "./"+dir)
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case ctx.Err() != nil:
-			case err != nil && !endedByDeadline(out):
-				sum.failed++
-				fail("fuzz %s in %s: %v", name, dir, err)
-				fmt.Print(out)
-			default:
-				sum.passed++
+			bin := filepath.Join(s.tmp, fmt.Sprintf("fuzz-%d", n))
+			_, built := s.output(ctx, "go", "test", "-c", "-fuzz", ".", "-o", bin, "./"+dir)
+			defer os.Remove(bin) // some are large, if there is one
+			for _, name := range targets[dir] {
+				out, err := "", built
+				if err == nil {
+					out, err = s.fuzzOne(ctx, bin, dir, name, filepath.Join(strings.TrimSpace(cache), "fuzz", "steadfast", dir))
+				}
+				mu.Lock()
+				switch {
+				case ctx.Err() != nil:
+				case err != nil && !endedByDeadline(out):
+					sum.failed++
+					fail("fuzz %s in %s: %v", name, dir, err)
+					fmt.Print(out)
+				default:
+					sum.passed++
+				}
+				mu.Unlock()
 			}
 		})
 	}
 	all.Wait()
 	return sum, ctx.Err()
+}
+
+// fuzzOne runs a target of a test binary, as "go test -fuzz" does, which builds it for each anew.
+func (s *suite) fuzzOne(ctx context.Context, bin, dir, name, cache string) (string, error) {
+	cmd := s.command(ctx, bin, "-test.run", "^$", "-test.fuzz", "^"+name+"$", "-test.fuzztime", s.fuzztime.String(), "-test.parallel", "1",
+		// Where goroutines make coverage a matter of chance, every input looks new, and each
+		// would be minimized for a minute.
+		"-test.fuzzminimizetime", "10x", "-test.fuzzcachedir", cache)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }
 
 // endedByDeadline tells whether a fuzz run says that it failed for the one reason that its
