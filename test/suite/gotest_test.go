@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"strings"
 	"testing"
 )
@@ -38,14 +39,14 @@ func TestCountEvents(t *testing.T) {
 
 // TestEcho reads the counts of a harness's last line.
 func TestEcho(t *testing.T) {
-	got, counted, err := echo(strings.NewReader("suite1 3 passed\nconformance: 3 passed, 1 failed, 2 skipped\n"))
+	got, counted, err := echo(io.Discard, strings.NewReader("suite1 3 passed\nconformance: 3 passed, 1 failed, 2 skipped\n"))
 	if err != nil || !counted {
 		t.Fatalf("counted=%v err=%v", counted, err)
 	}
 	if want := (tally{passed: 3, failed: 1, skipped: 2}); got != want {
 		t.Errorf("read %+v, want %+v", got, want)
 	}
-	if _, counted, _ := echo(strings.NewReader("crashed\n")); counted {
+	if _, counted, _ := echo(io.Discard, strings.NewReader("crashed\n")); counted {
 		t.Error("counts out of nothing")
 	}
 }

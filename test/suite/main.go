@@ -7,15 +7,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -24,24 +27,27 @@ import (
 type stage struct {
 	name string
 	run  func(context.Context, *suite) (tally, error)
+	// beside names an earlier stage with which this one begins, for it uses a processor only: what
+	// it prints is shown in its turn.
+	beside string
 }
 
 // stages are in the order of a run: cheapest first.
 func stages() []stage {
 	return []stage{
-		{"vet", vet},
-		{"gofmt", gofmt},
-		{"archtest", archtest},
-		{"unit", unit},
-		{"race", race},
-		{"fuzz", fuzz},
-		{"sim", simulate},
-		{"conformance", conformance},
-		{"e2e", endToEnd},
-		{"initiator", ownInitiator},
-		{"pair", pair},
-		{"guests", guests},
-		{"machines", machines},
+		{name: "vet", run: vet},
+		{name: "gofmt", run: gofmt},
+		{name: "archtest", run: archtest},
+		{name: "unit", run: unit},
+		{name: "race", run: race},
+		{name: "fuzz", run: fuzz},
+		{name: "sim", run: simulate},
+		{name: "conformance", run: conformance},
+		{name: "e2e", run: endToEnd},
+		{name: "initiator", run: ownInitiator},
+		{name: "pair", run: pair},
+		{name: "guests", run: guests, beside: "conformance"},
+		{name: "machines", run: machines},
 	}
 }
 
@@ -51,13 +57,19 @@ type suite struct {
 	fuzztime time.Duration
 	seeds    int
 	closing  string // last line of a stage that has one of its own
+	out      io.Writer
 }
 
 // failures are all that fail printed: what a stage that runs a tool counts, that tool has shown.
-var failures []string
+var (
+	failing  sync.Mutex
+	failures []string
+)
 
 // fail prints what has failed.
 func fail(format string, args ...any) {
+	failing.Lock()
+	defer failing.Unlock()
 	f := fmt.Sprintf(format, args...)
 	fmt.Println("FAIL " + f)
 	failures = append(failures, f)
@@ -65,7 +77,7 @@ func fail(format string, args ...any) {
 
 func main() {
 	only := flag.String("only", "", "comma-separated stages; all when empty")
-	s := &suite{}
+	s := &suite{out: os.Stdout}
 	flag.DurationVar(&s.fuzztime, "fuzztime", time.Second, "time for each fuzz target")
 	flag.IntVar(&s.seeds, "seeds", 24, "seeds of the simulation")
 	flag.Parse()
@@ -101,23 +113,66 @@ func (s *suite) all(ctx context.Context, only string) (sum tally, err error) {
 		sum.failed += s.sweep()
 		err = errors.Join(err, os.RemoveAll(s.tmp))
 	}()
+	var chosen []stage
 	for _, st := range stages() {
-		if only != "" && !listed(only, st.name) {
-			continue
+		if only == "" || listed(only, st.name) {
+			chosen = append(chosen, st)
 		}
-		started, used := time.Now(), processor()
-		t, err := st.run(ctx, s)
+	}
+	begun := map[string]chan outcome{} // what runs beside another stage
+	for i, st := range chosen {
+		used := processor()
+		for _, other := range chosen[i+1:] {
+			if other.beside != st.name {
+				continue
+			}
+			done := make(chan outcome, 1)
+			begun[other.name] = done
+			go func() {
+				var text bytes.Buffer
+				own := *s
+				own.out = &text
+				o := other.outcome(ctx, &own)
+				o.text = text.String()
+				done <- o
+			}()
+		}
+		var o outcome
+		if done := begun[st.name]; done != nil {
+			o = <-done
+		} else {
+			o = st.outcome(ctx, s)
+		}
 		if ctx.Err() != nil {
 			return sum, fmt.Errorf("%s: interrupted", st.name)
 		}
-		if err != nil {
-			t.failed++
-			fail("%s: %v", st.name, err)
+		fmt.Print(o.text)
+		if o.err != nil {
+			o.failed++
+			fail("%s: %v", st.name, o.err)
 		}
-		fmt.Printf("%-12s %5d passed %4d failed %4d skipped  %5.1fs, %.1fs of processor\n", st.name, t.passed, t.failed, t.skipped, time.Since(started).Seconds(), (processor() - used).Seconds())
-		sum.add(t)
+		beside := ""
+		if begun[st.name] != nil {
+			beside = ", beside " + st.beside
+		}
+		fmt.Printf("%-12s %5d passed %4d failed %4d skipped  %5.1fs%s, %.1fs of processor\n", st.name, o.passed, o.failed, o.skipped, o.took.Seconds(), beside, (processor() - used).Seconds())
+		sum.add(o.tally)
 	}
 	return sum, nil
+}
+
+// outcome is what a stage came to.
+type outcome struct {
+	tally
+	err  error
+	took time.Duration
+	text string // what it would have printed
+}
+
+func (st stage) outcome(ctx context.Context, s *suite) outcome {
+	began := time.Now()
+	t, err := st.run(ctx, s)
+	return outcome{tally: t, err: err, took: time.Since(began)}
 }
 
 // processor is the processor time that children have used which have ended, and theirs.

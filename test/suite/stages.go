@@ -249,19 +249,25 @@ func guests(ctx context.Context, s *suite) (tally, error) {
 	return s.harness(ctx, "apt-get", "apt", "./test/guestlife", "-short")
 }
 
+// building is had by who writes into bin.
+var building sync.Mutex
+
 // harness runs a program of test/ that ends with a line of counts, and takes
 // the counts over. Without the initiator it drives it is one skip, said.
 func (s *suite) harness(ctx context.Context, tool, pkg string, argv ...string) (tally, error) {
 	if _, err := exec.LookPath(tool); err != nil {
-		fmt.Printf("SKIP %s: %s is not installed (Debian: %s)\n", argv[0], tool, pkg)
+		fmt.Fprintf(s.out, "SKIP %s: %s is not installed (Debian: %s)\n", argv[0], tool, pkg)
 		return tally{skipped: 1}, nil
 	}
 	// The harness is built first: go run reports a killed child as its own 1.
 	bin := s.tmp + "/" + argv[0][strings.LastIndexByte(argv[0], '/')+1:]
-	if _, err := s.output(ctx, "go", "build", "-o", bin, argv[0]); err != nil {
-		return tally{}, err
+	building.Lock()
+	_, err := s.output(ctx, "go", "build", "-o", bin, argv[0])
+	if err == nil {
+		_, err = s.output(ctx, "go", "build", "-trimpath", "-o", "bin/", "./cmd/steadfast")
 	}
-	if _, err := s.output(ctx, "go", "build", "-trimpath", "-o", "bin/", "./cmd/steadfast"); err != nil {
+	building.Unlock()
+	if err != nil {
 		return tally{}, err
 	}
 	cmd := s.command(ctx, append([]string{bin}, argv[1:]...)...)
@@ -273,7 +279,7 @@ func (s *suite) harness(ctx context.Context, tool, pkg string, argv ...string) (
 	if err := cmd.Start(); err != nil {
 		return tally{}, err
 	}
-	t, counted, err := echo(pipe)
+	t, counted, err := echo(s.out, pipe)
 	waitErr := cmd.Wait()
 	switch {
 	case err != nil:
@@ -287,13 +293,13 @@ func (s *suite) harness(ctx context.Context, tool, pkg string, argv ...string) (
 }
 
 // echo copies a harness's output and reads the counts of its closing line.
-func echo(r io.Reader) (t tally, counted bool, err error) {
+func echo(w io.Writer, r io.Reader) (t tally, counted bool, err error) {
 	closing := regexp.MustCompile(`^\w+: (\d+) passed, (\d+) failed, (\d+) skipped$`)
 	scan := bufio.NewScanner(r)
 	scan.Buffer(nil, 1<<20)
 	for scan.Scan() {
 		line := scan.Text()
-		fmt.Println("    " + line)
+		fmt.Fprintln(w, "    "+line)
 		if m := closing.FindStringSubmatch(line); m != nil {
 			counted = true
 			t.passed, _ = strconv.Atoi(m[1])
