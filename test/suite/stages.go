@@ -160,7 +160,7 @@ func fuzz(ctx context.Context, s *suite) (sum tally, err error) {
 			defer func() { <-slots }()
 			bin := filepath.Join(s.tmp, fmt.Sprintf("fuzz-%d", n))
 			_, built := s.output(ctx, "go", "test", "-c", "-fuzz", ".", "-o", bin, "./"+dir)
-			defer os.Remove(bin) // some are large, if there is one
+			defer func() { _ = os.Remove(bin) }() // some are large, if there is one
 			for _, name := range targets[dir] {
 				out, err := "", built
 				if err == nil {
@@ -256,7 +256,7 @@ var building sync.Mutex
 // the counts over. Without the initiator it drives it is one skip, said.
 func (s *suite) harness(ctx context.Context, tool, pkg string, argv ...string) (tally, error) {
 	if _, err := exec.LookPath(tool); err != nil {
-		fmt.Fprintf(s.out, "SKIP %s: %s is not installed (Debian: %s)\n", argv[0], tool, pkg)
+		_, _ = fmt.Fprintf(s.out, "SKIP %s: %s is not installed (Debian: %s)\n", argv[0], tool, pkg)
 		return tally{skipped: 1}, nil
 	}
 	// The harness is built first: go run reports a killed child as its own 1.
@@ -299,7 +299,7 @@ func echo(w io.Writer, r io.Reader) (t tally, counted bool, err error) {
 	scan.Buffer(nil, 1<<20)
 	for scan.Scan() {
 		line := scan.Text()
-		fmt.Fprintln(w, "    "+line)
+		_, _ = fmt.Fprintln(w, "    "+line)
 		if m := closing.FindStringSubmatch(line); m != nil {
 			counted = true
 			t.passed, _ = strconv.Atoi(m[1])

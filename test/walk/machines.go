@@ -31,7 +31,7 @@ var addresses = map[string][2]string{"a": {"10.0.0.1/24", "192.0.2.11/24"}, "b":
 
 // scpScript stands for scp: it asks the box at the address, which listens for that.
 const scpScript = `#!/bin/bash
-# scp FILE root@ADDRESS:[PATH]: what runs in the other box is bash's end of nc.
+# scp FILE root@ADDRESS:[PATH], to a listener in the other box.
 to=${2#root@}
 exec /usr/bin/env python3 - "$1" "${to%%:*}" "${to#*:}" <<'END'
 import os, socket, sys
