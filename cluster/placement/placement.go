@@ -55,8 +55,9 @@
 // of another box, with the same build, the machine's networks and memory for it. When its
 // host is lost while the secondary's stands, nothing is decided here: the two and the lock
 // have decided already (compute/lockstep), and the secondary's host says what came of it. Only
-// when that is lost, too, it is a restart as above. A host on which a pair has ended is tried
-// again after holdOff, and so is every host after triesMax pairs that never were ready.
+// when that is lost, too, it is a restart as above. A machine whose pair has ended is let breathe
+// before the next one. A host on which a pair has ended is tried again after holdOff, and so is
+// every host after triesMax pairs that never were ready.
 //
 //	         Pair            the machine's host says that it can go on
 //	none ----------> second ------------------------------------------> protected
