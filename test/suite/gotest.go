@@ -53,10 +53,10 @@ func (s *suite) goTestSaying(ctx context.Context, prefix string, args ...string)
 	if err := cmd.Start(); err != nil {
 		return t, nil, err
 	}
-	t, err = countEvents(pipe, func(line string) {
+	t, err = countEvents(s.out, pipe, func(line string) {
 		if prefix != "" && strings.HasPrefix(line, prefix) {
 			said = append(said, line)
-			fmt.Println("    " + line)
+			_, _ = fmt.Fprintln(s.out, "    "+line)
 		}
 	})
 	waitErr := cmd.Wait()
@@ -74,7 +74,7 @@ func (s *suite) goTestSaying(ctx context.Context, prefix string, args ...string)
 // every skip, and counts. A package that fails without a failing test (it did
 // not build, panicked outside of a test or ran out of time) counts as one. see
 // is called with each piece of output, which is a line or less.
-func countEvents(r io.Reader, see func(text string)) (tally, error) {
+func countEvents(w io.Writer, r io.Reader, see func(text string)) (tally, error) {
 	var sum tally
 	text := map[string]*strings.Builder{} // output by package and test
 	failedTests := map[string]int{}       // by package
@@ -108,7 +108,7 @@ func countEvents(r io.Reader, see func(text string)) (tally, error) {
 		case "skip":
 			if e.Test != "" {
 				sum.skipped++
-				fmt.Printf("SKIP %s: %s\n", key, reason(text[key]))
+				_, _ = fmt.Fprintf(w, "SKIP %s: %s\n", key, reason(text[key]))
 			}
 		case "fail":
 			if e.Test == "" && failedTests[e.Package] > 0 {
@@ -117,29 +117,29 @@ func countEvents(r io.Reader, see func(text string)) (tally, error) {
 			failedTests[e.Package]++
 			sum.failed++
 			fail("%s", strings.TrimSpace(key))
-			show(text[key])
+			show(w, text[key])
 			if e.Test == "" { // what ended it was printed in the name of the test that ran
 				for _, k := range slices.Sorted(maps.Keys(text)) {
 					if strings.HasPrefix(k, key) && k != key {
-						fmt.Printf("     in %s\n", k)
-						show(text[k])
+						_, _ = fmt.Fprintf(w, "     in %s\n", k)
+						show(w, text[k])
 					}
 				}
 			}
 			if e.FailedBuild != "" {
-				show(text[e.FailedBuild+" "])
+				show(w, text[e.FailedBuild+" "])
 			}
 		default:
 			continue
 		}
 		delete(text, key)
 	}
-	slowest(took)
+	slowest(w, took)
 	return sum, scan.Err()
 }
 
 // slowest prints which packages took longest.
-func slowest(took map[string]float64) {
+func slowest(w io.Writer, took map[string]float64) {
 	names := slices.SortedFunc(maps.Keys(took), func(a, b string) int { return cmp.Compare(took[b], took[a]) })
 	var parts []string
 	for _, n := range names[:min(len(names), 6)] {
@@ -148,13 +148,13 @@ func slowest(took map[string]float64) {
 		}
 	}
 	if len(parts) > 0 {
-		fmt.Println("note slowest: " + strings.Join(parts, ", "))
+		_, _ = fmt.Fprintln(w, "note slowest: "+strings.Join(parts, ", "))
 	}
 }
 
 // show prints an output, indented: its end, and of a trace, which says first what runs
 // and why it ended, the beginning too.
-func show(b *strings.Builder) {
+func show(w io.Writer, b *strings.Builder) {
 	if b == nil {
 		return
 	}
@@ -164,11 +164,11 @@ func show(b *strings.Builder) {
 	}
 	const most = 60
 	if len(lines) > most && !strings.HasPrefix(lines[0], "panic: ") {
-		fmt.Printf("     ... %d lines before\n", len(lines)-most)
+		_, _ = fmt.Fprintf(w, "     ... %d lines before\n", len(lines)-most)
 		lines = lines[len(lines)-most:]
 	}
 	for _, l := range lines {
-		fmt.Println("     " + l)
+		_, _ = fmt.Fprintln(w, "     "+l)
 	}
 }
 

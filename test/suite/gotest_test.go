@@ -22,7 +22,7 @@ func TestCountEvents(t *testing.T) {
 {"Action":"skip","Package":"d"}
 `
 	seen := ""
-	got, err := countEvents(strings.NewReader(events), func(text string) { seen += text })
+	got, err := countEvents(io.Discard, strings.NewReader(events), func(text string) { seen += text })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +32,7 @@ func TestCountEvents(t *testing.T) {
 	if want := "    y_test.go:3: needs rootc.go:1: no"; seen != want {
 		t.Errorf("saw %q, want %q", seen, want)
 	}
-	if _, err := countEvents(strings.NewReader("panic: no json\n"), func(string) {}); err == nil {
+	if _, err := countEvents(io.Discard, strings.NewReader("panic: no json\n"), func(string) {}); err == nil {
 		t.Error("output that is no event was taken")
 	}
 }

@@ -41,12 +41,12 @@ func stages() []stage {
 		{name: "unit", run: unit},
 		{name: "race", run: race},
 		{name: "fuzz", run: fuzz},
-		{name: "sim", run: simulate},
-		{name: "conformance", run: conformance},
+		{name: "conformance", run: conformance}, // it waits for most of its time
+		{name: "sim", run: simulate, beside: "conformance"},
+		{name: "guests", run: guests, beside: "conformance"},
 		{name: "e2e", run: endToEnd},
 		{name: "initiator", run: ownInitiator},
 		{name: "pair", run: pair},
-		{name: "guests", run: guests, beside: "conformance"},
 		{name: "machines", run: machines},
 	}
 }
