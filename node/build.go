@@ -5,7 +5,6 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"encoding/hex"
-	"fmt"
 	"sync"
 
 	"steadfast/fault"
@@ -55,7 +54,7 @@ func noteOf(note []byte) ([]byte, error) {
 	name, size := binary.NativeEndian.Uint32(note), binary.NativeEndian.Uint32(note[4:])
 	at := header + (uint64(name)+3)&^3
 	if size == 0 || at+uint64(size) > uint64(len(note)) {
-		return nil, fault.New(fault.Internal, "this program's build ID: %s", fmt.Sprintf("%d bytes at %d of %d", size, at, len(note)))
+		return nil, fault.New(fault.Internal, "this program's build ID: %d bytes at %d of %d", size, at, len(note))
 	}
 	return note[at : at+uint64(size)], nil
 }
