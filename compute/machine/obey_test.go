@@ -62,3 +62,32 @@ func TestObey(t *testing.T) {
 		t.Fatalf("%q, %v", said.String(), m.End())
 	}
 }
+
+// TestObeyLong: it goes on when the disk's ring has counted to 65535.
+func TestObeyLong(t *testing.T) {
+	m, err := New(guestConfig())
+	must(t, err)
+	t.Cleanup(func() { must(t, m.Release()) })
+	must(t, m.Load(machinetest.Obey(), nil))
+	sector := make([]byte, 512)
+	const requests = 1<<16 + 2 // a read and a write each time
+	for written := 0; written < requests/2; written++ {
+		must(t, m.Deliver(&device.Input{At: m.Count(), Port: PortSerial, Kind: devices.UARTData, Data: []byte{machinetest.ObeyDisk}}))
+		for done, turns := false, 0; !done; turns++ {
+			if turns == 1000 {
+				t.Fatalf("it stands still after %d writes", written)
+			}
+			m.RunBusy(m.Count() + 500)
+			for _, o := range m.Outputs() {
+				if o.Port != m.DiskPort(0) {
+					continue
+				}
+				in := device.Input{At: m.Count(), Port: o.Port, Kind: virtio.BlockDone, ID: o.ID}
+				if done = o.Kind&^virtio.BlockStable != virtio.BlockRead; !done {
+					in.Data = sector
+				}
+				must(t, m.Deliver(&in))
+			}
+		}
+	}
+}

@@ -96,9 +96,12 @@ func (c obey) describe(queue, i, addr, n, flags, next uint32) {
 	c.poke(at+12, flags|next<<16)
 }
 
-// offer makes a queue's first descriptor available once more, counting in a register.
+// offer makes a queue's first descriptor available once more, counting in a register: to
+// 65535, as the rings do.
 func (c obey) offer(queue, counter, device, number uint32) {
 	c.addi(counter, counter, 1)
+	c.li(t0, 0xffff)
+	c.and(counter, counter, t0)
 	c.li(t0, queue+queueAvail)
 	c.store(2, counter, t0, 1)
 	c.poke(device+0x50, number)
