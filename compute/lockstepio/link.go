@@ -4,7 +4,10 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"steadfast/compute/lockstep"
 	"steadfast/fault"
@@ -30,6 +33,7 @@ const linkGrace = time.Second
 // order of the calls of send.
 type link struct {
 	conn   io.ReadWriteCloser
+	sock   syscall.RawConn // of conn, nil if a write there may wait
 	number lockstep.Link
 
 	mu      sync.Mutex
@@ -49,6 +53,7 @@ func newLink(conn io.ReadWriteCloser, h lockstep.Head) *link {
 	w, first := lockstep.NewWriter(h)
 	l := &link{conn: conn, number: h.Link, w: w, out: first, due: true, ended: make(chan struct{})}
 	l.changed.L = &l.mu
+	l.sock = socketOf(conn)
 	go l.carry()
 	return l
 }
@@ -68,13 +73,54 @@ func (l *link) send(m lockstep.Message) error {
 	return nil
 }
 
+// flush writes what the connection takes at once; the link's goroutine writes the rest. It does not
+// wait.
 func (l *link) flush() {
 	l.mu.Lock()
-	if len(l.out) > 0 {
-		l.due = true
-		l.changed.Signal()
+	defer l.mu.Unlock()
+	if len(l.out) == 0 || l.err != nil {
+		return
 	}
-	l.mu.Unlock()
+	if !l.due && !l.ending && l.writing == 0 && l.sock != nil {
+		n := l.try(l.out)
+		l.sent += int64(n)
+		if l.out = l.out[:copy(l.out, l.out[n:])]; len(l.out) == 0 {
+			return
+		}
+	}
+	l.due = true
+	l.changed.Signal()
+}
+
+// socketOf returns what of a connection can be written to without waiting, or nil.
+func socketOf(conn io.ReadWriteCloser) syscall.RawConn {
+	c, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	sock, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	waits := true
+	err = sock.Control(func(fd uintptr) {
+		flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+		waits = err != nil || flags&unix.O_NONBLOCK == 0
+	})
+	if err != nil || waits {
+		return nil
+	}
+	return sock
+}
+
+// try writes what the socket takes at once, and returns how much. What is the matter, if it is
+// nothing, who writes the rest finds out. A machine's process has no system calls but write for this.
+func (l *link) try(p []byte) (n int) {
+	_ = l.sock.Write(func(fd uintptr) bool {
+		n, _ = unix.Write(int(fd), p[:min(len(p), pieceMax)])
+		return true
+	})
+	return max(n, 0)
 }
 
 // queued is how many bytes wait to be sent.
@@ -165,11 +211,11 @@ func (l *link) cut() {
 	_ = l.conn.Close() // nothing is expected of it any more
 }
 
-// listen hands over what comes, until it is over, and returns why. want is the head that the
-// other one's stream is to have. Fails as a lockstep.Reader does, with fault.Unreachable where the
+// listen hands over what comes, until it is over, and returns why; before it waits for more it calls
+// heed. want is the head that the other one's stream is to have. Fails as a lockstep.Reader does, with fault.Unreachable where the
 // stream ends, and with fault.Invalid for one of another pair.
-func (l *link) listen(want lockstep.Head, take func(lockstep.Message)) error {
-	r, err := lockstep.NewReader(l.conn)
+func (l *link) listen(want lockstep.Head, take func(lockstep.Message), heed func()) error {
+	r, err := lockstep.NewReader(heeding{l.conn, heed})
 	if err != nil {
 		return err
 	}
@@ -186,4 +232,15 @@ func (l *link) listen(want lockstep.Head, take func(lockstep.Message)) error {
 		}
 		take(m)
 	}
+}
+
+// heeding is a reader that calls heed before each Read.
+type heeding struct {
+	io.Reader
+	heed func()
+}
+
+func (h heeding) Read(p []byte) (int, error) {
+	h.heed()
+	return h.Reader.Read(p)
 }

@@ -21,7 +21,7 @@ type Primary struct {
 	*side
 	live  *machineio.Live
 	ports ports
-	core  *lockstep.Primary // the core's goroutine's
+	core  *lockstep.Primary // stepped by the side
 
 	logs atomic.Bool // what happens is recorded for a secondary
 

@@ -37,7 +37,7 @@ type Secondary struct {
 	opt  SecondaryOptions
 	core *lockstep.Secondary
 
-	// The core's goroutine's, and from Load on the machine's.
+	// The core's, and from Load on the machine's goroutine's.
 	m     *machine.Machine
 	parts []byte
 	bad   error // what came makes no machine
@@ -131,10 +131,8 @@ func (s *Secondary) note() {
 // has ended: *Over. When ctx ends it is over at once, as if this host had died: fault.Canceled.
 func (s *Secondary) Run(ctx context.Context) (*Takeover, error) {
 	defer context.AfterFunc(ctx, s.wakeMachine)()
-	go func() {
-		s.take(item{call: func() { s.connect(s.opt.Links, s.opt.Session, true) }})
-		s.run()
-	}()
+	s.put(item{call: func() { s.connect(s.opt.Links, s.opt.Session, true) }}, true)
+	go s.run()
 	t, err := s.execute(ctx)
 	if !fault.Is(err, fault.Canceled) || ctx.Err() == nil {
 		s.call(s.part) // what was to be said is said, soon

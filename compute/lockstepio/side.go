@@ -70,44 +70,41 @@ func (o *Options) fill() {
 	}
 }
 
-// item is something for the core's goroutine: an input, of a link's if from is one, or a
-// call.
+// item is something for the core: an input, of a link's if from is one, or a call.
 type item struct {
 	in   lockstep.Input
 	from *link
 	call func()
 }
 
-// side is what both sides are: a core's goroutine with its box and links.
+// side is what both sides are: a core with its box and links.
 type side struct {
 	o    Options
 	step func(lockstep.Instant, lockstep.Input) []lockstep.Effect
 	do   func(lockstep.Effect)
 	told func() // after inputs were taken
 
-	ctx    context.Context // ends with the core's goroutine
+	ctx    context.Context // ends with the core
 	cancel context.CancelFunc
 	over   chan struct{} // it has ended
 	bell   chan struct{}
 
 	mu    sync.Mutex
 	box   []item
-	bytes int       // of what came in it
-	room  sync.Cond // there is some again
+	bytes int // of what came in it
 
-	links [lockstep.Links]*link // the core's goroutine's
-	last  sync.WaitGroup        // words of links that end, before this process may
+	stepping sync.Mutex            // who has it has the core step
+	links    [lockstep.Links]*link // the core's
+	last     sync.WaitGroup        // words of links that end, before this process may
 }
 
 func newSide(o Options) *side {
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &side{o: o, ctx: ctx, cancel: cancel, over: make(chan struct{}), bell: make(chan struct{}, 1)}
-	s.room.L = &s.mu
-	return s
+	return &side{o: o, ctx: ctx, cancel: cancel, over: make(chan struct{}), bell: make(chan struct{}, 1)}
 }
 
-// put puts an item into the box; ring has it taken now, else it is when the clock ticks. What
-// belongs together becomes one.
+// put puts an item into the box; ring has it taken now, else it is with the next one that is, or
+// when the clock ticks. What belongs together becomes one.
 func (s *side) put(i item, ring bool) {
 	s.mu.Lock()
 	s.box = joined(s.box, i)
@@ -117,19 +114,31 @@ func (s *side) put(i item, ring bool) {
 	}
 }
 
-// came puts a message of a link into the box, and waits for room there first.
+// came puts a message of a link into the box: the link's goroutine has the core take it before it
+// waits for another, or when there is much.
 func (s *side) came(l *link, m lockstep.Message) {
 	s.mu.Lock()
-	for s.bytes > boxMax && s.ctx.Err() == nil {
-		s.room.Wait()
-	}
 	s.bytes += sizeOf(m)
+	full := s.bytes > boxMax
 	s.box = joined(s.box, item{in: lockstep.Received{Link: l.number, List: []lockstep.Message{m}}, from: l})
 	s.mu.Unlock()
-	s.ring()
+	if full {
+		s.takeAll(false)
+	}
 }
 
-// boxMax is how much of what came may be in the box, in bytes, but for the last one.
+// heed has the core take what came, if there is any.
+func (s *side) heed() {
+	s.mu.Lock()
+	some := s.bytes > 0
+	s.mu.Unlock()
+	if some {
+		s.takeAll(false)
+	}
+}
+
+// boxMax is how much of what came may be in the box, in bytes, but for the last message of each
+// link.
 const boxMax = 8 << 20
 
 // sizeOf is about what a message takes in memory.
@@ -181,7 +190,7 @@ func joined(box []item, i item) []item {
 // post has the core take an input now.
 func (s *side) post(in lockstep.Input) { s.put(item{in: in}, true) }
 
-// call has the core's goroutine call do, and returns when that is done; false: it has ended.
+// call has do called as the core's, and returns when that is done; false: it has ended.
 func (s *side) call(do func()) bool {
 	done := make(chan struct{})
 	s.put(item{call: func() { defer close(done); do() }}, true)
@@ -196,37 +205,42 @@ func (s *side) call(do func()) bool {
 // run is the core's goroutine.
 func (s *side) run() {
 	defer close(s.over)
-	defer s.cut()
+	defer s.cut() // when nobody has the core step any more
 	t := time.NewTicker(tickEvery)
 	defer t.Stop()
 	for {
-		tick := false
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-s.bell:
+			s.takeAll(false)
 		case <-t.C:
-			tick = true
+			s.takeAll(true)
 		}
-		// What came is heard before silence is judged.
-		s.mu.Lock()
-		box := s.box
-		s.box, s.bytes = nil, 0
-		s.room.Broadcast()
-		s.mu.Unlock()
-		for _, i := range box {
-			s.take(i)
-		}
-		if tick {
-			s.take(item{in: lockstep.Tick{Carried: s.carried()}})
-		}
-		for _, l := range s.links {
-			if l != nil {
-				l.flush()
-			}
-		}
-		s.told()
 	}
+}
+
+// takeAll has the core take what is in the box, and then a tick of the clock if there was one: what
+// came is heard before silence is judged.
+func (s *side) takeAll(tick bool) {
+	s.stepping.Lock()
+	defer s.stepping.Unlock()
+	s.mu.Lock()
+	box := s.box
+	s.box, s.bytes = nil, 0
+	s.mu.Unlock()
+	for _, i := range box {
+		s.take(i)
+	}
+	if tick {
+		s.take(item{in: lockstep.Tick{Carried: s.carried()}})
+	}
+	for _, l := range s.links {
+		if l != nil {
+			l.flush()
+		}
+	}
+	s.told()
 }
 
 // take does an item.
@@ -283,7 +297,7 @@ func (s *side) connect(links Links, session lockstep.Session, secondary bool) {
 					s.o.meets(m)
 				}
 				s.came(l, m)
-			})
+			}, s.heed)
 			s.lost(l, err)
 		}()
 	}
@@ -308,6 +322,8 @@ func (s *side) part() {
 
 // cut ends them at once.
 func (s *side) cut() {
+	s.stepping.Lock()
+	defer s.stepping.Unlock()
 	for n, l := range s.links {
 		if l != nil {
 			l.cut()
@@ -316,12 +332,9 @@ func (s *side) cut() {
 	}
 }
 
-// stop ends the core's goroutine, and returns when it has.
+// stop ends the core: it returns when nothing steps it any more.
 func (s *side) stop() {
 	s.cancel()
-	s.mu.Lock()
-	s.room.Broadcast()
-	s.mu.Unlock()
 	<-s.over
 }
 

@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"steadfast/compute/image"
@@ -24,6 +26,8 @@ import (
 //
 //	ft-mips-*      million instructions of the guest a second of the primary's CPU time
 //	ft-redis-cpu   CPU time of the primary for a request of redis-benchmark
+//	ft-*-beside    the same against a machine that is off while a second one, a stranger, does the
+//	               same: what fault tolerance costs, without what a busy neighbour does
 //	ft-redis-*     redis-benchmark while the primary has only a share of a processor, so that
 //	               this host is not busy with two machines: requests a second, p50
 //	ft-durable-p50 a SET of a Redis that syncs each to its disk, one at a time
@@ -36,8 +40,14 @@ import (
 // ftRounds is the usual number of rounds.
 const ftRounds = 3
 
-// ftPeer is the peer of these rows.
-const ftPeer = "ft-off"
+// ftPeer is the peer of these rows, and ftBeside of those with a second machine.
+const (
+	ftPeer   = "ft-off"
+	ftBeside = "ft-off-beside-another"
+)
+
+// beside is a side: off, while a second machine does the same.
+const beside = 2
 
 // Goals of these rows, to the same without FT but for the idle log.
 const (
@@ -74,10 +84,10 @@ type ftLoad struct {
 func ftLoads() []ftLoad {
 	return []ftLoad{
 		{"idle", []string{"ft-log-idle"}, (*ftBench).rest, 1, "idle-0.5-1.5", true},
-		{"compute", []string{"ft-mips-compute", "ft-log-compute", "ft-speed-compute"}, (*ftBench).compute, 1.5, "SPECjbb", false},
+		{"compute", []string{"ft-mips-compute", "ft-mips-compute-beside", "ft-log-compute", "ft-speed-compute"}, (*ftBench).compute, 1.5, "SPECjbb", false},
 		{"compile", []string{"ft-mips-compile", "ft-log-compile", "ft-speed-compile"}, (*ftBench).compile, 3, "kernel-compile", false},
 		{"pgbench", []string{"ft-mips-pgbench", "ft-log-pgbench", "ft-speed-pgbench"}, (*ftBench).pgbench, 12, "Swingbench", false},
-		{"redis", []string{"ft-redis-cpu", "ft-log-redis", "ft-speed-redis"}, (*ftBench).redis, 18, "DVD-Store", false},
+		{"redis", []string{"ft-redis-cpu", "ft-redis-cpu-beside", "ft-log-redis", "ft-speed-redis"}, (*ftBench).redis, 18, "DVD-Store", false},
 		{"capped", []string{"ft-redis-capped-rate", "ft-redis-capped-p50"}, (*ftBench).capped, 0, "", false},
 		{"durable", []string{"ft-durable-p50"}, (*ftBench).durable, 0, "", false},
 		{"receive", []string{"ft-log-receive", "ft-speed-receive"}, (*ftBench).receive, 940, "netperf-link", false},
@@ -100,6 +110,7 @@ type ftResult struct {
 type ftBench struct {
 	*bench
 	*ftGuest
+	neighbour *ftBench // a stranger, for the rows that have one
 }
 
 func ftRows() (rows []string) {
@@ -137,12 +148,22 @@ func (b *bench) faultTolerance() (err error) {
 	case err != nil:
 		return fmt.Errorf("the guest: %w", err)
 	}
-	if f.ftGuest, err = f.bootFT(parts); err != nil {
+	if f.ftGuest, err = f.bootFT(parts, "ft"); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.ftGuest.close()) }()
 	if err := f.prepare(); err != nil {
 		return err
+	}
+	if f.wants("ft-mips-compute-beside", "ft-redis-cpu-beside") {
+		f.neighbour = &ftBench{bench: b}
+		if f.neighbour.ftGuest, err = b.bootFT(parts, "neighbour"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, f.neighbour.close()) }()
+		if err := f.neighbour.prepare(); err != nil {
+			return err
+		}
 	}
 	for _, l := range ftLoads() {
 		if !f.wants(l.rows...) {
@@ -184,26 +205,49 @@ func ftImage(ctx context.Context) (testbed.Debian, error) {
 	return testbed.NewDebian(ctx, dir)
 }
 
-// measure does a load off (theirs) and on (ours) in turn: what a processor is worth changes from
-// minute to minute.
-func (f *ftBench) measure(l ftLoad) (rs [2][]ftResult, err error) {
-	for round := range f.rounds {
-		for turn := range 2 {
-			side := (turn + round + 1) % 2
-			if l.onOnly && side == theirs {
+// measure does a load on (ours), off (theirs) and beside another in turn: what a processor is worth
+// changes from minute to minute.
+func (f *ftBench) measure(l ftLoad) (rs [3][]ftResult, err error) {
+	sides := []int{beside, theirs, ours}
+	for range f.rounds {
+		for _, side := range sides {
+			if l.onOnly && side != ours || side == beside && !f.hasBeside(l) {
 				continue
 			}
 			if err := f.turn(side == ours); err != nil {
 				return rs, err
 			}
-			r, err := l.do(f)
+			do := l.do
+			if side == beside {
+				do = l.besideAnother
+			}
+			r, err := do(f)
 			if err != nil {
 				return rs, err
 			}
 			rs[side] = append(rs[side], r)
 		}
+		slices.Reverse(sides)
 	}
 	return rs, nil
+}
+
+// hasBeside tells whether a row is asked for that compares a load beside another machine's.
+func (f *ftBench) hasBeside(l ftLoad) bool {
+	return slices.ContainsFunc(l.rows, func(row string) bool { return isBeside(row) && f.wants(row) })
+}
+
+func isBeside(row string) bool { return strings.HasSuffix(row, "-beside") }
+
+// besideAnother does it while the neighbour does.
+func (l ftLoad) besideAnother(f *ftBench) (ftResult, error) {
+	done := make(chan error, 1)
+	go func() {
+		_, err := l.do(f.neighbour)
+		done <- err
+	}()
+	r, err := l.do(f)
+	return r, errors.Join(err, <-done)
 }
 
 // turn has the machine be on one host or two.
@@ -236,12 +280,20 @@ func (r ftResult) rate() float64    { return r.work / r.wall.Seconds() }
 func (r ftResult) logMbps() float64 { return r.log * 8 / 1e6 / r.wall.Seconds() }
 
 // tell prints the rows of a load.
-func (f *ftBench) tell(l ftLoad, rs [2][]ftResult) {
+func (f *ftBench) tell(l ftLoad, rs [3][]ftResult) {
 	both := func(pick func(ftResult) float64) (on, off float64) {
 		return ftMedian(rs[ours], pick), ftMedian(rs[theirs], pick)
 	}
 	for _, row := range l.rows {
-		if f.wants(row) {
+		switch {
+		case !f.wants(row):
+		case isBeside(row):
+			pick, name := ftResult.mips, row
+			if l.name == "redis" {
+				pick, name = ftResult.usEach, row+"/us"
+			}
+			tell(name, ftMedian(rs[ours], pick), ftMedian(rs[beside], pick), ftBeside)
+		default:
 			f.tellRow(l, row, both)
 		}
 	}

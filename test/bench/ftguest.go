@@ -80,15 +80,15 @@ type ftGuest struct {
 	second  *ftHost
 }
 
-// bootFT starts the guest, and logs in.
-func (b *bench) bootFT(parts testbed.Debian) (g *ftGuest, err error) {
+// bootFT starts the guest, on a disk of that name, and logs in.
+func (b *bench) bootFT(parts testbed.Debian, disk string) (g *ftGuest, err error) {
 	g = &ftGuest{lock: &ftLock{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close())
 		}
 	}()
-	name := filepath.Join(b.dir, "ft.raw")
+	name := filepath.Join(b.dir, disk+".raw")
 	if out, err := exec.CommandContext(b.ctx, "cp", "--sparse=always", parts.Disk, name).CombinedOutput(); err != nil {
 		return g, fmt.Errorf("cp: %w: %s", err, out)
 	}
