@@ -115,6 +115,13 @@ func (d disk) WriteAt(p []byte, off int64, _ block.Flags) error {
 	return nil
 }
 
+// landed is how many writes did.
+func (s *san) landed() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.value
+}
+
 func (s *san) setAway(away bool) {
 	s.mu.Lock()
 	s.away = away
