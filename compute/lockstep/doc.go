@@ -53,8 +53,7 @@
 //     papered over: of a machine that nobody can vouch for, the quorum starts a new life.
 //
 // Silence is no proof of anything and needs to be none: the lock decides. Who was
-// not run itself for a while begins to count anew, and one that has yet to read what came does not
-// judge, for 4 times Silence at most. A connection that ends is no proof,
+// not run itself for a while begins to count anew. A connection that ends is no proof,
 // either: without the log's the primary parts from its secondary, and the secondary
 // waits for the primary's word on the other link, until that ends or is silent, too.
 //

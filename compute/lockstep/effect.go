@@ -11,12 +11,8 @@ type Input interface{ input() }
 
 // Inputs of both sides.
 type (
-	// Tick tells the time, a Primary how many bytes the log's connection has carried, and whether
-	// something of the other one has come that is not Received yet: then it is this side that is late.
-	Tick struct {
-		Carried int64
-		Unread  bool
-	}
+	// Tick tells the time, and a Primary how many bytes the log's connection has carried.
+	Tick struct{ Carried int64 }
 	// Received are messages of a link, of this pair's session, in their order.
 	Received struct {
 		Link Link

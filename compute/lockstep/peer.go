@@ -12,7 +12,6 @@ type peer struct {
 	spared   bool        // and that was forgiven since something was heard
 	heard    Instant     // when something came, on either link
 	heardLog Instant     // when something came on the log's
-	unread   bool        // something has come that was not heard yet
 	beaten   Instant     // when a heartbeat was sent
 	ended    [Links]bool // connections that have
 	damage   error       // what the log's ended for
@@ -54,15 +53,7 @@ func (p *peer) hear(l Link) {
 	}
 }
 
-func (p *peer) silent() bool { return p.now.Sub(p.heard) >= p.limits.Silence && !p.late() }
-
-// lateMax is how many times Silence may pass since the log's link was heard for which this side may
-// be what is late.
-const lateMax = 4
-
-// late tells whether it is not the other one's silence that nothing is heard, but that what it said
-// has yet to be read here: a thread of this side's waits for a processor.
-func (p *peer) late() bool { return p.unread && p.now.Sub(p.heardLog) < lateMax*p.limits.Silence }
+func (p *peer) silent() bool { return p.now.Sub(p.heard) >= p.limits.Silence }
 
 // since is how long ago something was, but for the time in which this side was not run.
 func (p *peer) since(at Instant) time.Duration { return p.now.Sub(max(at, p.woke)) }

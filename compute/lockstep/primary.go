@@ -155,7 +155,7 @@ func (p *Primary) Step(now Instant, in Input) []Effect {
 		if in.Carried != p.carried && p.state == Copying {
 			p.progress = p.now
 		}
-		p.carried, p.unread = in.Carried, in.Unread
+		p.carried = in.Carried
 		p.tick()
 	}
 	p.settle()
@@ -484,7 +484,7 @@ func (p *Primary) tick() {
 
 // stalled tells whether a record waits too long to be acknowledged.
 func (p *Primary) stalled() bool {
-	return p.acked < len(p.log) && p.since(p.log[p.acked].at) >= p.limits.Stalled && !p.late()
+	return p.acked < len(p.log) && p.since(p.log[p.acked].at) >= p.limits.Stalled
 }
 
 // settle does what follows from any input.

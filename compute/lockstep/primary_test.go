@@ -637,41 +637,6 @@ func TestLoadIsNoDeath(t *testing.T) {
 	}
 }
 
-// TestLateIsNoDeath: while what the other said has yet to be read here, it is not taken for dead; but
-// not for ever.
-func TestLateIsNoDeath(t *testing.T) {
-	late := func(b *bench, d time.Duration) {
-		for end := b.now + Instant(d); b.now < end; {
-			b.now += Instant(TickEvery)
-			b.step(Tick{Unread: true})
-		}
-	}
-	l := DefaultLimits()
-	b, s := pairedPrimary(t), protectedSecondary(t)
-	b.step(Ran{1020, []Out{output(1001, Stream)}}) // waits to be acknowledged
-	late(b, lateMax*l.Silence-TickEvery)
-	late(s, lateMax*l.Silence-TickEvery)
-	if b.p.State() != Paired || s.s.State() != Protecting {
-		t.Errorf("the other one was taken for dead: %v, %v", b.p.State(), s.s.State())
-	}
-	b.step(Received{Logging, []Message{Ack{Got: 3}}})
-	late(b, lateMax*l.Silence-TickEvery)
-	if b.p.State() != Paired {
-		t.Errorf("what was heard does not count: %v", b.p.why)
-	}
-	b.step(Tick{})
-	s.step(Tick{})
-	if b.p.State() == Paired || b.p.why != WhySilent || s.s.State() == Protecting {
-		t.Errorf("nothing is unread any more: %v (%v), %v", b.p.State(), b.p.why, s.s.State())
-	}
-	for name, b := range map[string]*bench{"primary": pairedPrimary(t), "secondary": protectedSecondary(t)} {
-		late(b, (lateMax+1)*l.Silence)
-		if b.p != nil && b.p.State() == Paired || b.s != nil && b.s.State() == Protecting {
-			t.Errorf("%s: it waits for its own reader for ever", name)
-		}
-	}
-}
-
 // TestBeats: a heartbeat on each link, at the stated interval.
 func TestBeats(t *testing.T) {
 	b := pairedPrimary(t)

@@ -124,7 +124,6 @@ func (s *Secondary) Step(now Instant, in Input) []Effect {
 			s.over(s.why, in.Err)
 		}
 	case Tick:
-		s.unread = in.Unread
 		s.tick()
 	}
 	return s.list
@@ -346,7 +345,7 @@ func (s *Secondary) tick() {
 	switch {
 	case s.state == Protecting && s.silent(), s.state < Taking && s.now.Sub(s.heard) >= s.limits.StuckAfter:
 		s.lost(WhySilent)
-	case s.state == Protecting && s.now.Sub(s.heardLog) >= 2*s.limits.Stalled && !s.late():
+	case s.state == Protecting && s.now.Sub(s.heardLog) >= 2*s.limits.Stalled:
 		// The primary is there, and had the time to say that it goes on.
 		s.lost(WhyStalled)
 	case s.state == Taking && !s.asked && s.now >= s.retryAt:

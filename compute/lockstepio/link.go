@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,7 +35,6 @@ type link struct {
 	conn   io.ReadWriteCloser
 	sock   syscall.RawConn // of conn, nil if a write there may wait
 	number lockstep.Link
-	heeds  atomic.Bool // something was read, and is not handed over yet
 
 	mu      sync.Mutex
 	changed sync.Cond
@@ -217,7 +215,7 @@ func (l *link) cut() {
 // heed. want is the head that the other one's stream is to have. Fails as a lockstep.Reader does, with fault.Unreachable where the
 // stream ends, and with fault.Invalid for one of another pair.
 func (l *link) listen(want lockstep.Head, take func(lockstep.Message), heed func()) error {
-	r, err := lockstep.NewReader(heeding{l, heed})
+	r, err := lockstep.NewReader(heeding{l.conn, heed})
 	if err != nil {
 		return err
 	}
@@ -236,33 +234,13 @@ func (l *link) listen(want lockstep.Head, take func(lockstep.Message), heed func
 	}
 }
 
-// heeding reads from a link's connection, and calls heed before each Read.
+// heeding is a reader that calls heed before each Read.
 type heeding struct {
-	link *link
+	io.Reader
 	heed func()
 }
 
 func (h heeding) Read(p []byte) (int, error) {
 	h.heed()
-	h.link.heeds.Store(false)
-	n, err := h.link.conn.Read(p)
-	h.link.heeds.Store(true)
-	return n, err
-}
-
-// unread tells whether something has come that is not handed over: the goroutine that reads may wait
-// for a processor, or nobody has told it yet.
-func (l *link) unread() (some bool) {
-	if l.heeds.Load() {
-		return true
-	}
-	if l.sock == nil {
-		return false
-	}
-	_ = l.sock.Control(func(fd uintptr) { // one that is closed has nothing
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Ppoll(p, &unix.Timespec{}, nil)
-		some = err == nil && n > 0 && p[0].Revents&unix.POLLIN != 0
-	})
-	return some
+	return h.Reader.Read(p)
 }

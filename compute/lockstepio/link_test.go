@@ -97,33 +97,3 @@ func TestLinkBlocking(t *testing.T) {
 	l.cut()
 	<-l.ended
 }
-
-// TestLinkUnread: what has come and was not handed over is noticed, in the socket and out of it.
-func TestLinkUnread(t *testing.T) {
-	a, b := socketPair(t)
-	l, other := newLink(a, lockstep.Head{}), newLink(b, lockstep.Head{Secondary: true})
-	for other.queued() > 0 {
-		time.Sleep(time.Millisecond)
-	}
-	if !l.unread() {
-		t.Error("the head is in the socket, and nothing is unread")
-	}
-	taking, took := make(chan struct{}), make(chan struct{})
-	go func() {
-		_ = l.listen(lockstep.Head{Secondary: true}, func(lockstep.Message) { taking <- struct{}{}; <-took }, func() {}) // it ends with the test
-	}()
-	must(t, other.send(lockstep.Beat{}))
-	other.flush()
-	<-taking
-	if !l.unread() {
-		t.Error("a message is on its way, and nothing is unread")
-	}
-	close(took)
-	for l.unread() {
-		time.Sleep(time.Millisecond) // its reader waits for more, soon
-	}
-	l.cut()
-	other.cut()
-	<-l.ended
-	<-other.ended
-}

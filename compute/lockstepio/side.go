@@ -3,7 +3,6 @@ package lockstepio
 import (
 	"context"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -234,7 +233,7 @@ func (s *side) takeAll(tick bool) {
 		s.take(i)
 	}
 	if tick {
-		s.take(item{in: lockstep.Tick{Carried: s.carried(), Unread: s.unread()}})
+		s.take(item{in: lockstep.Tick{Carried: s.carried()}})
 	}
 	for _, l := range s.links {
 		if l != nil {
@@ -283,11 +282,6 @@ func (s *side) carried() int64 {
 		return l.bytes()
 	}
 	return 0
-}
-
-// unread tells whether something has come that is not in the box.
-func (s *side) unread() bool {
-	return slices.ContainsFunc(s.links[:], func(l *link) bool { return l != nil && l.unread() })
 }
 
 // connect begins to speak on the links, as of a session.
