@@ -58,11 +58,13 @@ func (p *peer) silent() bool { return p.now.Sub(p.heard) >= p.limits.Silence }
 // since is how long ago something was, but for the time in which this side was not run.
 func (p *peer) since(at Instant) time.Duration { return p.now.Sub(max(at, p.woke)) }
 
-// due tells whether it is time for a heartbeat, and notes that it is sent.
-func (p *peer) due() bool {
+// beat sends a heartbeat, if it is time for one, and tells whether it has. Any input gives rise to
+// it, not a Tick alone: whoever is run can say so, when the goroutine of the clock has to wait.
+func (p *peer) beat() bool {
 	if p.now.Sub(p.beaten) < p.limits.BeatEvery {
 		return false
 	}
 	p.beaten = p.now
+	p.both(Beat{})
 	return true
 }

@@ -455,9 +455,6 @@ func (p *Primary) finish() {
 
 // tick does what is due.
 func (p *Primary) tick() {
-	if p.session && p.due() {
-		p.both(Beat{})
-	}
 	if p.logs() && p.now.Sub(p.horizonAt) >= p.limits.HorizonEvery && (p.count > p.horizon || p.released > p.let) {
 		p.tellHorizon()
 	}
@@ -491,6 +488,9 @@ func (p *Primary) stalled() bool {
 func (p *Primary) settle() {
 	if p.state == PrimaryOver {
 		return
+	}
+	if p.session {
+		p.beat()
 	}
 	p.letGo()
 	if p.state == PrimaryLoading && p.ready && !p.ending && p.behind() < p.limits.LagTime {

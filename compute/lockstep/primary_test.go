@@ -637,6 +637,30 @@ func TestLoadIsNoDeath(t *testing.T) {
 	}
 }
 
+// TestBeatsUnticked: a side whose clock's goroutine is not run says that it lives whenever another
+// thing comes: that the other one does, or what its machine did.
+func TestBeatsUnticked(t *testing.T) {
+	p, s := pairedPrimary(t), protectedSecondary(t)
+	for name, side := range map[string]struct {
+		*bench
+		in Input
+	}{
+		"primary, by its machine": {p, Ran{Count: 1020}}, "primary, by the other": {p, Received{Management, []Message{Beat{}}}},
+		"secondary, by its machine": {s, Executed{Seq: 2, Count: 1000}}, "secondary, by the other": {s, Received{Management, []Message{Beat{}}}},
+	} {
+		side.now += Instant(DefaultLimits().BeatEvery)
+		out := all[Send](side.step(side.in))
+		for l := range Link(Links) {
+			if !slices.ContainsFunc(out, func(e Send) bool { return e.Link == l && e.Message == (Beat{}) }) {
+				t.Errorf("%s: no heartbeat on link %d: %v", name, l, out)
+			}
+		}
+		if out := all[Send](side.step(side.in)); slices.ContainsFunc(out, func(e Send) bool { return e.Message == (Beat{}) }) {
+			t.Errorf("%s: too soon: %v", name, out)
+		}
+	}
+}
+
 // TestBeats: a heartbeat on each link, at the stated interval.
 func TestBeats(t *testing.T) {
 	b := pairedPrimary(t)

@@ -126,6 +126,9 @@ func (s *Secondary) Step(now Instant, in Input) []Effect {
 	case Tick:
 		s.tick()
 	}
+	if s.state < IsLive && s.beat() {
+		s.ack(true)
+	}
 	return s.list
 }
 
@@ -334,10 +337,6 @@ const ackLate = 4
 
 // tick does what is due.
 func (s *Secondary) tick() {
-	if s.due() {
-		s.both(Beat{})
-		s.ack(true)
-	}
 	// What was executed last is told with the next record, or after a while.
 	if s.now.Sub(s.ackedAt) >= ackLate*s.limits.AckEvery {
 		s.ack(true)

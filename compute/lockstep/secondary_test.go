@@ -60,7 +60,7 @@ func TestAcknowledges(t *testing.T) {
 	if s := all[Send](b.pass(2 * TickEvery)); !slices.ContainsFunc(s, func(s Send) bool { return s.Message == (Ack{Got: 4, Done: 3, Count: 1001}) }) {
 		t.Errorf("a while later: %v", s)
 	}
-	b.now += Instant(time.Second / 10)
+	b.now += Instant(2 * DefaultLimits().AckEvery)
 	if s := all[Send](b.step(Executed{Seq: 4, Count: 1100})); len(s) != 1 || s[0].Message != (Ack{Got: 4, Done: 4, Count: 1100}) {
 		t.Errorf("executed: %v", s)
 	}

@@ -194,6 +194,10 @@ func (p *proc) effect(e lockstep.Effect) {
 			for _, c := range p.session.wires {
 				c.sever()
 			}
+			if p.w.rng.IntN(2) == 0 { // nor does it reach the lock
+				p.host.away = true
+				p.w.after(p.w.delay(20*time.Millisecond, 2*time.Second), nil, func() { p.w.store.back(p.host) })
+			}
 		}
 		p.drain = true
 		p.drained()

@@ -62,7 +62,7 @@ func (s *store) reach(h *host, arrive func()) {
 		d += s.w.delay(0, 3*time.Second)
 	}
 	s.w.after(d, nil, func() {
-		if h.away && !s.w.calm {
+		if h.away {
 			s.stuck[h] = append(s.stuck[h], arrive)
 			return
 		}
