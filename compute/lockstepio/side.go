@@ -146,7 +146,7 @@ func sizeOf(m lockstep.Message) int {
 	const each = 64
 	switch m := m.(type) {
 	case lockstep.Entry:
-		return each + len(m.In.Data)
+		return each + cap(m.In.Data)
 	case lockstep.Pages:
 		return each + len(m.Data)
 	case lockstep.Part:

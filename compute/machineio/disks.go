@@ -1,6 +1,7 @@
 package machineio
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"sync"
@@ -68,4 +69,15 @@ func (b *buffers) give(p []byte) {
 	if cap(p) >= bufferLeast {
 		b.pool.Put(&p)
 	}
+}
+
+// keep returns what was taken for who keeps it, as the log of a pair does for minutes: in no more than twice
+// the memory of what is in it.
+func (b *buffers) keep(p []byte) []byte {
+	if cap(p) <= 2*len(p) {
+		return p
+	}
+	kept := bytes.Clone(p)
+	b.give(p)
+	return kept
 }

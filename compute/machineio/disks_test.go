@@ -30,6 +30,15 @@ func TestBuffers(t *testing.T) {
 	if q := b.take(1 << 20); len(q) != 1<<20 {
 		t.Errorf("%d bytes", len(q))
 	}
+	small := b.take(100)
+	small[99] = 7
+	if q := b.keep(small); len(q) != 100 || cap(q) > 200 || q[99] != 7 {
+		t.Errorf("%d bytes of %d are kept for 100", len(q), cap(q))
+	}
+	large := b.take(bufferLeast)
+	if q := b.keep(large); &q[0] != &large[0] {
+		t.Error("what is full was copied")
+	}
 	b.give(make([]byte, 10))
 	if q := b.take(100); len(q) != 100 {
 		t.Errorf("%d bytes", len(q))

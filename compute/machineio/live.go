@@ -429,10 +429,14 @@ func (l *Live) deliverAll() (came bool, err error) {
 		}
 	}
 	for i := range queue {
+		disk := l.isDisk(queue[i].Port)
+		if l.gate != nil && disk {
+			queue[i].Data = l.reads.keep(queue[i].Data)
+		}
 		if err := l.deliver(&queue[i]); err != nil {
 			return false, err
 		}
-		if l.gate == nil && l.isDisk(queue[i].Port) {
+		if l.gate == nil && disk {
 			l.reads.give(queue[i].Data) // it is in the log and in the guest's memory
 		}
 	}
