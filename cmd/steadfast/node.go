@@ -15,6 +15,7 @@ import (
 
 	"steadfast/fault"
 	"steadfast/internal/logline"
+	"steadfast/internal/memlock"
 	"steadfast/node"
 	"steadfast/node/config"
 	"steadfast/node/guard"
@@ -71,12 +72,22 @@ func (a *app) serve(ctx context.Context, cfg config.Config) error {
 	}
 	log := logline.New(a.errs)
 	defer log.Close(logPatience)
-	n, err := node.Start(ctx, node.Options{Config: cfg, Version: version, Log: newLogger(log, cfg.Log), Recent: log.Recent, Getenv: a.getenv, Exit: exit, Guard: self})
+	logger := newLogger(log, cfg.Log)
+	stayInMemory(logger)
+	n, err := node.Start(ctx, node.Options{Config: cfg, Version: version, Log: logger, Recent: log.Recent, Getenv: a.getenv, Exit: exit, Guard: self})
 	if err != nil {
 		return err
 	}
 	<-ctx.Done()
 	return n.Stop()
+}
+
+// stayInMemory has the system keep this program in memory. Where that is not allowed it
+// works, with less margin.
+func stayInMemory(log *slog.Logger) {
+	if err := memlock.Lock(); err != nil {
+		log.Warn("where memory is short the system may have this process wait for its own, and others take that for its death", "error", err)
+	}
 }
 
 // newLogger returns a logger as configured.
@@ -126,7 +137,9 @@ func (a *app) guardCommand() *cobra.Command {
 			if err != nil {
 				return fault.New(fault.Invalid, "%q is no process", args[0])
 			}
-			return guard.Run(a.in, pid, newLogger(a.errs, config.Log{}))
+			log := newLogger(a.errs, config.Log{})
+			stayInMemory(log)
+			return guard.Run(a.in, pid, log)
 		},
 	}
 }

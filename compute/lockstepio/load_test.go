@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"steadfast/compute/lockstep"
+	"steadfast/internal/memlock"
 )
 
 var fullLoad = flag.Duration("full-load", 0, "how long TestFullLoad loads the processors")
@@ -80,6 +81,9 @@ func TestFullLoadSide(t *testing.T) {
 			}
 		}
 		return
+	}
+	if err := memlock.Lock(); err != nil { // as a machine's process does
+		t.Log(err)
 	}
 	var l Links
 	for i := range l {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"hash/crc64"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -287,6 +288,9 @@ func eventName(k lockstep.EventKind) string {
 	return [...]string{"", "protected", "unprotected", "diverged", "waiting", "took over"}[k]
 }
 
+// table is for digests of outputs.
+var table = crc64.MakeTable(crc64.ECMA)
+
 // leaves sees an output leave. One of a number is always the same.
 func (w *world) leaves(o lockstep.Out) {
 	w.mu.Lock()
@@ -296,7 +300,7 @@ func (w *world) leaves(o lockstep.Out) {
 		return
 	}
 	w.held++
-	is := fmt.Sprintf("port %d kind %d id %d at %d: %q", o.Port, o.Kind, o.ID, o.Offset, o.Data)
+	is := fmt.Sprintf("port %d kind %d id %d at %d: %.32q, %x", o.Port, o.Kind, o.ID, o.Offset, o.Data, crc64.Checksum(o.Data, table))
 	if was, ok := w.said[o.Number]; ok && was != is {
 		w.t.Errorf("output %d was %s, and is %s", o.Number, was, is)
 	}

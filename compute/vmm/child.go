@@ -21,6 +21,7 @@ import (
 	"steadfast/compute/machine"
 	"steadfast/compute/machineio"
 	"steadfast/fault"
+	"steadfast/internal/memlock"
 )
 
 // Command is the hidden command under which the binary is the process of a machine.
@@ -61,6 +62,10 @@ type child struct {
 // ended, and the parent was told or has gone. What it prints goes to stderr.
 func Run(stderr io.Writer) error {
 	debug.SetGCPercent(garbagePercent)
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	if err := memlock.Lock(); err != nil {
+		log.Warn("the machine may have to wait for its own memory", slog.Any("error", err))
+	}
 	if err := confine(); err != nil {
 		return err
 	}
@@ -70,7 +75,7 @@ func Run(stderr io.Writer) error {
 	c := &child{
 		locks: make(chan lockAnswer, 1),
 		c:     control{os.NewFile(controlFD, "control")}, ended: make(chan struct{}),
-		log: slog.New(slog.NewTextHandler(stderr, nil)),
+		log: log,
 	}
 	parent := make(chan error, 1)
 	go func() { parent <- c.serve() }()
