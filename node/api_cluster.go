@@ -7,8 +7,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -179,8 +181,31 @@ func (s clusterService) JoinCluster(ctx context.Context, req *steadfastv1.JoinCl
 	if err := s.n.beMember(id, true); err != nil {
 		return nil, err
 	}
+	if c, err := s.n.inCluster(); err == nil {
+		c.hearOf(ctx, c.member.Self().Member)
+	}
 	s.n.publish("cluster-joined", "", "", "this node joined cluster %s as %q", id.Cluster(), req.Name)
 	return &steadfastv1.JoinClusterResponse{Cluster: s.n.describeCluster()}, nil
+}
+
+// hearTime is how long a command waits for word of members that are not known here.
+const hearTime = 500 * time.Millisecond
+
+// hearOf returns when this member knows of all of these, or ctx ends: one that has joined may be
+// named in the next command, and word of it takes a moment.
+func (c *cluster) hearOf(ctx context.Context, list ...quorum.Member) {
+	heard := make(chan struct{})
+	var once sync.Once
+	stop := c.member.Watch(func(s *quorum.State) {
+		if !slices.ContainsFunc(list, func(m quorum.Member) bool { return s.Roll.Members[m] == nil }) {
+			once.Do(func() { close(heard) })
+		}
+	})
+	defer stop()
+	select {
+	case <-heard:
+	case <-ctx.Done():
+	}
 }
 
 // GetCluster implements the API's call.
@@ -273,10 +298,13 @@ func (s clusterService) SetMember(ctx context.Context, req *steadfastv1.SetMembe
 }
 
 func memberThere(c *cluster, name string) error {
-	state := c.member.State()
-	if state.Roll.Members[quorum.Member(name)] != nil {
-		return nil
+	if state := c.member.State(); state.Roll.Members[quorum.Member(name)] == nil {
+		return unknownMember(state, name)
 	}
+	return nil
+}
+
+func unknownMember(state *quorum.State, name string) error {
 	var names []string
 	for m := range state.Roll.Members {
 		names = append(names, string(m))

@@ -49,11 +49,18 @@ func (s groupService) CreateGroup(ctx context.Context, req *steadfastv1.CreateGr
 	if err != nil {
 		return nil, err
 	}
+	var members []quorum.Member
+	for _, name := range req.Nodes {
+		members = append(members, quorum.Member(name))
+	}
+	soon, cancel := context.WithTimeout(ctx, hearTime)
+	c.hearOf(soon, members...)
+	cancel()
 	spec, err := n.newSpec(c, req)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, followTime)
+	ctx, cancel = context.WithTimeout(ctx, followTime)
 	defer cancel()
 	if err := ha.Create(ctx, c.member, spec); err != nil {
 		return nil, undecided(err)
@@ -94,7 +101,7 @@ func (n *Node) newSpec(c *cluster, req *steadfastv1.CreateGroupRequest) (*ha.Spe
 	for i, name := range req.Nodes {
 		r := state.Roll.Members[quorum.Member(name)]
 		if r == nil {
-			return nil, memberThere(c, name)
+			return nil, unknownMember(state, name)
 		}
 		if r.Role != quorum.RoleNode {
 			return nil, fault.New(fault.Invalid, "%s is a %s, which holds no data; name two storage nodes", name, r.Role)

@@ -422,8 +422,12 @@ func TestMachinesOfOtherNodes(t *testing.T) {
 	}
 	for name, n := range map[string]*Node{"a": a, "b": b} {
 		join := &steadfastv1.JoinClusterRequest{Token: token(t, first, quorum.RoleNode), Name: name, Address: freeAddress(t)}
-		if _, err := (clusterService{n}).JoinCluster(within(t), join); err != nil {
+		r, err := (clusterService{n}).JoinCluster(within(t), join)
+		if err != nil {
 			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(r.Cluster.Members, func(m *steadfastv1.Member) bool { return m.Name == name }) {
+			t.Errorf("%s has joined, and knows of %v", name, r.Cluster.Members)
 		}
 	}
 	storeOn(t, a, b, machinesAlias)
