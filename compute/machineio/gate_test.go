@@ -19,6 +19,8 @@ type turnstile struct {
 	halted error
 	outs   []device.Output
 	inputs int
+	read   int // inputs of disks, with what was read
+	wasted int // how many times that one of them keeps, at most
 	count  uint64
 	ended  []bool
 }
@@ -29,10 +31,14 @@ func (g *turnstile) Turn(*machine.Machine) (uint64, error) {
 	return g.stand, g.halted
 }
 
-func (g *turnstile) Delivered(*device.Input) {
+func (g *turnstile) Delivered(in *device.Input) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.inputs++
+	if len(in.Data) >= block.SectorSize { // of a disk
+		g.read++
+		g.wasted = max(g.wasted, cap(in.Data)/len(in.Data))
+	}
 }
 
 func (g *turnstile) Ran(count, _ uint64, out []device.Output) {
@@ -141,6 +147,40 @@ func TestGate(t *testing.T) {
 	if l.Attach(g, func(*machine.Machine) {}) {
 		t.Error("a life that has ended has another gate")
 	}
+}
+
+// blank is a disk of zeros.
+type blank struct{ noDisk }
+
+func (blank) ReadAt(p []byte, _ int64) error {
+	clear(p)
+	return nil
+}
+
+// TestGateKeeps: what a gate is given of a disk to keep has no more memory behind it than twice that.
+func TestGateKeeps(t *testing.T) {
+	g := &turnstile{}
+	l, err := New(newObey(t), Options{Disks: []block.Device{blank{}}, Wires: []Wire{nil}, Serial: &page{}})
+	must(t, err)
+	stop, _ := lives(t, l)
+	defer stop()
+	if !l.Attach(g, func(*machine.Machine) {}) {
+		t.Fatal("it has ended")
+	}
+	eventually(t, "it reads its disk", func() bool {
+		l.Type([]byte("d"))
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		for _, o := range g.outs {
+			l.Leave([]device.Output{o})
+		}
+		g.outs = nil
+		return g.read > 0
+	})
+	if g.mu.Lock(); g.wasted > 2 {
+		t.Errorf("it keeps %d times what was read", g.wasted)
+	}
+	g.mu.Unlock()
 }
 
 // TestGateHalts: a gate's error ends the life, whatever is under way.

@@ -62,10 +62,7 @@ type child struct {
 // ended, and the parent was told or has gone. What it prints goes to stderr.
 func Run(stderr io.Writer) error {
 	debug.SetGCPercent(garbagePercent)
-	log := slog.New(slog.NewTextHandler(stderr, nil))
-	if err := memlock.Lock(); err != nil {
-		log.Warn("the machine may have to wait for its own memory", slog.Any("error", err))
-	}
+	_ = memlock.Lock() // where it may not, its host may as little, and says so
 	if err := confine(); err != nil {
 		return err
 	}
@@ -75,7 +72,7 @@ func Run(stderr io.Writer) error {
 	c := &child{
 		locks: make(chan lockAnswer, 1),
 		c:     control{os.NewFile(controlFD, "control")}, ended: make(chan struct{}),
-		log: log,
+		log: slog.New(slog.NewTextHandler(stderr, nil)),
 	}
 	parent := make(chan error, 1)
 	go func() { parent <- c.serve() }()

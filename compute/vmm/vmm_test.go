@@ -18,6 +18,7 @@ import (
 	"steadfast/compute/machine"
 	"steadfast/compute/machine/machinetest"
 	"steadfast/fault"
+	"steadfast/internal/memlock"
 )
 
 // TestMain is also the processes that the tests start: Process starts this binary.
@@ -317,6 +318,10 @@ func TestProcess(t *testing.T) {
 		if !strings.Contains(string(b), line) {
 			t.Errorf("no %q in\n%s", line, b)
 		}
+	}
+	// Root may as a rule; this program, which begins it, tries the same.
+	if memlock.Lock() == nil && strings.Contains(string(b), "VmLck:\t       0 kB\n") {
+		t.Errorf("its program is not locked in memory:\n%s", b)
 	}
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", p.PID()))
 	must(t, err)
